@@ -1,0 +1,16 @@
+"""Mini-torch's imperative training loop, at the speed of one compiled XLA program."""
+
+from . import nn as nn
+from . import optim as optim
+from .autograd import backward as backward
+from .autograd import grad as grad
+from .autograd import value_and_grad as value_and_grad
+from .cell import DroppedUpdateWarning as DroppedUpdateWarning
+from .cell import TraceError as TraceError
+from .module import Buffer as Buffer
+from .module import Module as Module
+from .module import Parameter as Parameter
+from .optim import Optimizer as Optimizer
+from .random import seed as seed
+
+__version__ = "0.1.0"

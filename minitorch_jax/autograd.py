@@ -1,0 +1,282 @@
+"""Gradients: `backward` accumulates them in the modules, `value_and_grad` and `grad` return them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import cell as cells
+from .cell import Cell, get_value
+from .stateful import Walk, build, walk_of
+from .tracing import (
+    Arguments,
+    Function,
+    Program,
+    Repartition,
+    Traced,
+    function_for,
+    trace_with_all,
+    unaliased,
+    unfold,
+    unwrap_output,
+    wrap_output,
+)
+
+
+def _check_loss(loss: Any, name: str) -> Any:
+    """The loss as a scalar array, or a TypeError that says what came instead."""
+    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
+        hint = " To return more than the loss, use has_aux=True and return (loss, aux)." if isinstance(loss, tuple) else ""
+        raise TypeError(f"{name} must return a scalar floating loss; it returned a {type(loss).__name__}.{hint}")
+    loss = jnp.asarray(loss)
+    if loss.shape != ():
+        raise TypeError(
+            f"{name} must return a scalar loss; it returned {loss.dtype}{list(loss.shape)}. Reduce it with `.mean()` or"
+            " `.sum()`."
+        )
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(f"{name} must return a floating loss; it returned {loss.dtype}. Convert it with `.astype(float)`.")
+    return loss
+
+
+class _GradientProgram(Program):
+    """Loss and gradients. With `accumulate`, gradients are added to accumulators, the first of the owned cells."""
+
+    accumulate = False
+
+    def group(self, lifted: list[Cell]) -> Any:
+        part = self.partition
+        train = [lifted[i] for i in part.train]
+        if not train:
+            raise _no_parameter(self.name, lifted)
+        grads = [cell.grad for cell in train] if self.accumulate else []
+        owned = [*grads, *(lifted[i] for i in part.owned)]
+        stored = [*grads, *(lifted[i] for i in part.written)]
+        return stored, owned, train, [lifted[i] for i in part.rest]
+
+    def values_for_trace(self, values: list[Any], owned: Any, train: Any, rest: Any, data: Any) -> list[Any]:
+        part = self.partition
+        self.spread(part.owned, owned[len(owned) - len(part.owned) :], values)
+        self.spread(part.train, train, values)
+        self.spread(part.rest, rest, values)
+        return values
+
+    def body(self, traced: Traced, owned: Any, train: Any, rest: Any, data: Any) -> list[Any]:
+        part = self.partition
+        values: list[Any] = [None] * len(self.trainable)
+        self.values_for_trace(values, owned, train, rest, data)
+        (loss, aux, written), grads = _value_and_grad(traced, values, data, part.train)
+        changed = dict(zip(traced.written, written, strict=True))
+        written = [changed.get(i, values[i]) for i in part.written]
+        if self.accumulate:
+            old = owned[: len(grads)]
+            stored = [new if acc is None else acc + new for acc, new in zip(old, grads, strict=True)] + written
+            grads = []
+        else:
+            stored = written
+        flat, tree = jax.tree.flatten((loss, aux, grads))
+        inputs = jax.tree.leaves((owned, train, rest, data))
+        out = unaliased([*stored, *flat], inputs)
+        return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
+
+
+class _AccumulatingProgram(_GradientProgram):
+    accumulate = True
+
+
+def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[int]) -> tuple[Any, list[Any]]:
+    """`(loss, aux, written), gradients` of a traced loss with respect to the cells at `train`."""
+
+    def loss_of(params: list[Any]) -> Any:
+        inputs = list(values)
+        for i, param in zip(train, params, strict=True):
+            inputs[i] = param
+        (loss, aux), written = traced(inputs, data)
+        return loss, (aux, written)
+
+    (loss, (aux, written)), grads = jax.value_and_grad(loss_of, has_aux=True)([values[i] for i in train])
+    return (loss, aux, written), grads
+
+
+def _no_parameter(name: str, lifted: list[Cell]) -> ValueError:
+    frozen = sum(cell.kind == "parameter" and not cell.trainable for cell in lifted)
+    why = f" ({frozen} parameters are frozen)" if frozen else ""
+    return ValueError(
+        f"{name} uses no trainable parameter of any module{why}: nothing could be trained. Pass the model as an argument,"
+        " or call it by a name that the function can see; frozen ones need `unfreeze()`."
+    )
+
+
+def _function(fn: Any, has_aux: bool, program: type[_GradientProgram]) -> Function:
+    """The compiled forms of a loss function."""
+
+    def make(fn: Any) -> Function:
+        name = getattr(fn, "__name__", type(fn).__name__)
+
+        def check(out: Any, objects: list[Any]) -> Any:
+            if not has_aux:
+                return _check_loss(out, name), None
+            if not isinstance(out, tuple) or len(out) != 2:
+                raise TypeError(f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}")
+            return _check_loss(out[0], name), wrap_output(out[1], objects)
+
+        return Function(fn, program, check)
+
+    return function_for(fn, (has_aux, program), make)
+
+
+def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
+    """Compute a loss and add its gradients to the modules' caches, in one compiled program.
+
+    Gradients are taken with respect to every trainable parameter of every module that `loss_fn` uses, whether it is an
+    argument (anywhere in a pytree) or reached by closure. What else the call changes (buffers, such as running
+    statistics) is written back. Either all of this happens, or, if anything is raised, nothing.
+
+    Args:
+        loss_fn: a function of `args` and `kwargs` giving a scalar floating loss; also a module, or a module's method.
+        *args: arrays and numbers are traced (a new value does not compile again, a new shape or dtype does); modules
+            are lifted; strings, booleans, functions and other hashable values are static.
+        has_aux: whether `loss_fn` returns `(loss, aux)`.
+        **kwargs: as `args`.
+
+    Returns:
+        The loss, shape `()`, or `(loss, aux)`.
+
+    Raises:
+        TypeError: if the loss is not a scalar floating array.
+        ValueError: if no trainable parameter is used.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> loss = mt.backward(lambda layer, x: (layer(x) ** 2).mean(), layer, jnp.ones((4, 2)))
+        >>> loss.shape, [g.shape for g in layer.grads()]
+        ((), [(1, 2), (1,)])
+    """
+    fn, args, kwargs = unfold(loss_fn, args, kwargs)
+    call = Arguments(fn, args, kwargs)
+    function = _function(fn, has_aux, _AccumulatingProgram)
+    if cells.local.frame is not None or not cells.at_top_level():
+        loss, aux, params, grads = _inline(function, call)
+        _add_inline(params, grads)
+    else:
+        loss, aux = _run(function, call)[:2]
+    return (loss, unwrap_output(aux, call.objects)) if has_aux else loss
+
+
+def _run(function: Function, call: Arguments) -> list[Any]:
+    """Run the compiled program: the loss, aux, gradients (unless accumulated), and for those the binding."""
+    while True:
+        binding = function.bind(call)
+        stored, owned, train, rest = binding.groups
+        try:
+            out = binding.program.run(
+                binding, call, stored, owned, list(map(get_value, train)), list(map(get_value, rest)), call.data
+            )
+            return [*out, binding]
+        except Repartition:
+            call.forget_reached()
+
+
+def _inline(function: Function, call: Arguments) -> tuple[Any, Any, list[Cell], list[Any]]:
+    """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
+    function.add_reached(call)
+    traced, lifted = trace_with_all(call, function.check)
+    part = [i for i in traced.used if lifted[i].trainable]
+    if not part:
+        raise _no_parameter(function.name, lifted)
+    values = list(map(get_value, lifted))
+    (loss, aux, written), grads = _value_and_grad(traced, values, call.data, part)
+    for i, value in zip(traced.written, written, strict=True):
+        cells.write(lifted[i], value, f"a {lifted[i].kind}", call.objects[0])
+    return loss, aux, [lifted[i] for i in part], grads
+
+
+def _add_inline(params: list[Cell], grads: list[Any]) -> None:
+    for param, new in zip(params, grads, strict=True):
+        grad = param.grad
+        if grad is not None:
+            cells.write(grad, new if grad.value is None else grad.value + new, "a gradient")
+
+
+def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """A function that gives the loss and its gradients, and leaves the modules' caches alone.
+
+    Args:
+        fn: as `loss_fn` of `backward`.
+        has_aux: whether `fn` returns `(loss, aux)`.
+
+    Returns:
+        A function of `fn`'s arguments that gives `(loss, grads)`, or `((loss, aux), grads)`. `grads` is a Module of the
+        structure of the one that `fn` uses, fit for `jax.tree.map` and `accumulate`; if `fn` uses several, a tuple of
+        them, arguments first. Frozen parameters and buffers have zeros there that take no memory.
+
+    Raises:
+        TypeError, ValueError: as `backward`, when called.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> loss, grads = mt.value_and_grad(lambda layer, x: layer(x).sum())(layer, jnp.ones((4, 2)))
+        >>> grads.bias
+        Array([4.], dtype=float32)
+    """
+
+    @wraps(fn if hasattr(fn, "__name__") else type(fn).__call__)
+    def loss_and_grads(*args: Any, **kwargs: Any) -> Any:
+        inner, args, kwargs = unfold(fn, args, kwargs)
+        call = Arguments(inner, args, kwargs)
+        function = _function(inner, has_aux, _GradientProgram)
+        if cells.local.frame is not None or not cells.at_top_level():
+            loss, aux, params, grads = _inline(function, call)
+        else:
+            loss, aux, grads, binding = _run(function, call)
+            params = binding.groups[2]
+        gradients = _as_modules(call.objects, dict(zip(params, grads, strict=True)))
+        return ((loss, unwrap_output(aux, call.objects)), gradients) if has_aux else (loss, gradients)
+
+    return loss_and_grads
+
+
+def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """A function that gives the gradients of a loss; `(grads, aux)` with `has_aux`. See `value_and_grad`.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> mt.grad(lambda layer, x: layer(x).sum())(layer, jnp.ones((4, 2))).weight
+        Array([[4., 4.]], dtype=float32)
+    """
+    both = value_and_grad(fn, has_aux=has_aux)
+
+    @wraps(both)
+    def gradients(*args: Any, **kwargs: Any) -> Any:
+        value, grads = both(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return gradients
+
+
+def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
+    """The gradients as copies of the modules they belong to."""
+    distinct = list({id(obj): obj for obj in objects}.values())
+    walks: list[Walk] = [walk_of(obj) for obj in distinct]
+    used = [walk for walk in walks if any(cell in grads for cell in walk.cells)]
+    copies = [
+        build(walk.spec, [grads[c] if c in grads else _free_zeros(c.value) for c in walk.cells], cells.birth_here())
+        for walk in used
+    ]
+    return copies[0] if len(copies) == 1 else tuple(copies)
+
+
+def _free_zeros(like: Any) -> Any:
+    """Zeros of any shape in the memory of one."""
+    return np.broadcast_to(np.zeros((), like.dtype), like.shape)

@@ -1,0 +1,444 @@
+"""The one thing that changes over time: a cell.
+
+A parameter, a buffer, a gradient, an optimizer's state, its step counts and hyperparameters, a random stream: each is a
+[`Cell`][] holding one value. Modules and optimizers are trees of cells and static values, and nothing else keeps arrays,
+so the hard questions are answered once, here: who may change a cell (`write`), when its buffer may be given to XLA
+(`exclusive`), how results are stored so that no interrupt can come between (`commit`), and what a copy made inside a
+JAX transform has to say when its changes are dropped (`Birth`).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain, repeat
+from operator import attrgetter, itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jax_core
+
+from . import interrupts
+
+TWO_SPELLINGS = (
+    "Either pass it in and return it, `opt, loss = jax.jit(step)(opt, x, y)`, where `step` works on its argument and"
+    " returns it; or run the stateful code with `mt.backward` and `opt.step()` outside of plain JAX transforms."
+)
+
+
+class TraceError(RuntimeError):
+    """A module, optimizer or random stream was changed where JAX would silently forget the change."""
+
+
+class DroppedUpdateWarning(UserWarning):
+    """A copy made inside a JAX transform was changed, and then neither returned nor read."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which trace are we in?
+
+
+def _top_level_state() -> Any:
+    """The trace state outside of every transform, asked of a new thread: this module may be imported inside one."""
+    states: list[Any] = []
+    thread = threading.Thread(target=lambda: states.append(jax_core.get_opaque_trace_state()))
+    thread.start()
+    thread.join()
+    return states[0]
+
+
+trace_state: Callable[[], Any] = jax_core.get_opaque_trace_state
+TOP_LEVEL = _top_level_state()
+
+
+def at_top_level() -> bool:
+    """Whether no JAX transform (`jit`, `grad`, `vmap`, `scan`, …) is being traced in this thread."""
+    return trace_state() == TOP_LEVEL
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The static structure of everything has one version: a compiled call compares it to know that nothing moved.
+
+
+class _Structure:
+    __slots__ = ("version",)
+
+    def __init__(self) -> None:
+        self.version = object()
+
+
+structure = _Structure()
+
+
+def structure_changed() -> None:
+    """Record that a static part of some module or optimizer has changed. A fresh object cannot lose a race."""
+    structure.version = object()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cell
+
+
+class Birth:
+    """Where cells made inside a JAX transform came from, and which of them were changed and not used since.
+
+    All cells of one unflattened copy share one Birth, so it dies with the last of them: if any is still `dirty` then,
+    an update was lost, and the user is told.
+    """
+
+    __slots__ = ("state", "label", "dirty")
+
+    def __init__(self, state: Any, label: str | None) -> None:
+        self.state = state
+        self.label = label  # None: not a copy of anything, so dropping it loses nothing
+        self.dirty: dict[int, str] = {}
+
+    def __del__(self) -> None:
+        if self.dirty and self.label is not None:
+            names = list(dict.fromkeys(self.dirty.values()))
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            warnings.warn(
+                f"{self.label} was changed inside a JAX transform ({shown}), but on a temporary copy that was then"
+                f" dropped, so nothing outside has changed. {TWO_SPELLINGS}",
+                DroppedUpdateWarning,
+                stacklevel=2,
+            )
+
+
+def birth_here(label: str | None = None) -> Birth | None:
+    """The Birth of cells that are made now: None outside of transforms."""
+    return None if at_top_level() else Birth(trace_state(), label)
+
+
+class Cell:
+    """One value that changes over time.
+
+    `value` is a `jax.Array`, while it is traced a tracer, `None` for a gradient of zeros that was never written, or
+    whatever leaf `jax.tree.map` put there. `lent` says that someone outside may hold the array's buffer, so that it must
+    be copied before it is donated. (The reference count of the array would not tell: `jax.device_put` and others give
+    new array objects that share the buffer, and die with it.)
+    """
+
+    __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "__weakref__")
+
+    def __init__(
+        self,
+        value: Any,
+        kind: str,
+        *,
+        trainable: bool = False,
+        lent: bool = False,
+        encoding: Encoding | None = None,
+        birth: Birth | None = None,
+    ) -> None:
+        self.value = value
+        self.lent = lent
+        self.kind = kind
+        self.trainable = trainable
+        self.encoding = encoding
+        self.birth = birth
+        self.grad = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
+        frame = local.frame
+        if frame is not None:
+            frame.own[id(self)] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
+        """A new cell with the same array: both are lent, so that whichever is updated first copies it."""
+        new = Cell(
+            self.value, self.kind, trainable=self.trainable, lent=True, encoding=self.encoding, birth=birth_here()
+        )
+        self.lent = True
+        memo[id(self)] = new
+        if self.grad is not None and new.grad is not None:
+            new.grad.value, new.grad.lent, self.grad.lent = self.grad.value, True, True
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_cell, (_to_numpy(self.value), self.kind, self.trainable, self.encoding), self._grad_state()
+
+    def _grad_state(self) -> Any:
+        return None if self.grad is None or self.grad.value is None else (_to_numpy(self.grad.value),)
+
+    def __setstate__(self, state: tuple[Any]) -> None:
+        if self.grad is not None:
+            self.grad.value = jnp.array(state[0])
+
+    def __repr__(self) -> str:
+        return f"Cell({self.kind}, {self.value!r})"
+
+
+def _to_numpy(value: Any) -> Any:
+    return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+    value = jnp.array(value) if isinstance(value, np.ndarray) else value
+    return Cell(value, kind, trainable=trainable, encoding=encoding)
+
+
+get_value = attrgetter("value")
+get_lent = attrgetter("lent")
+store: Callable[[Cell, Any], None] = Cell.value.__set__  # type: ignore[attr-defined]  # the C slot setter
+
+
+class Frame:
+    """One run of stateful code with tracers in place of values: which cells were lifted, and which were met besides."""
+
+    __slots__ = ("known", "own", "met", "undo", "parent", "state")
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        self.known = set(cells)
+        self.own: dict[int, Any] = {}  # cells and modules made during the run, by id
+        self.met: dict[int, tuple[Any, Cell]] = {}  # reached, but not lifted: (owner, cell)
+        self.undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # what takes back changes to static parts
+        self.parent = local.frame
+        self.state: Any = None
+
+    def touch(self, cell: Cell, owner: Any) -> None:
+        if cell not in self.known and id(cell) not in self.own:
+            self.met.setdefault(id(cell), (owner, cell))
+
+
+class _Local(threading.local):
+    frame: Frame | None = None
+
+
+local = _Local()
+
+
+def read(cell: Cell, owner: Any = None) -> Any:
+    """The value for a caller outside: it is theirs from now on, so it is never donated without a copy."""
+    if local.frame is None:
+        cell.lent = True
+    else:
+        local.frame.touch(cell, owner)
+    if cell.birth is not None and cell.kind == "gradient":
+        cell.birth.dirty.pop(id(cell), None)
+    return cell.value if cell.encoding is None else cell.encoding.decode(cell.value)
+
+
+def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
+    """Raise unless a change of `cell` made here lasts: at top level, in a run of ours, or on a copy of this transform."""
+    state = trace_state()
+    frame = local.frame
+    if state == TOP_LEVEL:
+        if frame is not None:  # only with `jax.disable_jit()`
+            _note_write(frame, cell, owner)
+        return
+    birth = cell.birth
+    if birth is not None and birth.state == state:
+        birth.dirty[id(cell)] = label
+        return
+    if frame is not None and frame.state == state:
+        _note_write(frame, cell, owner)
+        return
+    raise TraceError(
+        f"{label} was changed inside a JAX transform that it came into by closure (or from an outer transform): the"
+        f" change would happen once, while tracing, and leave a tracer behind. {TWO_SPELLINGS}"
+    )
+
+
+def _note_write(frame: Frame, cell: Cell, owner: Any) -> None:
+    if cell not in frame.known and id(cell) not in frame.own:
+        frame.touch(cell, owner)
+        frame.undo.append((store, (cell, cell.value)))
+
+
+def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
+    """Give `cell` a new value from outside. Shapes and dtypes have been checked by whoever knows the path."""
+    check_writable(cell, label, owner)
+    if isinstance(value, jax.core.Tracer) and at_top_level():
+        raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
+    if local.frame is None:
+        cell.lent = True
+    cell.value = value
+
+
+def mark_used(cells: Iterable[Cell]) -> None:
+    """These cells' values have been handed on (flattened), so a change of them is not lost."""
+    for cell in cells:
+        cell.lent = True
+        if cell.birth is not None:
+            cell.birth.dirty.pop(id(cell), None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Donation and storing
+
+
+def exclusive(cells: Sequence[Cell]) -> list[Any]:
+    """The values of `cells`, safe to donate: what is lent has been copied (the cells keep the original until `commit`)."""
+    values = list(map(get_value, cells))
+    if any(map(get_lent, cells)):
+        lent = [i for i, cell in enumerate(cells) if cell.lent and values[i] is not None]
+        for i, copied in zip(lent, fresh_copies([values[i] for i in lent]), strict=True):
+            values[i] = copied
+    return values
+
+
+def fresh_copies(values: list[Any]) -> list[Any]:
+    """Copies that share no buffer with `values`, in one call."""
+    return jax.device_put(values, may_alias=False)
+
+
+class Compiled:
+    """A jitted function of ours: first argument donated, first results stored in cells."""
+
+    __slots__ = ("donating", "keeping")
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        def compiled(*args: Any) -> Any:
+            out = function(*args)
+            interrupts.defer()
+            return out
+
+        compiled.__name__ = compiled.__qualname__ = name
+        self.donating = jax.jit(compiled, donate_argnums=0)
+        self.keeping = jax.jit(compiled)
+
+    def commit(self, stored: Sequence[Cell], owned: Sequence[Cell], *args: Any, fallible: bool = False) -> list[Any]:
+        """Call with the values of `owned` (donated) and `args`; store the first results in `stored`, return the rest.
+
+        From the start of the call to the last store there is no bytecode at which Python could handle a signal, so a
+        Ctrl-C comes before everything or after everything. (Where JAX itself has to run Python, to trace and to compile,
+        the signal is put off from the end of tracing on.) `fallible`: the program may fail while it runs, as it may
+        under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded.
+        """
+        config = jax.config
+        if fallible or config.jax_debug_nans or config.jax_debug_infs or config.jax_disable_jit:
+            return self._commit_slowly(stored, owned, *args)
+        results = chain.from_iterable(map(self.donating, (exclusive(owned),), *[(arg,) for arg in args]))
+        try:
+            deque(map(store, stored, results), 0)
+            rest = list(results)
+        finally:
+            interrupts.release()
+        if any(map(get_lent, owned)):
+            for cell in owned:
+                cell.lent = False
+        return rest
+
+    def _commit_slowly(self, stored: Sequence[Cell], owned: Sequence[Cell], *args: Any) -> list[Any]:
+        try:
+            results = jax.block_until_ready(self.keeping(list(map(get_value, owned)), *args))
+            jax.effects_barrier()
+        finally:
+            interrupts.release()
+        for cell in stored:
+            cell.lent = True
+        store_all(stored, results)
+        return list(results[len(stored) :])
+
+
+def store_all(cells: Sequence[Cell], values: Iterable[Any]) -> None:
+    """Store `values`, already computed, in one C call: all of them or, if the interrupt came first, none."""
+    deque(map(store, cells, values), 0)
+
+
+def clear(cells: Sequence[Cell]) -> None:
+    """Set the cells to None (gradients: zeros) in one C call."""
+    deque(map(store, cells, repeat(None)), 0)
+
+
+def substituted(cells: Sequence[Cell], values: Sequence[Any], run: Callable[[], Any]) -> tuple[Any, list[Any], Frame]:
+    """Run `run()` while `cells` hold `values`; give its result, the cells' values at the end, and the frame.
+
+    The cells get their own values back whatever happens: each clean-up is a single C call in a `finally`, which no
+    signal handler can come before.
+    """
+    frame = Frame(cells)
+    restore = partial(deque, map(store, cells, list(map(get_value, cells))), 0)
+    leave = partial(setattr, local, "frame", frame.parent)
+    failed = True
+    try:
+        frame.state = trace_state()
+        local.frame = frame
+        deque(map(store, cells, values), 0)
+        out = run()
+        new = list(map(get_value, cells))
+        failed = False
+    finally:
+        try:
+            restore()
+        finally:
+            try:
+                if failed or frame.met:  # `met`: the run will be repeated with those cells lifted
+                    deque(map(_call, reversed(frame.undo)), 0)
+            finally:
+                leave()
+    return out, new, frame
+
+
+def _call(undo: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+    undo[0](*undo[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values that are not floating
+
+
+class Encoding:
+    """How a value that is not floating is kept in a cell, exactly, as floats.
+
+    Leaves of a module's pytree are what `jax.grad` differentiates, and it refuses integers, booleans and random keys. So
+    a cell keeps their bits: up to 16 as one float32 each, more as several on a new last axis.
+    """
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Encoding) and self.dtype == other.dtype
+
+    def __hash__(self) -> int:
+        return hash(self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Encoding, (self.dtype,)
+
+    @staticmethod
+    def of(value: Any) -> Encoding | None:
+        dtype = value.dtype
+        return None if jnp.issubdtype(dtype, jnp.inexact) else Encoding(dtype)
+
+    def encode(self, value: Any) -> Any:
+        if jnp.issubdtype(self.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        if value.dtype.itemsize > 2:
+            value = jax.lax.bitcast_convert_type(value, jnp.uint16)
+        return value.astype(jnp.float32)
+
+    def decode(self, value: Any) -> Any:
+        if not hasattr(value, "astype"):  # a leaf that jax.tree.map put there
+            return value
+        is_key = jnp.issubdtype(self.dtype, jax.dtypes.prng_key)
+        dtype = np.dtype(np.uint32) if is_key else np.dtype(self.dtype)
+        if dtype.itemsize > 2:
+            value = jax.lax.bitcast_convert_type(jnp.asarray(value).astype(jnp.uint16), dtype)
+        else:
+            value = value.astype(dtype)
+        if is_key:
+            value = jax.random.wrap_key_data(value, impl=str(self.dtype._impl.name))
+        return value
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """The shape of the decoded value."""
+        return tuple(jax.eval_shape(self.decode, value).shape)
+
+
+def pick(indices: Sequence[int]) -> Callable[[Sequence[Any]], list[Any]]:
+    """A function taking the items at `indices` of a sequence, as a list, at C speed."""
+    if not indices:
+        return lambda items: []
+    if len(indices) == 1:
+        only = indices[0]
+        return lambda items: [items[only]]
+    getter = itemgetter(*indices)
+    return lambda items: list(getter(items))

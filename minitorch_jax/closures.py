@@ -1,0 +1,115 @@
+"""Finding the modules and optimizers that a function reaches by closure, by name, and noticing when a name is rebound.
+
+`loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
+globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .containers import holds_state
+
+_LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "functools", "builtins")
+_FUNCTIONS = types.FunctionType | types.MethodType | functools.partial
+_DEPTH = 4
+
+_Where = tuple[Callable[..., Any], tuple[Any, ...]]  # how to look there: a function and its arguments
+Place = tuple[Callable[..., Any], tuple[Any, ...], Any]  # the same, and what was found
+
+
+def search(fn: Any) -> list[Place]:
+    """Where `fn` finds modules and optimizers (and functions that lead to them); `rebound` looks there again."""
+    found: list[Place] = []
+    _function(fn, found, set(), 0)
+    return found
+
+
+def rebound(places: list[Place]) -> bool:
+    """Whether any of the places holds another object than it did."""
+    return any([look(*where) is not was for look, where, was in places])
+
+
+def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
+    if id(fn) in seen or depth > _DEPTH:
+        return
+    seen.add(id(fn))
+    if isinstance(fn, functools.partial):
+        for value in (fn.func, *fn.args, *fn.keywords.values()):
+            _value(value, (_same, (value,)), found, seen, depth)
+        return
+    if isinstance(fn, types.MethodType):
+        _value(fn.__self__, (_same, (fn.__self__,)), found, seen, depth)
+        fn = fn.__func__
+    if not hasattr(fn, "__code__"):  # jax.jit and others wrap functions in objects
+        fn = getattr(fn, "__wrapped__", fn)
+    code = getattr(fn, "__code__", None)
+    if code is None or (fn.__module__ or "").partition(".")[0] in _LIBRARIES:
+        return
+    for variable in fn.__closure__ or ():
+        value = _contents(variable)
+        _value(value, (_contents, (variable,)), found, seen, depth)
+    for value in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
+        _value(value, (_same, (value,)), found, seen, depth)
+    names = frozenset(_names(code))
+    for name in names & fn.__globals__.keys():
+        value = fn.__globals__[name]
+        if isinstance(value, types.ModuleType):
+            if value.__name__.partition(".")[0] not in _LIBRARIES:
+                for inner in names & vars(value).keys():
+                    _value(vars(value)[inner], (vars(value).get, (inner,)), found, seen, depth)
+        else:
+            _value(value, (fn.__globals__.get, (name,)), found, seen, depth)
+
+
+def _value(value: Any, where: _Where, found: list[Place], seen: set[int], depth: int) -> None:
+    if holds_state(value):
+        found.append((*where, value))
+    elif isinstance(value, _FUNCTIONS) or hasattr(value, "__wrapped__"):
+        before = len(found)
+        _function(value, found, seen, depth + 1)
+        if len(found) > before:  # the name of this function leads to a module: watch it too
+            found.append((*where, value))
+    elif depth < _DEPTH and id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, list | tuple):
+            for i, item in enumerate(value[:100]):
+                _value(item, (_item, (value, i)), found, seen, depth + 1)
+        elif isinstance(value, dict):
+            for key in list(value)[:100]:
+                _value(value[key], (value.get, (key,)), found, seen, depth + 1)
+        elif _is_users(value):
+            for name in list(vars(value)):
+                _value(vars(value)[name], (vars(value).get, (name,)), found, seen, depth + 1)
+
+
+def _is_users(value: Any) -> bool:
+    """An object of a class that is neither a library's nor built in, with attributes to look at."""
+    if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
+        return False
+    return type(value).__module__.partition(".")[0] not in _LIBRARIES
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _contents(variable: Any) -> Any:
+    try:
+        return variable.cell_contents
+    except ValueError:  # not yet bound
+        return None
+
+
+def _item(items: Any, index: int) -> Any:
+    return items[index] if index < len(items) else None
+
+
+def _same(value: Any) -> Any:
+    return value

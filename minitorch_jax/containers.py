@@ -1,0 +1,183 @@
+"""Lists, tuples and dicts held by a module: tracked, and still tracked when they are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import cell as cells
+
+
+class TrackedList(list[Any]):
+    """A list assigned to a module's attribute. Changing it changes the module's structure, as an assignment does."""
+
+    _source: Any = None  # the plain list that was assigned, and its items then: changing that one is an error
+    _snapshot: Any = None
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return TrackedList, (list(self),)
+
+
+class TrackedDict(dict[str, Any]):
+    """A dict assigned to a module's attribute. Changing it changes the module's structure, as an assignment does."""
+
+    _source: Any = None
+    _snapshot: Any = None
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return TrackedDict, (dict(self),)
+
+
+def _tracked(cls: type, name: str) -> Callable[..., Any]:
+    method = getattr(cls.__base__, name)
+
+    @wraps(method)
+    def change(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if cells.local.frame is not None:
+            raise cells.TraceError(
+                f"{cls.__name__}.{name} inside compiled code: the structure of a module cannot change while it runs."
+                " Build it in `__init__`, or change it between calls."
+            )
+        before = self.copy()
+        out = method(self, *args, **kwargs)
+        try:
+            _convert_items(self)
+        except BaseException:
+            cls.__base__.clear(self)  # type: ignore[union-attr]
+            (list.extend if cls is TrackedList else dict.update)(self, before)
+            raise
+        cells.structure_changed()
+        return out
+
+    return change
+
+
+for _cls, _names in (
+    (TrackedList, "append extend insert remove pop clear sort reverse __setitem__ __delitem__ __iadd__ __imul__"),
+    (TrackedDict, "update setdefault pop popitem clear __setitem__ __delitem__ __ior__"),
+):
+    for _name in _names.split():
+        setattr(_cls, _name, _tracked(_cls, _name))
+
+
+def _convert_items(container: Any) -> None:
+    """Track what was put into a tracked container, without passing through its tracked methods."""
+    if isinstance(container, list):
+        for i, item in enumerate(container):
+            list.__setitem__(container, i, convert(item, f"[{i}]"))
+    else:
+        for key, item in dict.items(container):
+            if not isinstance(key, str):
+                raise TypeError(f"a dict held by a module needs string keys, for the paths of its parameters; got {key!r}")
+            dict.__setitem__(container, key, convert(item, f"[{key!r}]"))
+
+
+def convert(value: Any, label: str) -> Any:
+    """`value` as a module keeps it: containers tracked, anything else a module or a checked static value."""
+    kind = type(value)
+    if kind is list or kind is dict:
+        new: Any = TrackedList() if kind is list else TrackedDict()
+        (list.extend if kind is list else dict.update)(new, value)
+        _convert_items(new)
+        new._source, new._snapshot = value, _items(value)
+        return new
+    if kind is tuple:
+        return tuple(convert(item, f"{label}[{i}]") for i, item in enumerate(value))
+    if not isinstance(value, TrackedList | TrackedDict):
+        check_static(value, label)
+    return value
+
+
+def _items(container: Any) -> list[Any]:
+    return list(container) if isinstance(container, list) else [*container, *container.values()]
+
+
+def check_source(container: Any, path: str) -> None:
+    """Raise if the plain list or dict that was assigned has been changed since: the module holds its own."""
+    if container._source is None:
+        return
+    now, then = _items(container._source), container._snapshot
+    if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
+        kind = type(container._source).__name__
+        raise RuntimeError(
+            f"{path} was assigned from a plain {kind}, and that {kind} has been changed since, which the module cannot"
+            f" see: it holds its own. Change the module's, `self.{path}`, instead."
+        )
+
+
+def describe(value: Any) -> str:
+    """`float32[3, 4]`, or the type of what is not an array."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__
+
+
+class _Bare(AttributeError, TypeError):
+    """A bare array where a declared one is needed: an AttributeError to some readers, a TypeError to others."""
+
+
+def bare_array(label: str, value: Any) -> AttributeError:
+    name = label.rpartition(".")[2]
+    shown = describe(value)
+    return _Bare(
+        f"{label} was given a bare array ({shown}), and a module must know what it is. Declare it in `__init__`:\n"
+        f"    self.{name} = Parameter(array)   # trained by an optimizer\n"
+        f"    self.{name} = Buffer(array)      # kept and saved, not trained\n"
+        "An activation kept in `forward` for a hand-written `backward` is not needed: JAX computes the gradients."
+    )
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of JAX, NumPy or another library (NumPy's scalars count as numbers)."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return True
+    kind = type(value)
+    return hasattr(kind, "__jax_array__") or (hasattr(kind, "__array__") and not isinstance(value, np.generic))
+
+
+def holds_state(value: Any) -> bool:
+    return getattr(type(value), "_holds_cells", False)
+
+
+def check_static(value: Any, label: str) -> None:
+    """Raise unless `value` may be a static part of a module: a module, or hashable and without arrays inside."""
+    if holds_state(value):
+        return
+    if is_array(value):
+        raise bare_array(label, value)
+    if type(value).__name__ in ("Parameter", "Buffer") and hasattr(value, "_cell"):
+        raise TypeError(
+            f"{label}: a {type(value).__name__} inside a list, tuple or dict has no name of its own. Assign each one to"
+            " an attribute (`setattr(self, f'weight{i}', Parameter(...))`), or wrap it in a small Module."
+        )
+    for inner in _hidden(value):
+        if holds_state(inner) or is_array(inner):
+            what = "an array" if is_array(inner) else f"a {type(inner).__name__}"
+            raise TypeError(
+                f"{label}: a {type(value).__name__} that holds {what} would hide it from parameters(), state_dict() and"
+                " every optimizer. Assign modules to attributes directly, or in lists, tuples and dicts with string keys;"
+                " declare arrays as Parameter(...) or Buffer(...)."
+            )
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{label}: a static attribute of a module must be hashable, since it is part of what a compiled program"
+            f" depends on; got {type(value).__name__}. Use a tuple or a frozen dataclass instead."
+        ) from None
+
+
+def _hidden(value: Any) -> Iterator[Any]:
+    """What `value` holds one level down, where a module or an array could hide."""
+    if isinstance(value, set | frozenset | dict) or type(value).__name__ == "deque":
+        yield from value.values() if isinstance(value, dict) else value
+    elif isinstance(value, tuple | list):  # named tuples and other subclasses
+        yield from value
+    elif callable(value) and hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+        yield from (*value.args, *value.keywords.values())
+    elif not callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        yield from vars(value).values()

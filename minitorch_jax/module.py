@@ -1,0 +1,702 @@
+"""Module, Parameter, Buffer: what a user writes a network with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import cell as cells
+from .cell import Cell, Encoding
+from .containers import TrackedDict, TrackedList, bare_array, convert, describe, is_array
+from .stateful import Builder, Node, Stateful, Walker, join, walk_of
+
+
+def as_array(value: Any) -> Any:
+    """`value` as a jax array that shares no memory with NumPy and has no weak type."""
+    if isinstance(value, jax.Array):
+        return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
+    return jnp.array(value)
+
+
+class _Declaration:
+    """What Parameter and Buffer share: a new cell, on its way into a module."""
+
+    _cell: Cell
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe(self._cell.value)})"
+
+
+class Parameter(_Declaration):
+    """Declares a trainable array of a module.
+
+    The same Parameter object given to two attributes is one tied parameter.
+
+    Args:
+        array: floating, of any shape; JAX, NumPy (copied), or nested lists of numbers.
+        trainable: False declares it frozen.
+
+    Raises:
+        TypeError: if the array is not floating.
+
+    Example:
+        >>> from minitorch_jax import Module, Parameter
+        >>> class Scale(Module):
+        ...     def __init__(self, size):
+        ...         self.weight = Parameter(jnp.ones(size))
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> Scale(3)(2.0)
+        Array([2., 2., 2.], dtype=float32)
+    """
+
+    def __init__(self, array: Any, trainable: bool = True) -> None:
+        value = as_array(array)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
+                " `Parameter(array.astype(float))`, or `Buffer(array)` for what is not trained."
+            )
+        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=True, birth=cells.birth_here())
+
+
+class Buffer(_Declaration):
+    """Declares an array that a module keeps and saves, but that is not trained (running statistics, counts, keys).
+
+    Args:
+        array: of any dtype and shape, random keys included.
+
+    Example:
+        >>> from minitorch_jax import Buffer, Module
+        >>> class Counter(Module):
+        ...     def __init__(self):
+        ...         self.count = Buffer(0)
+        ...     def forward(self, x):
+        ...         self.count = self.count + 1
+        ...         return x
+        >>> counter = Counter()
+        >>> _ = counter(1.0), counter(1.0)
+        >>> int(counter.count)
+        2
+    """
+
+    def __init__(self, array: Any) -> None:
+        value = as_array(array)
+        encoding = Encoding.of(value)
+        value = value if encoding is None else encoding.encode(value)
+        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=cells.birth_here())
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict(strict=False)` left alone."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class LiveList(list[Any]):
+    """The arrays of `parameters()` or `grads()`. Reading an item reads the module; assigning one writes to it."""
+
+    def __init__(self, params: Iterable[Cell], paths: Iterable[str], gradients: bool) -> None:
+        super().__init__(params)  # the cells themselves, so that the list keeps no array alive
+        self._paths = list(paths)
+        self._gradients = gradients
+
+    def _read(self, cell: Cell) -> Any:
+        return read_gradient(cell) if self._gradients else cells.read(cell)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return [self._read(cell) for cell in found] if isinstance(index, slice) else self._read(found)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice):
+            values, places = list(value), range(*index.indices(len(self)))
+            if len(values) != len(places):
+                raise ValueError(f"{len(values)} arrays were assigned to {len(places)} places of a fixed list")
+        else:
+            values, places = [value], range(len(self))[index : index + 1 or None]
+            super().__getitem__(index)  # IndexError, as for any list
+        for place, item in zip(places, values, strict=True):
+            cell, path = super().__getitem__(place), self._paths[place]
+            if self._gradients:
+                write_gradient(cell, item, f"the gradient of {path}")
+            else:
+                assign(cell, item, path)
+
+    def cells(self) -> list[Cell]:
+        """The parameters' cells, for the optimizer."""
+        return list(super().__iter__())
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._read, super().__iter__())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return map(self._read, super().__reversed__())
+
+    def __add__(self, other: Any) -> list[Any]:
+        return list(self) + list(other)
+
+    def __radd__(self, other: Any) -> list[Any]:
+        return list(other) + list(self)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __contains__(self, item: object) -> bool:
+        return any(item is mine for mine in self)
+
+    def copy(self) -> list[Any]:
+        return list(self)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:
+        return list(self)
+
+    def _fixed(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "parameters() and grads() are views of a module, so their length is fixed and their order its own; assign"
+            " items, or make a plain list of it with list(...)"
+        )
+
+    append = extend = insert = remove = pop = clear = sort = reverse = _fixed
+    __delitem__ = __iadd__ = __imul__ = _fixed  # type: ignore[assignment]
+
+
+jax.tree_util.register_pytree_node(LiveList, lambda live: (list(live), None), lambda _, items: list(items))
+
+
+def read_gradient(param: Cell) -> Any:
+    """The accumulated gradient of a parameter: zeros where there is none."""
+    grad = param.grad
+    if grad is None:
+        raise RuntimeError("only parameters have gradients")
+    value = cells.read(grad)
+    return jnp.zeros_like(param.value) if value is None else value
+
+
+def write_gradient(param: Cell, value: Any, label: str) -> None:
+    grad = param.grad
+    if grad is None:
+        raise RuntimeError("only parameters have gradients")
+    cells.write(grad, checked(value, param.value, label), label)
+
+
+def checked(value: Any, old: Any, label: str) -> Any:
+    """`value` as an array that may take the place of `old`: the same shape, the same dtype."""
+    if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
+        value = jnp.asarray(value, dtype=old.dtype)
+    value = as_array(value)
+    if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
+        raise ValueError(
+            f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
+            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape it or convert it with `.astype(...)`,"
+            " or declare a new Parameter or Buffer in its place."
+        )
+    return value
+
+
+def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
+    """Give a parameter or buffer a new value, checked."""
+    cells.write(cell, encode_checked(cell, value, label), label, owner)
+
+
+def encode_checked(cell: Cell, value: Any, label: str) -> Any:
+    """What `cell` would keep for `value`, once its shape and dtype are checked."""
+    if cell.encoding is None:
+        return checked(value, cell.value, label)
+    declared = jax.eval_shape(cell.encoding.decode, cell.value)
+    return cell.encoding.encode(checked(value, declared, label))
+
+
+class Module(Stateful):
+    """Base of all networks and layers: assign parameters and submodules in `__init__`, compute in `forward`.
+
+    No `super().__init__()` is needed. Attributes may be `Parameter(...)` and `Buffer(...)` (reading them gives a plain
+    `jax.Array`, assigning an array replaces the value), modules, lists, tuples and dicts of modules, and static values
+    that can be hashed. Names and meanings of the methods are torch's.
+
+    Every Module is a pytree whose leaves are its parameters and buffers, so `jax.jit`, `jax.grad`, `jax.vmap`,
+    `jax.lax.scan` and `jax.tree.map` work on it: they see copies, and what they change must be returned.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> class Net(mt.Module):
+        ...     def __init__(self):
+        ...         self.hidden = nn.Linear(4, 8, key=jax.random.key(0))
+        ...         self.out = nn.Linear(8, 2, key=jax.random.key(1))
+        ...     def forward(self, x):
+        ...         return self.out(nn.functional.relu(self.hidden(x)))
+        >>> net = Net()
+        >>> net(jnp.ones((3, 4))).shape
+        (3, 2)
+        >>> [name for name, _ in net.named_parameters()]
+        ['hidden.weight', 'hidden.bias', 'out.weight', 'out.bias']
+    """
+
+    __slots__ = ("_cells", "__dict__")
+    _cells: dict[str, Cell]
+    training: bool
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = object.__new__(cls)
+        object.__setattr__(self, "_cells", {})
+        object.__setattr__(self, "_walk", None)
+        self.__dict__["training"] = True
+        frame = cells.local.frame
+        if frame is not None:
+            frame.own[id(self)] = self
+        cells.structure_changed()
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the module's output. Subclasses write this."""
+        raise NotImplementedError(f"{type(self).__name__} has no `forward`: write one, its calls go there")
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Module.__slots__ or name in Stateful.__slots__ or name.startswith("__"):
+            raise AttributeError(name)
+        cell = self._cells.get(name)
+        if cell is not None:
+            return cells.read(cell, self)
+        known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_"))]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{hint}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        label = f"{type(self).__name__}.{name}"
+        cell = self._cells.get(name)
+        if isinstance(value, Parameter | Buffer):
+            self._restructure(label)
+            vars(self).pop(name, None)
+            self._cells[name] = value._cell
+        elif cell is not None and (is_array(value) or isinstance(value, int | float | np.generic)):
+            assign(cell, value, label, self)
+        elif cell is not None and value is not None:
+            raise TypeError(
+                f"{label} is a {cell.kind}: it takes an array, a Parameter or a Buffer, not a"
+                f" {type(value).__name__}. `del` it first to use the name for something else."
+            )
+        elif _is_property(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            self._set_static(name, value, label)
+
+    def _set_static(self, name: str, value: Any, label: str) -> None:
+        """Anything but an array: a module, a container, or a static value."""
+        missing = object()
+        old = vars(self).get(name, missing)
+        if old is value and not isinstance(value, list | dict):
+            return
+        new = convert(value, label)
+        if type(old) is type(new) and not isinstance(new, Stateful | TrackedList | TrackedDict) and old == new:
+            return
+        if _has_structure(new) or _has_structure(old):
+            self._restructure(label)
+        elif cells.local.frame is not None:  # a plain value: taken back if the run fails
+            undo = (vars(self).pop, (name, None)) if old is missing else (vars(self).__setitem__, (name, old))
+            cells.local.frame.undo.append(undo)
+        self._cells.pop(name, None)
+        vars(self)[name] = new
+        cells.structure_changed()
+
+    def __delattr__(self, name: str) -> None:
+        self._restructure(f"{type(self).__name__}.{name}")
+        if self._cells.pop(name, None) is None:
+            object.__delattr__(self, name)
+
+    def _restructure(self, label: str) -> None:
+        """About to change which cells or modules there are: never while compiled code runs, unless it made this one."""
+        frame = cells.local.frame
+        if frame is not None and id(self) not in frame.own:
+            raise cells.TraceError(
+                f"{label} was given a new Parameter, Buffer or module inside compiled code: the structure of a module"
+                " cannot change while it runs. Declare it in `__init__`, or change it between calls."
+            )
+        cells.structure_changed()
+
+    def tie(self, name: str, other: Module, other_name: str) -> None:
+        """Make parameter `name` one with `other_name` of another module: one array, one gradient, the sum of all uses.
+
+        Args:
+            name: of this module's parameter; dotted for one of a submodule.
+            other: the module whose parameter stays.
+            other_name: its name there.
+
+        Raises:
+            AttributeError: if either is not a parameter or buffer.
+            ValueError: if shapes or dtypes differ.
+
+        Example:
+            >>> import jax
+            >>> from minitorch_jax import nn
+            >>> encoder = nn.Linear(3, 5, key=jax.random.key(0))
+            >>> decoder = nn.Linear(3, 5, key=jax.random.key(1))
+            >>> decoder.tie("weight", encoder, "weight")
+            >>> nn.Sequential(encoder, decoder).num_parameters()   # 15 + 5 + 5
+            25
+        """
+        mine, name = self._holder(name)
+        theirs, other_name = other._holder(other_name)
+        old, new = mine._cells[name], theirs._cells[other_name]
+        checked(new.value, old.value, f"{type(mine).__name__}.{name} (tied to {type(theirs).__name__}.{other_name})")
+        if old.kind != new.kind:
+            raise ValueError(f"{name} is a {old.kind} and {other_name} a {new.kind}: tie two of a kind")
+        mine._restructure(f"{type(mine).__name__}.{name}")
+        mine._cells[name] = new
+
+    def _holder(self, path: str) -> tuple[Module, str]:
+        """The module that holds the parameter or buffer at a dotted path, and its name there."""
+        prefix, _, name = path.rpartition(".")
+        module = dict(self.named_modules(remove_duplicate=False)).get(prefix)
+        if module is None or name not in module._cells:
+            every = [p for p, _, _, _ in self._entries()]
+            near = difflib.get_close_matches(path, every, 1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(every) or 'none'}"
+            raise AttributeError(f"{type(self).__name__} has no parameter or buffer `{path}`{hint}")
+        return module, name
+
+    # -- what it holds ------------------------------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """`(name, module)` of each direct submodule; in a list `layers`, the names are `layers.0`, `layers.1`, …"""
+
+        def find(value: Any, path: str) -> Iterator[tuple[str, Module]]:
+            if isinstance(value, Module):
+                yield path, value
+            elif isinstance(value, list | tuple):
+                for i, item in enumerate(value):
+                    yield from find(item, join(path, str(i)))
+            elif isinstance(value, dict):
+                for key, item in value.items():
+                    yield from find(item, join(path, key))
+
+        for name, value in list(vars(self).items()):
+            yield from find(value, name)
+
+    def children(self) -> Iterator[Module]:
+        """Each direct submodule."""
+        return (module for _, module in self.named_children())
+
+    def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+        """`(path, module)` of this module and all below it, each once (unless `remove_duplicate=False`)."""
+        return self._named_modules(prefix, set() if remove_duplicate else None, ())
+
+    def _named_modules(self, prefix: str, seen: set[int] | None, above: tuple[int, ...]) -> Iterator[tuple[str, Module]]:
+        if id(self) in above:  # a cycle
+            return
+        if seen is not None:
+            if id(self) in seen:
+                return
+            seen.add(id(self))
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child._named_modules(join(prefix, name), seen, (*above, id(self)))
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def _entries(self) -> Iterator[tuple[str, Module, str, Cell]]:
+        """`(path, holder, name, cell)` of every parameter and buffer under each of its names, as in torch's state_dict."""
+        for prefix, module in self.named_modules(remove_duplicate=False):
+            for name, cell in module._own_cells():
+                yield join(prefix, name), module, name, cell
+
+    def _own_cells(self) -> list[tuple[str, Cell]]:
+        """Parameters first, then buffers."""
+        return sorted(self._cells.items(), key=lambda item: item[1].kind != "parameter")
+
+    def _live(self, gradients: bool) -> LiveList:
+        walk = walk_of(self)
+        found = [(p, c) for p, c in zip(walk.spec.paths, walk.cells, strict=True) if c.trainable]
+        return LiveList([cell for _, cell in found], [path for path, _ in found], gradients)
+
+    def parameters(self) -> LiveList:
+        """The trainable parameters' arrays, each once; a live list: `model.parameters()[0] = array` writes to the module.
+
+        Example:
+            >>> import jax
+            >>> from minitorch_jax import nn
+            >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
+            >>> params, grads = layer.parameters(), layer.grads()
+            >>> for i in range(len(params)):
+            ...     params[i] -= 0.1 * grads[i]
+        """
+        return self._live(gradients=False)
+
+    def grads(self) -> LiveList:
+        """The gradients accumulated for `parameters()`, in the same order; zeros where there is none. Live as well."""
+        return self._live(gradients=True)
+
+    def named_parameters(self) -> Iterator[tuple[str, jax.Array]]:
+        """`(path, array)` of each trainable parameter, each once."""
+        walk = walk_of(self)
+        for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+            if cell.trainable:
+                yield path, cells.read(cell, self)
+
+    def named_buffers(self) -> Iterator[tuple[str, jax.Array]]:
+        """`(path, array)` of each buffer, each once."""
+        walk = walk_of(self)
+        for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+            if cell.kind == "buffer":
+                yield path, cells.read(cell, self)
+
+    def buffers(self) -> list[jax.Array]:
+        """The buffers' arrays, each once."""
+        return [array for _, array in self.named_buffers()]
+
+    def num_parameters(self, trainable_only: bool = False) -> int:
+        """How many numbers the parameters hold, tied ones counted once."""
+        params = walk_of(self).params
+        return sum(int(np.prod(c.value.shape)) for c in params if c.trainable or not trainable_only)
+
+    # -- gradients ----------------------------------------------------------------------------------------------------
+
+    def zero_grad(self) -> None:
+        """Reset all gradients of this module and those below it to zeros."""
+        walk = walk_of(self)
+        if cells.local.frame is not None or not cells.at_top_level():
+            for cell in walk.params:
+                cells.check_writable(cell.grad, f"the gradient of a {type(self).__name__}", self)
+        cells.clear(walk.grads)
+
+    def accumulate(self, grads: Any) -> None:
+        """Add gradients to the caches, as `backward` does.
+
+        Args:
+            grads: what `jax.grad` or `mt.grad` gave for this module (a Module of the same structure), or a list aligned
+                with `parameters()`.
+
+        Raises:
+            ValueError: if structures, shapes or dtypes differ; nothing has changed then.
+
+        Example:
+            >>> import jax
+            >>> from minitorch_jax import nn
+            >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
+            >>> grads = jax.grad(lambda layer, x: layer(x).sum())(layer, jnp.ones((5, 2)))
+            >>> layer.accumulate(grads)
+            >>> layer.grads()[1]
+            Array([5.], dtype=float32)
+        """
+        walk = walk_of(self)
+        if isinstance(grads, Module):
+            theirs = walk_of(grads)
+            if theirs.spec != walk.spec:
+                mine_only = [p for p in walk.spec.paths if p not in theirs.spec.paths]
+                other = [p for p in theirs.spec.paths if p not in walk.spec.paths]
+                raise ValueError(
+                    f"the gradients are a {type(grads).__name__} of another structure than this {type(self).__name__}:"
+                    f" missing {mine_only or 'nothing'}, unexpected {other or 'nothing'} (a different `training` mode or"
+                    " static attribute counts too). Take them with respect to this very module."
+                )
+            values = [cell.value for cell, mine in zip(theirs.cells, walk.cells, strict=True) if mine.trainable]
+            cells.mark_used(theirs.cells)
+        else:
+            values = list(grads)
+        targets = [(p, c) for p, c in zip(walk.spec.paths, walk.cells, strict=True) if c.trainable]
+        if len(values) != len(targets):
+            raise ValueError(f"{len(values)} gradients were given for {len(targets)} trainable parameters")
+        new = []
+        for (path, cell), value in zip(targets, values, strict=True):
+            label = f"the gradient of {path}"
+            grad = checked(value, cell.value, label)
+            cells.check_writable(cell.grad, label, self)
+            new.append(grad if cell.grad.value is None else cell.grad.value + grad)
+        for _, cell in targets:
+            cell.grad.lent = True
+        cells.store_all([cell.grad for _, cell in targets], new)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Make every parameter here and below trainable, or freeze it; gives the module."""
+        for cell in walk_of(self).params:
+            if cell.trainable is not bool(requires_grad):
+                self._restructure(f"{type(self).__name__} (freeze or unfreeze)")
+                cell.trainable = bool(requires_grad)
+        return self
+
+    def freeze(self) -> Self:
+        """Stop training this module: its parameters get no gradient, cost none, and no optimizer changes them."""
+        return self.requires_grad_(False)
+
+    def unfreeze(self) -> Self:
+        """Train this module (again)."""
+        return self.requires_grad_(True)
+
+    # -- modes, devices, dtypes ---------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Put this module and all below it in training mode; gives the module."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Put this module and all below it in evaluation mode; gives the module."""
+        return self.train(False)
+
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
+        """Call `fn` on every submodule, then on this one; gives the module."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    def to(self, target: Any) -> Self:
+        """Put all arrays on a device or give them a sharding, in place; gives the module.
+
+        Args:
+            target: a `jax.Device`, or a `jax.sharding.Sharding` (the same for every array).
+
+        Raises:
+            TypeError: for a dtype, which is what `astype` is for.
+        """
+        if not isinstance(target, jax.Device | jax.sharding.Sharding):
+            raise TypeError(f"to() takes a jax Device or Sharding, not {target!r}; for a dtype use `astype(dtype)`")
+        return self._map_arrays(lambda values: jax.device_put(values, target))
+
+    def astype(self, dtype: Any) -> Self:
+        """Convert every floating parameter and buffer, and the gradients, to `dtype`, in place; gives the module."""
+        if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            raise TypeError(f"parameters must be floating: astype() cannot make them {jnp.dtype(dtype)}")
+        return self._map_arrays(lambda values: [value.astype(dtype) for value in values], floating_only=True)
+
+    def _map_arrays(self, function: Callable[[list[Any]], list[Any]], floating_only: bool = False) -> Self:
+        walk = walk_of(self)
+        chosen = [c for c in walk.cells if c.encoding is None or not floating_only]
+        chosen += [c.grad for c in walk.params if c.grad is not None and c.grad.value is not None]
+        for cell in chosen:
+            cells.check_writable(cell, f"a {cell.kind} of {type(self).__name__}", self)
+        new = function([cell.value for cell in chosen])
+        cells.structure_changed()
+        cells.store_all(chosen, new)  # `lent` stays as it was: the new arrays may share the old ones' buffers
+        return self
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, jax.Array]:
+        """Every parameter and buffer by torch's dotted path, tied ones under each of their names.
+
+        Example:
+            >>> import jax
+            >>> from minitorch_jax import nn
+            >>> {name: array.shape for name, array in nn.Linear(3, 2, key=jax.random.key(0)).state_dict().items()}
+            {'weight': (2, 3), 'bias': (2,)}
+        """
+        return {path: cells.read(cell, module) for path, module, _, cell in self._entries()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Replace parameters and buffers by the arrays of `state_dict`.
+
+        Args:
+            state_dict: path to array (JAX, NumPy, or anything NumPy can read, such as torch tensors).
+            strict: whether missing and unexpected names are errors. Wrong shapes and dtypes always are.
+
+        Returns:
+            The missing and the unexpected names.
+
+        Raises:
+            ValueError: one error that lists everything wrong; nothing has changed then.
+        """
+        entries = list(self._entries())
+        paths = {path for path, _, _, _ in entries}
+        missing = [path for path in paths if path not in state_dict]
+        missing = [path for path, _, _, _ in entries if path in missing]
+        unexpected = [path for path in state_dict if path not in paths]
+        problems = [f"  missing: {path}" for path in missing] + [f"  unexpected: {path}" for path in unexpected]
+        problems = problems if strict else []
+        new: dict[Cell, tuple[str, Any]] = {}
+        for path, module, _, cell in entries:
+            if path in state_dict:
+                given = state_dict[path]
+                try:
+                    value = encode_checked(cell, given if isinstance(given, jax.Array) else np.asarray(given), path)
+                except (ValueError, TypeError) as error:
+                    problems.append(f"  {error}")
+                    continue
+                cells.check_writable(cell, path, module)
+                if cell in new and not np.array_equal(np.asarray(new[cell][1]), np.asarray(value)):
+                    problems.append(f"  {path} and {new[cell][0]} are one tied parameter, but their arrays differ")
+                new.setdefault(cell, (path, value))
+        if problems:
+            listed = "\n".join(problems)
+            raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
+        for cell in new:
+            cell.lent = True
+        cells.store_all(list(new), [value for _, value in new.values()])
+        return IncompatibleKeys(missing, unexpected)
+
+    def __getstate__(self) -> Any:
+        return dict(vars(self)), dict(self._cells)
+
+    def __setstate__(self, state: Any) -> None:
+        vars(self).update(state[0])
+        self._cells.update(state[1])
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """What the repr shows between the parentheses: for layers, their settings."""
+        shown = [f"{name}={describe(cell.value)}" for name, cell in self._cells.items()]
+        return ", ".join(shown)
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        children = list(self.named_children())
+        if not children:
+            return f"{name}({self.extra_repr()})"
+        lines = [f"  ({path}): " + repr(child).replace("\n", "\n  ") for path, child in children]
+        return "\n".join([f"{name}({self.extra_repr()}", *lines, ")"])
+
+    # -- pytree -------------------------------------------------------------------------------------------------------
+
+    def _describe(self, walker: Walker, path: str) -> Node:
+        own = tuple([(name, walker.cell(cell, join(path, name))) for name, cell in self._own_cells()])
+        items = tuple([(name, walker.visit(value, join(path, name))) for name, value in vars(self).items()])
+        return own, items
+
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Module:
+        self = object.__new__(cls)
+        object.__setattr__(self, "_walk", None)
+        object.__setattr__(self, "_cells", {name: builder.cells[number] for name, number in payload[0]})
+        builder.objects.append(self)
+        frame = cells.local.frame
+        if frame is not None:
+            frame.own[id(self)] = self
+        for name, node in payload[1]:
+            vars(self)[name] = builder.build(node)
+        return self
+
+
+def _has_structure(value: Any) -> bool:
+    """Whether `value` is a module or a tracked container, or a tuple with one inside."""
+    if type(value) is tuple:
+        return any(map(_has_structure, value))
+    return isinstance(value, Stateful | TrackedList | TrackedDict)
+
+
+def _is_property(cls: type, name: str) -> bool:
+    return isinstance(getattr(cls, name, None), property)
+
+
+__all__ = ["Buffer", "IncompatibleKeys", "LiveList", "Module", "Parameter", "bare_array"]

@@ -1,0 +1,201 @@
+"""Containers of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..module import Module
+
+
+def _check_module(value: Any, where: str) -> Module:
+    if not isinstance(value, Module):
+        raise TypeError(f"{where} holds modules; got a {type(value).__name__}")
+    return value
+
+
+class _Numbered(Module):
+    """Modules under the names "0", "1", …, as torch's state_dict has them."""
+
+    def _modules(self) -> list[Module]:
+        return [module for name, module in vars(self).items() if name.isdigit()]
+
+    def _replace(self, modules: Iterable[Any]) -> None:
+        """Hold exactly these modules, in this order."""
+        new = [_check_module(module, type(self).__name__) for module in modules]
+        self._restructure(type(self).__name__)
+        for name in [name for name in vars(self) if name.isdigit()]:
+            del vars(self)[name]
+        vars(self).update({str(i): module for i, module in enumerate(new)})
+
+    def __len__(self) -> int:
+        return len(self._modules())
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._modules())
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._modules()[index]
+        return type(self)._of(found) if isinstance(index, slice) else found
+
+    @classmethod
+    def _of(cls, modules: list[Module]) -> Any:
+        raise NotImplementedError
+
+    def __setitem__(self, index: Any, module: Any) -> None:
+        modules = self._modules()
+        modules[index] = module
+        self._replace(modules)
+
+    def __delitem__(self, index: Any) -> None:
+        modules = self._modules()
+        del modules[index]
+        self._replace(modules)
+
+    def append(self, module: Module) -> Any:
+        """Add a module at the end; gives the container."""
+        self._replace([*self._modules(), module])
+        return self
+
+    def insert(self, index: int, module: Module) -> Any:
+        """Add a module before place `index`; gives the container."""
+        modules = self._modules()
+        modules.insert(index, module)
+        self._replace(modules)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> Any:
+        """Add modules at the end; gives the container."""
+        self._replace([*self._modules(), *modules])
+        return self
+
+    def pop(self, index: int = -1) -> Module:
+        """Remove a module and give it."""
+        modules = self._modules()
+        module = modules.pop(index)
+        self._replace(modules)
+        return module
+
+
+class Sequential(_Numbered):
+    """Calls modules one after another.
+
+    Args:
+        *modules: the modules; or one dict of them, whose keys become their names.
+
+    Raises:
+        TypeError: if something is not a module.
+
+    Example:
+        >>> import jax.numpy as jnp, jax
+        >>> from minitorch_jax import nn
+        >>> net = nn.Sequential(nn.Linear(2, 3, key=jax.random.key(0)), nn.ReLU())
+        >>> net(jnp.ones((1, 2))).shape
+        (1, 3)
+        >>> net[0]
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        if len(modules) == 1 and isinstance(modules[0], Mapping):
+            for name, module in modules[0].items():
+                setattr(self, name, _check_module(module, "Sequential"))
+        else:
+            self._replace(modules)
+
+    def _modules(self) -> list[Module]:
+        return [module for module in vars(self).values() if isinstance(module, Module)]
+
+    def _replace(self, modules: Iterable[Any]) -> None:
+        if any(not name.isdigit() for name, module in vars(self).items() if isinstance(module, Module)):
+            raise TypeError("a Sequential with named modules is changed by attribute: `net.name = module`")
+        super()._replace(modules)
+
+    @classmethod
+    def _of(cls, modules: list[Module]) -> Sequential:
+        return Sequential(*modules)
+
+    def forward(self, input: Any) -> Any:
+        for module in self._modules():
+            input = module(input)
+        return input
+
+
+class ModuleList(_Numbered):
+    """A list of modules that is a module.
+
+    Example:
+        >>> import jax
+        >>> from minitorch_jax import nn
+        >>> layers = nn.ModuleList([nn.Linear(2, 2, key=jax.random.key(i)) for i in range(3)])
+        >>> len(layers), layers.num_parameters()
+        (3, 18)
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        self._replace(modules)
+
+    @classmethod
+    def _of(cls, modules: list[Module]) -> ModuleList:
+        return ModuleList(modules)
+
+
+class ModuleDict(Module):
+    """A dict of modules, by strings, that is a module.
+
+    Example:
+        >>> import jax
+        >>> from minitorch_jax import nn
+        >>> heads = nn.ModuleDict({"a": nn.Linear(2, 2, key=jax.random.key(0)), "b": nn.Identity()})
+        >>> list(heads.keys()), "a" in heads
+        (['a', 'b'], True)
+    """
+
+    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
+        self.update(modules)
+
+    def _modules(self) -> dict[str, Module]:
+        return {name: module for name, module in vars(self).items() if isinstance(module, Module)}
+
+    def __getitem__(self, key: str) -> Module:
+        return self._modules()[key]
+
+    def __setitem__(self, key: str, module: Module) -> None:
+        if not isinstance(key, str) or not key or "." in key or hasattr(type(self), key):
+            raise KeyError(f"{key!r} cannot be a module's name: it must be a string, not empty, no method, without dots")
+        setattr(self, key, _check_module(module, "ModuleDict"))
+
+    def __delitem__(self, key: str) -> None:
+        self.pop(key)
+
+    def __len__(self) -> int:
+        return len(self._modules())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._modules()
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+        return self._modules().keys()
+
+    def values(self) -> Iterable[Module]:
+        """The modules."""
+        return self._modules().values()
+
+    def items(self) -> Iterable[tuple[str, Module]]:
+        """Names and modules."""
+        return self._modules().items()
+
+    def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
+        """Add or replace modules."""
+        for name, module in dict(modules).items():
+            self[name] = module
+
+    def pop(self, key: str) -> Module:
+        """Remove a module and give it."""
+        module = self._modules()[key]
+        delattr(self, key)
+        return module

@@ -1,0 +1,535 @@
+"""The Optimizer facade: mutable `modules` and `lr`, `step()` and `zero_grad()`, over one compiled update."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from .. import cell as cells
+from ..cell import Cell, get_value
+from ..module import checked
+from ..stateful import Builder, Node, Stateful, Walk, Walker, join, walk_of
+from .plan import Plan, make_plan
+
+
+class Optimizer(Stateful):
+    """Plain SGD, `p = p - lr * grad`, and the base of every optimizer.
+
+    `modules` and `lr` are readable and can be changed at any time, effective at the next step: assigning `lr` never
+    compiles again, and a change of the list keeps the state of what stays.
+
+    A new optimizer is a subclass with two pure functions of one array, as static methods: `init_state(p, h)`, the state
+    of a parameter (any pytree of arrays), and `update(p, g, s, h)`, giving the new parameter and state. `h` holds the
+    hyperparameters by name and the 1-based step `t`. Its `__init__` passes hyperparameters on by keyword: numbers become
+    dynamic, booleans and strings static. Arithmetic is in float32 for parameters of fewer bits; dtypes never change.
+
+    Args:
+        modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
+            are updated in place.
+        lr: learning rate, a finite number >= 0, or a function of the step count (0 at the first step).
+        skip_nonfinite: leave everything as it is at a step whose gradients are not all finite; `skipped` counts them.
+
+    Raises:
+        ValueError: if `modules` is empty, reaches a parameter twice, or holds no parameter; if a hyperparameter is out of
+            its range.
+        TypeError: if `modules` is not a list, or holds something without the parameters API.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> opt = mt.Optimizer([model], lr=0.5)
+        >>> loss = mt.backward(lambda model, x: model(x).sum(), model, jnp.ones((1, 2)))
+        >>> before = model.bias
+        >>> opt.step()
+        >>> model.bias - before
+        Array([-0.5], dtype=float32)
+    """
+
+    __slots__ = ("__dict__",)
+    _ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of float hyperparameters, both ends included
+    modules: list[Any]
+    lr: Any
+    skip_nonfinite: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("init_state", "update"):
+            if name in vars(cls) and not isinstance(vars(cls)[name], staticmethod):
+                raise TypeError(
+                    f"{cls.__name__}.{name} must be a @staticmethod, a pure function of one array: one compiled program"
+                    " serves every optimizer of the class, so what it needs comes in `h`"
+                )
+
+    def __init__(self, modules: Any, lr: Any = 0.01, *, skip_nonfinite: bool = False, **hyperparameters: Any) -> None:
+        settings = {"lr": lr, **hyperparameters}
+        flags = {"skip_nonfinite": skip_nonfinite}
+        flags |= {name: value for name, value in settings.items() if isinstance(value, bool | str) and name != "lr"}
+        given = {name: value for name, value in settings.items() if name not in flags}
+        for name, value in given.items():
+            self._check(name, value)
+        self._setup(_as_list(modules), flags, given)
+        self._values = Cell(self._vector(given), "hyperparameters", birth=cells.birth_here())
+        self._steps = Cell(jnp.zeros(2, jnp.int32), "steps", birth=cells.birth_here())
+        self._exact = self._values.value
+        self._validate()
+        self._plan_now()
+
+    def _setup(self, modules: list[Any], flags: dict[str, Any], given: dict[str, Any]) -> None:
+        """The plain attributes, for `__init__` and for copies."""
+        fields = vars(self)
+        fields["_cached_walk"] = fields["_walked_plan"] = None
+        fields["_plan"] = None
+        fields["modules"] = modules
+        fields["_flags"] = flags
+        fields["_schedules"] = {name: value for name, value in given.items() if callable(value)}
+        fields["_given"] = given  # the numbers as they were assigned, while the cell holds `_exact`
+        fields["_exact"] = None
+        fields["_state"] = {}  # of each parameter's cell: (structure of the rule's state, its cells)
+        fields["_order"] = []  # the parameters' cells, in the order of `_steps` (after them: steps taken, skipped)
+        fields["_warned"] = set()
+        fields["_foreign"] = {}
+        cells.structure_changed()
+
+    # -- the rule -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
+        """The state of one parameter before its first step."""
+        return ()
+
+    @staticmethod
+    def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
+        """One step of one parameter `p` with gradient `g`, state `s`, hyperparameters `h`."""
+        return p - h.lr * g, s
+
+    # -- the facade ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Update every trainable parameter of `modules` from its gradient, in place: all of them, or none if it raises.
+
+        Call it once per batch. Gradients stay as they are until `zero_grad()`.
+        """
+        plan = self._plan_now()
+        grads = list(map(get_value, plan.grads))
+        if plan.fresh or (grads and grads[0] is None):
+            self._look_for_missing(plan, grads)
+        if cells.local.frame is not None or not cells.at_top_level():
+            self._step_inline(plan, grads)
+        elif plan.foreign:
+            self._step_foreign(plan, grads)
+        else:
+            plan.compiled.commit(plan.owned, plan.owned, grads, self._values.value)
+
+    def zero_grad(self) -> None:
+        """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
+        for module in self.modules:
+            zero_grad = getattr(module, "zero_grad", None)
+            if zero_grad is not None:
+                zero_grad()
+
+    @property
+    def skipped(self) -> int:
+        """How many steps `skip_nonfinite=True` has left out."""
+        return int(self._steps.value[..., -1])
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps have been taken: the argument of schedules."""
+        return int(self._steps.value[..., -2])
+
+    def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
+        if plan.foreign:
+            raise TypeError("NumPy modules are updated in place, which cannot be traced: call step() outside of transforms")
+        label = f"{type(self).__name__}.step()"
+        for cell in plan.owned:
+            cells.check_writable(cell, f"what {label} updates", self)
+        new = plan.update(list(map(get_value, plan.owned)), grads, self._values.value)
+        for cell, value in zip(plan.owned, new, strict=True):
+            cells.write(cell, value, f"a {cell.kind} updated by {label}", self)
+
+    def _step_foreign(self, plan: Plan, grads: list[Any]) -> None:
+        """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""
+        landing = [Cell(None, "foreign") for foreign in plan.foreign for _ in foreign.cells]
+        given = [array for foreign in plan.foreign for array in foreign.arrays()]
+        missing = [array for foreign in plan.foreign for array in foreign.gradients()]
+        wide = any(np.asarray(array).dtype == np.float64 for array in given)
+        with jax.enable_x64(True) if wide else nullcontext():
+            values = np.asarray(self._numbers(), np.float64) if wide else self._values.value
+            cells.interrupts.hold()
+            try:
+                plan.compiled.commit([*plan.owned, *landing], plan.owned, grads, values, given, missing)
+                new = iter([np.asarray(cell.value) for cell in landing])
+                for foreign in plan.foreign:
+                    foreign.write([next(new) for _ in foreign.cells])
+            finally:
+                cells.interrupts.let_go()
+
+    def _look_for_missing(self, plan: Plan, grads: list[Any]) -> None:
+        """Warn of parameters that no loss has read, or of a step without any gradient."""
+        plan.fresh = False
+        if not grads or plan.foreign:
+            return
+        without = [path for path, grad in zip(plan.paths, grads, strict=True) if grad is None]
+        if len(without) == len(grads):
+            if "backward" not in self._warned:
+                self._warned.add("backward")
+                warnings.warn(
+                    f"{type(self).__name__}.step() was called with no gradient accumulated since zero_grad(): every"
+                    " gradient is taken as zeros. Call `mt.backward(loss_fn, ...)`, or `module.accumulate(grads)`, first.",
+                    stacklevel=3,
+                )
+        elif new := [path for path in without if path not in self._warned]:
+            self._warned.update(new)
+            shown = ", ".join(new[:8]) + (f" and {len(new) - 8} more" if len(new) > 8 else "")
+            warnings.warn(
+                f"{type(self).__name__} holds parameters that no loss has read so far, so they have no gradient: {shown}."
+                " Use them in the loss, freeze() them, or leave their module out.",
+                stacklevel=3,
+            )
+
+    def _plan_now(self) -> Plan:
+        """The plan for the modules as they are now."""
+        plan: Plan | None = self._plan
+        if plan is None or plan.version is not cells.structure.version or plan.modules != self.modules:
+            plan = make_plan(self)
+            vars(self)["_plan"] = plan
+        return plan
+
+    # -- hyperparameters ----------------------------------------------------------------------------------------------
+
+    def _layout(self) -> tuple[tuple[str, int, int], ...]:
+        """(name, start, length; 0 for a number) of each float hyperparameter in the vector."""
+        layout, start = [], 0
+        for name, value in self._given.items():
+            length = len(value) if isinstance(value, tuple) else 0
+            layout.append((name, start, length))
+            start += max(length, 1)
+        return tuple(layout)
+
+    @staticmethod
+    def _vector(given: Mapping[str, Any]) -> Any:
+        numbers: list[float] = []
+        for value in given.values():
+            numbers += (0.0,) if callable(value) else value if isinstance(value, tuple) else (float(value),)
+        return jnp.asarray(np.array(numbers, np.float64))
+
+    def _numbers(self) -> list[float]:
+        """The hyperparameters' vector, as exact as it was given."""
+        numbers: list[float] = []
+        for name in self._given:
+            value = 0.0 if name in self._schedules else self._get(name)
+            numbers += value if isinstance(value, tuple) else (float(value),)
+        return numbers
+
+    def _given_number(self, name: str) -> Any:
+        """A hyperparameter as a number that decides about structure (is there a state for momentum?)."""
+        return self._given[name] if isinstance(self._values.value, jax.core.Tracer) else self._get(name)
+
+    def _check(self, name: str, value: Any) -> None:
+        """Raise ValueError unless `value` fits hyperparameter `name`."""
+        if name == "lr" and callable(value) or isinstance(value, jax.core.Tracer):
+            return
+        low, high = self._ranges.get(name, (0.0, math.inf))
+        for item in value if isinstance(value, tuple) else (value,):
+            try:
+                bad = isinstance(item, bool | str) or np.shape(item) != ()
+                number = math.nan if bad else float(item)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not (low <= number <= high and math.isfinite(number)):
+                span = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+                what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
+                raise ValueError(f"{type(self).__name__}: {name} must be {what} {span}; got {value!r}")
+
+    def _validate(self) -> None:
+        """Raise ValueError for hyperparameters that do not go together. Called at first and at every assignment."""
+
+    def _get(self, name: str) -> Any:
+        if name in self._schedules:
+            count = self._steps.value[..., -2]
+            value = self._schedules[name](count)
+            return value if isinstance(value, jax.core.Tracer) else _short(value)
+        vector = self._values.value
+        if vector is self._exact:
+            return self._given[name]
+        start, length = next((start, length) for key, start, length in self._layout() if key == name)
+        if length:
+            return tuple(_short(vector[..., start + i]) for i in range(length))
+        return _short(vector[..., start])
+
+    def _set(self, name: str, value: Any) -> None:
+        self._check(name, value)
+        old = self._given[name]
+        label = f"{type(self).__name__}.{name}"
+        if isinstance(old, tuple) and (not isinstance(value, tuple) or len(value) != len(old)):
+            raise ValueError(f"{label} must be a tuple of {len(old)} numbers; got {value!r}")
+        if callable(value) or name in self._schedules:
+            cells.check_writable(self._values, label, self)
+            vars(self)["_schedules"] = {k: v for k, v in self._schedules.items() if k != name}
+            if callable(value):
+                self._schedules[name] = value
+            cells.structure_changed()
+        vector = self._values.value
+        if vector is self._exact and not isinstance(value, jax.core.Tracer):
+            given = {**self._given, name: value}
+            exact = self._vector(given)
+            cells.write(self._values, exact, label, self)
+            vars(self)["_given"], vars(self)["_exact"] = given, exact
+        elif not callable(value):
+            start = next(start for key, start, _ in self._layout() if key == name)
+            for i, item in enumerate(value if isinstance(value, tuple) else (value,)):
+                vector = jnp.asarray(vector).at[..., start + i].set(item)
+            cells.write(self._values, vector, label, self)
+        if not isinstance(value, jax.core.Tracer) and not isinstance(old, tuple) and not callable(old) and not old:
+            vars(self)["_plan"] = None  # from zero: the rule may need a state now
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self._given:
+            return self._get(name)
+        if name in self._flags:
+            return self._flags[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{self._hint(name)}")
+
+    def _hint(self, name: str) -> str:
+        known = ["modules", *self._given, *self._flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
+        near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+        return f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known)}"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            if isinstance(getattr(type(self), name, None), property):
+                object.__setattr__(self, name, value)
+            else:
+                vars(self)[name] = value
+        elif name == "modules":
+            before = self.modules
+            vars(self)["modules"] = _as_list(value)
+            try:
+                self._plan_now()
+            except BaseException:
+                vars(self)["modules"] = before
+                raise
+        elif name in self._given:
+            before = self._given[name]
+            self._set(name, value)
+            try:
+                self._validate()
+            except ValueError:
+                self._set(name, before)
+                raise
+        elif name in self._flags:
+            if not isinstance(value, type(self._flags[name])):
+                raise ValueError(f"{type(self).__name__}: {name} must be a {type(self._flags[name]).__name__}; got {value!r}")
+            before, self._flags[name] = self._flags[name], value
+            try:
+                self._validate()
+            except ValueError:
+                self._flags[name] = before
+                raise
+            cells.structure_changed()
+        elif hasattr(type(self), name) and not isinstance(getattr(type(self), name), property):
+            object.__setattr__(self, name, value)
+        else:
+            raise AttributeError(f"{type(self).__name__} has no `{name}` to set{self._hint(name)}")
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters: steps taken, hyperparameters, and each parameter's state by its path.
+
+        Returns:
+            `{"num_steps": int, "skipped": int, "hyperparameters": {name: value}, "state": {path: {"step": int, field:
+            array}}}`; paths start with the module's place in `modules`.
+
+        Example:
+            >>> import jax
+            >>> from minitorch_jax import nn, optim
+            >>> opt = optim.SGD([nn.Linear(2, 1, key=jax.random.key(0))], lr=0.1, momentum=0.9)
+            >>> {path: sorted(state) for path, state in opt.state_dict()["state"].items()}
+            {'0.weight': ['momentum_buffer', 'step'], '0.bias': ['momentum_buffer', 'step']}
+        """
+        plan = self._plan_now()
+        steps = np.asarray(self._steps.value)
+        state = {}
+        for path, param in plan.named.items():
+            tree, held = self._state.get(param, (None, []))
+            fields = dict(zip(_field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
+            state[path] = {"step": int(steps[self._order.index(param)]), **fields}
+        hyperparameters = {name: self._schedules.get(name, self._get(name)) for name in self._given}
+        return {
+            "num_steps": int(steps[-2]),
+            "skipped": int(steps[-1]),
+            "hyperparameters": {**hyperparameters, **self._flags},
+            "state": state,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what another optimizer's `state_dict()` gave.
+
+        Raises:
+            ValueError: one error that lists everything that does not fit; nothing has changed then.
+        """
+        plan = self._plan_now()
+        problems: list[str] = []
+        wanted = {"num_steps", "skipped", "hyperparameters", "state"}
+        for key in sorted(wanted ^ set(state_dict)):
+            problems.append(f"  {'missing' if key in wanted else 'unexpected'}: {key}")
+        state, hyper = state_dict.get("state", {}), dict(state_dict.get("hyperparameters", {}))
+        known = {**self._given, **self._flags}
+        for name in sorted(known.keys() ^ hyper.keys()):
+            problems.append(f"  {'missing' if name in known else 'unexpected'}: hyperparameter {name}")
+        problems += [f"  missing: state of {path}" for path in plan.named if path not in state]
+        problems += [f"  unexpected: state of {path}" for path in state if path not in plan.named]
+        new: list[tuple[Cell, Any]] = []
+        steps = np.asarray(self._steps.value).copy()
+        steps[-2:] = state_dict.get("num_steps", 0), state_dict.get("skipped", 0)
+        for path, param in plan.named.items():
+            given = dict(state.get(path, {}))
+            tree, held = self._state.get(param, (None, []))
+            names = _field_names(tree) if held else []
+            steps[self._order.index(param)] = given.pop("step", 0)
+            if path in state and names != list(given) and set(names) != set(given):
+                problems.append(f"  {path}: fields {sorted(given)} were given for {sorted(names)}")
+                continue
+            for name, cell in zip(names, held, strict=True):
+                if name in given:
+                    try:
+                        new.append((cell, checked(given[name], cell.value, f"{path}.{name}")))
+                    except ValueError as error:
+                        problems.append(f"  {error}")
+        for name, value in hyper.items():
+            if name in self._given:
+                try:
+                    self._check(name, value)
+                except ValueError as error:
+                    problems.append(f"  {error}")
+        if problems:
+            listed = "\n".join(problems)
+            raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
+        cells.check_writable(self._steps, f"the state of {type(self).__name__}", self)
+        for name, value in hyper.items():
+            setattr(self, name, value)
+        for cell, _ in new:
+            cell.lent = True
+        cells.store_all([*(cell for cell, _ in new), self._steps], [*(v for _, v in new), jnp.asarray(steps)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._plan_now()
+        fields = dict(vars(self))
+        exact = fields.pop("_exact") is self._values.value
+        del fields["_plan"], fields["_cached_walk"], fields["_walked_plan"], fields["_foreign"]
+        return {**fields, "_exact": exact}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _plan=None, _cached_walk=None, _walked_plan=None, _foreign={})
+        vars(self)["_exact"] = self._values.value if state["_exact"] else None
+        cells.structure_changed()
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={self._schedules.get(name) or self._get(name)!r}" for name in self._given]
+        shown += [f"{name}=True" if value is True else f"{name}={value!r}" for name, value in self._flags.items() if value]
+        names = ", ".join(type(module).__name__ for module in self.modules)
+        return f"{type(self).__name__}([{names}], {', '.join(shown)})"
+
+    # -- pytree -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _walk(self) -> Walk | None:  # the slot of Stateful, forgotten when `modules` has changed
+        plan = self._plan_now()
+        walk: Walk | None = self._cached_walk
+        return walk if walk is not None and plan is self._walked_plan else None
+
+    @_walk.setter
+    def _walk(self, walk: Walk | None) -> None:
+        vars(self)["_cached_walk"] = walk
+        vars(self)["_walked_plan"] = self._plan
+
+    def _describe(self, walker: Walker, path: str) -> Node:
+        plan = self._plan_now()
+        if plan.foreign:
+            raise TypeError(
+                f"{type(self).__name__} holds modules of NumPy arrays, which are updated in place and cannot be traced:"
+                " such an optimizer is no pytree. Convert them with `minitorch_jax.adapters.numpy`."
+            )
+        modules = tuple([walker.visit(m, join(path, f"modules.{i}")) for i, m in enumerate(self.modules)])
+        grads = tuple(
+            [
+                (walker.index[param], walker.cell(grad, join(path, f"grads.{name}")))
+                for name, param, grad in zip(plan.paths, plan.params, plan.grads, strict=True)
+            ]
+        )
+        state = []
+        names = {param: name for name, param in plan.named.items()}
+        for param in self._order:
+            tree, held = self._state.get(param, (None, []))
+            fields = _field_names(tree) if held else []
+            numbers = tuple(
+                [walker.cell(c, join(path, f"state.{names[param]}.{f}")) for c, f in zip(held, fields, strict=True)]
+            )
+            state.append((walker.index[param], tree, numbers))
+        steps = walker.cell(self._steps, join(path, "steps"))
+        values = walker.cell(self._values, join(path, "hyperparameters"))
+        flags, schedules = tuple(self._flags.items()), tuple(self._schedules.items())
+        return modules, grads, tuple(state), steps, values, flags, schedules, self._layout()
+
+    def _leaves(self, walk: Walk) -> list[Any]:
+        plan = self._plan_now()
+        shapes = {grad: param.value for grad, param in zip(plan.grads, plan.params, strict=True)}
+        return [jnp.zeros_like(shapes[c]) if c.value is None and c in shapes else c.value for c in walk.cells]
+
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Self:
+        modules, grads, state, steps, values, flags, schedules, layout = payload
+        self = object.__new__(cls)
+        builder.objects.append(self)
+        made = builder.cells
+        given = {name: (0.0,) * length if length else 0.0 for name, _, length in layout}
+        self._setup([builder.build(node) for node in modules], dict(flags), {**given, **dict(schedules)})
+        for param, grad in grads:
+            made[param].grad = made[grad]
+        vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
+        vars(self)["_order"] = [made[p] for p, _, _ in state]
+        vars(self)["_steps"], vars(self)["_values"] = made[steps], made[values]
+        return self
+
+
+def _as_list(modules: Any) -> list[Any]:
+    """The caller's own list, so that changing either changes both; another iterable as a new list."""
+    if isinstance(modules, Stateful):
+        name = type(modules).__name__
+        raise TypeError(f"modules must be a list of modules; got a {name} itself: write `[model]` instead of `model`")
+    if isinstance(modules, list):
+        return modules
+    if isinstance(modules, str | bytes | dict) or not isinstance(modules, Iterable):
+        raise TypeError(f"modules must be a list of modules; got {modules!r}")
+    return list(modules)
+
+
+def _field_names(tree: Any) -> list[str]:
+    """Names of the leaves of a rule's state: `momentum_buffer` of a NamedTuple's field."""
+    return _names_of(jax.tree.unflatten(tree, range(tree.num_leaves)))
+
+
+def _names_of(state: Any) -> list[str]:
+    return [keystr(path, simple=True, separator=".") or "state" for path, _ in tree_flatten_with_path(state)[0]]
+
+
+def _short(value: Any) -> Any:
+    """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149."""
+    if isinstance(value, jax.core.Tracer) or np.shape(value) != ():
+        return value
+    return float(str(np.asarray(value)[()]))
+

@@ -1,0 +1,221 @@
+"""What a step of an optimizer does, worked out once per structure: which cells, which states, which compiled update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import cell as cells
+from ..cell import Cell
+from ..module import LiveList, Module
+from ..stateful import join, walk_of
+from ..tracing import unaliased
+from .foreign import Foreign
+
+
+class Plan:
+    """The cells of an optimizer in the order in which its compiled update takes them."""
+
+    def __init__(self, opt: Any, native: dict[Cell, str], foreign: list[Foreign], version: object) -> None:
+        self.version, self.modules = version, list(opt.modules)
+        self.foreign = foreign
+        self.named = {path: cell for cell, path in native.items()}  # frozen ones too: they keep their state
+        self.params = [cell for cell in native if cell.trainable]
+        self.paths = [native[cell] for cell in self.params]
+        self.grads = [cell.grad for cell in self.params]
+        self.fresh = True  # no step has been taken with this plan
+        self.extra: list[Cell] = []
+        for i, module in enumerate(foreign):
+            self.extra += module.cells
+            self.named |= {f"{module.label}.{j}": cell for j, cell in enumerate(module.cells)}
+        updated = [*self.params, *self.extra]
+        held = [opt._state[cell] for cell in updated]
+        self.owned = [*self.params, *(c for _, state in held for c in state), opt._steps]
+        order = {cell: i for i, cell in enumerate(opt._order)}
+        key = (
+            type(opt),
+            tuple(opt._flags.items()),
+            tuple(opt._schedules.items()),
+            opt._layout(),
+            len(self.params),
+            tuple(tree for tree, _ in held),
+            tuple(order[cell] for cell in updated),
+            len(order),
+        )
+        self.compiled, self.update = _update_for(key)
+
+
+def make_plan(opt: Any) -> Plan:
+    """Look at the optimizer's modules as they are now; make states for what is new, drop those of what has gone."""
+    version = cells.structure.version
+    if not opt.modules:
+        raise ValueError(f"{type(opt).__name__}: modules is empty; give it a list with at least one module: `[model]`")
+    native, foreign = _parameters(opt)
+    extra = [cell for module in foreign for cell in module.cells]
+    if not native and not extra:
+        raise ValueError(f"{type(opt).__name__}: the modules hold no parameters, so there is nothing to train")
+    _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign)
+    return Plan(opt, native, foreign, version)
+
+
+def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
+    """The parameters' cells with their paths, each once, and the modules that are not ours."""
+    native: dict[Cell, str] = {}
+    foreign: list[Foreign] = []
+    kept = {}
+    for i, module in enumerate(opt.modules):
+        if isinstance(module, Module):
+            walk = walk_of(module)
+            for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+                if cell.kind == "parameter":
+                    native.setdefault(cell, join(str(i), path))
+            continue
+        if not callable(getattr(module, "parameters", None)) or not callable(getattr(module, "grads", None)):
+            raise TypeError(
+                f"{type(opt).__name__}: modules[{i}] is {module!r} ({type(module).__name__}), which has no"
+                " `parameters()` and `grads()`. List Modules, or objects with both."
+            )
+        found = module.parameters()
+        if isinstance(found, LiveList):  # an object around a Module of ours
+            for path, cell in zip(found._paths, found.cells(), strict=True):
+                native.setdefault(cell, join(str(i), path))
+            continue
+        known = opt._foreign.get(id(module))
+        if known is None or known.module is not module or len(known.cells) != len(found):
+            known = Foreign(module, str(i))
+            known.arrays()
+        known.label = str(i)
+        kept[id(module)] = known
+        foreign.append(known)
+    _no_overlap(opt)
+    opt._foreign = kept
+    return native, foreign
+
+
+def _no_overlap(opt: Any) -> None:
+    """Raise if one listed module is, or is inside, another one: its parameters would be reached twice."""
+    for i, module in enumerate(opt.modules):
+        for j, other in enumerate(opt.modules):
+            if i == j:
+                continue
+            inside = isinstance(other, Module) and isinstance(module, Module) and id(module) in walk_of(other).objects
+            if inside or (module is other):
+                mine = walk_of(module) if isinstance(module, Module) else None
+                first = next((join(str(i), p) for p in mine.spec.paths), str(i)) if mine is not None else str(i)
+                second = str(j)
+                if mine is not None and mine.cells:
+                    theirs = walk_of(other)
+                    second = join(str(j), theirs.spec.paths[theirs.cells.index(mine.cells[0])])
+                elif mine is not None:
+                    continue  # a module without parameters does no harm twice
+                raise ValueError(
+                    f"{type(opt).__name__}: the same parameter is reached twice through modules, as {first} and as"
+                    f" {second}: modules[{i}] is part of modules[{j}]. List only the outer one."
+                )
+
+
+def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: list[Foreign]) -> None:
+    """Bring `opt._state`, `_order` and `_steps` in line with the parameters that there are."""
+    h = SimpleNamespace(**{name: opt._given_number(name) for name in opt._given}, **opt._flags)
+    values = {c: a for module in foreign for c, a in zip(module.cells, module.arrays(), strict=True)}
+    state = {cell: opt._state[cell] for cell in every if cell in opt._state}
+    for cell in trainable:
+        if cell not in state or not state[cell][1]:
+            with jax.enable_x64(True) if cell in values and values[cell].dtype == np.float64 else nullcontext():
+                p = jnp.asarray(values[cell]) if cell in values else cell.value
+                leaves, tree = jax.tree.flatten(type(opt).init_state(p, h))
+            state[cell] = tree, [Cell(leaf, "state", birth=cell.birth) for leaf in unaliased(leaves, [p])]
+    if every != opt._order:
+        old = {cell: i for i, cell in enumerate(opt._order)}
+        steps = opt._steps.value
+        if isinstance(steps, jax.core.Tracer) or np.ndim(steps) != 1:
+            columns = [steps[..., old[c]] if c in old else jnp.zeros_like(steps[..., -1]) for c in every]
+            new = jnp.stack([*columns, steps[..., -2], steps[..., -1]], axis=-1)
+        else:
+            counts = np.asarray(steps)
+            new = jnp.asarray([*(counts[old[c]] if c in old else 0 for c in every), counts[-2], counts[-1]], jnp.int32)
+        opt._steps.value = new
+        opt._steps.lent = False
+    opt._state, opt._order = state, list(every)
+
+
+_updates: dict[Any, tuple[cells.Compiled, Callable[..., Any]]] = {}
+
+
+def _update_for(key: Any) -> tuple[cells.Compiled, Callable[..., Any]]:
+    """The update of a structure, one for all optimizers that share it."""
+    found = _updates.get(key)
+    if found is None:
+        update = _make_update(*key)
+        found = _updates[key] = cells.Compiled(update, f"{key[0].__name__}_step"), update
+    return found
+
+
+def _make_update(
+    rule: Any,
+    flags: tuple[tuple[str, Any], ...],
+    schedules: tuple[tuple[str, Any], ...],
+    layout: tuple[tuple[str, int, int], ...],
+    num_native: int,
+    trees: Sequence[Any],
+    positions: Sequence[int],
+    num_steps: int,
+) -> Callable[..., Any]:
+    """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
+    skip_nonfinite = dict(flags)["skip_nonfinite"]
+    ticks = np.zeros(num_steps + 2, np.int32)
+    ticks[[*positions, num_steps]] = 1
+
+    def update(owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()) -> list[Any]:
+        params, steps = [*owned[:num_native], *foreign], owned[-1]
+        held = iter(owned[num_native:-1])
+        states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree in trees]
+        grads = [*grads, *foreign_grads]
+        numbers = _unpack(values, layout)
+        for name, schedule in schedules:
+            numbers[name] = jnp.asarray(schedule(steps[num_steps]))
+        new_params, new_states = [], []
+        for p, g, s, position in zip(params, grads, states, positions, strict=True):
+            new_p, new_s = _lifted(rule, p, g, s, numbers, dict(flags), steps[position] + 1)
+            new_params.append(new_p)
+            new_states += jax.tree.leaves(new_s)
+        new_steps = steps + ticks
+        if skip_nonfinite:
+            finite = jnp.stack([jnp.isfinite(g).all() for g in grads if g is not None] or [jnp.array(True)]).all()
+            old = [*params, *owned[num_native:-1]]
+            kept = [jnp.where(finite, new, was) for new, was in zip([*new_params, *new_states], old, strict=True)]
+            new_params, new_states = kept[: len(params)], kept[len(params) :]
+            skipped = steps.at[num_steps + 1].add(1)
+            new_steps = jnp.where(finite, new_steps, skipped)
+        out = [*new_params[:num_native], *new_states, new_steps, *new_params[num_native:]]
+        return unaliased(out, [*jax.tree.leaves((grads, values)), *foreign])
+
+    return update
+
+
+def _unpack(values: Any, layout: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
+    """The hyperparameters by name: scalars, or tuples of them."""
+    values = jnp.asarray(values)
+    return {
+        name: tuple(values[start + i] for i in range(length)) if length else values[start]
+        for name, start, length in layout
+    }
+
+
+def _lifted(rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any) -> tuple[Any, Any]:
+    """One parameter's update, computed in at least float32, with the dtypes that went in."""
+    dtype = jnp.promote_types(p.dtype, jnp.float32)
+
+    def widen(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    h = SimpleNamespace(**jax.tree.map(widen, numbers), **flags, t=t.astype(dtype))
+    wide_g = jnp.zeros(p.shape, dtype) if g is None else widen(g)
+    new_p, new_s = rule.update(widen(p), wide_g, jax.tree.map(widen, s), h)
+    return new_p.astype(p.dtype), jax.tree.map(lambda new, old: new.astype(old.dtype), new_s, s)

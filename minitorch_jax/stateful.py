@@ -1,0 +1,231 @@
+"""What modules and optimizers have in common: trees of cells and static values, and pytrees for JAX.
+
+`walk_of(object)` gives the cells of an object, their paths, and its static structure (a `Spec`), and remembers them until
+some structure changes. A Spec is the pytree's static part; from it and new leaves `build` makes a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import jax
+from jax.tree_util import GetAttrKey
+
+from . import cell as cells
+from .cell import Birth, Cell, Encoding
+from .containers import TrackedDict, TrackedList, check_source
+
+Node = tuple[Any, ...]
+
+
+def join(path: str, name: str) -> str:
+    """A dotted path, as torch writes them."""
+    return f"{path}.{name}" if path else name
+
+
+class Spec:
+    """A static structure: nested nodes, and the facts about each cell. Equal structures are one object."""
+
+    __slots__ = ("node", "facts", "paths", "_hash", "__weakref__")
+
+    def __init__(self, node: Node, facts: tuple[Any, ...], paths: tuple[str, ...]) -> None:
+        self.node = node
+        self.facts = facts  # (kind, trainable, encoding) of each cell
+        self.paths = paths
+        self._hash = hash((node, facts))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Spec)
+            and self._hash == other._hash
+            and self.facts == other.facts
+            and self.paths == other.paths
+            and self.node == other.node
+        )
+
+    def __repr__(self) -> str:
+        return f"Spec({self.node[1].__name__}, {len(self.facts)} arrays)"
+
+
+_specs: WeakKeyDictionary[Spec, ReferenceType[Spec]] = WeakKeyDictionary()
+
+
+def _canonical(spec: Spec) -> Spec:
+    known = _specs.get(spec)
+    same = known() if known is not None else None
+    if same is None:
+        _specs[spec] = ref(spec)
+        return spec
+    return same
+
+
+class Walk:
+    """What a walk over an object found: its cells, each once, in the order of its pytree's leaves."""
+
+    __slots__ = ("version", "spec", "cells", "params", "grads", "objects", "bindings", "__weakref__")
+
+    def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
+        self.version = version
+        self.spec = spec
+        self.cells = found
+        self.params = [cell for cell in found if cell.kind == "parameter"]
+        self.grads = [cell.grad for cell in self.params]
+        self.objects = objects  # the ids of the modules in the tree
+        self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
+
+
+class Walker:
+    """Visits an object once: numbers its cells, notices what is shared."""
+
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+        self.paths: list[str] = []
+        self.index: dict[Cell, int] = {}
+        self.objects: dict[int, int] = {}
+
+    def cell(self, cell: Cell, path: str) -> int:
+        number = self.index.setdefault(cell, len(self.cells))
+        if number == len(self.cells):
+            self.cells.append(cell)
+            self.paths.append(path)
+        return number
+
+    def visit(self, value: Any, path: str) -> Node:
+        kind = type(value)
+        if isinstance(value, Stateful):
+            if id(value) in self.objects:
+                return ("shared", self.objects[id(value)])
+            self.objects[id(value)] = len(self.objects)
+            return ("object", kind, value._describe(self, path))
+        if kind is TrackedList:
+            check_source(value, path)
+            return ("list", tuple([self.visit(v, join(path, str(i))) for i, v in enumerate(value)]))
+        if kind is TrackedDict:
+            check_source(value, path)
+            return ("dict", tuple([(k, self.visit(v, join(path, k))) for k, v in value.items()]))
+        if kind is tuple:
+            return ("tuple", tuple([self.visit(v, join(path, str(i))) for i, v in enumerate(value)]))
+        return ("static", kind, value)
+
+
+class Builder:
+    """Makes an object from a Spec and new cells."""
+
+    def __init__(self, made: list[Cell]) -> None:
+        self.cells = made
+        self.objects: list[Any] = []
+
+    def build(self, node: Node) -> Any:
+        tag = node[0]
+        if tag == "static":
+            return node[2]
+        if tag == "object":
+            return node[1]._rebuild(node[2], self)
+        if tag == "list":
+            return TrackedList(map(self.build, node[1]))
+        if tag == "dict":
+            return TrackedDict((k, self.build(v)) for k, v in node[1])
+        if tag == "tuple":
+            return tuple(map(self.build, node[1]))
+        return self.objects[node[1]]  # "shared"
+
+
+class Stateful:
+    """Base of Module and Optimizer. Subclasses are registered as pytrees when they are defined."""
+
+    __slots__ = ("_walk", "__weakref__")
+    _holds_cells = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflatten, _flatten)
+
+    def __hash__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} objects change, so they have no hash: they can be neither static arguments nor what `jax.jit` is"
+            f" called on. Pass the object as an argument: `jax.jit(lambda model, x: model(x))(model, x)`."
+        )
+
+    def _describe(self, walker: Walker, path: str) -> Node:
+        raise NotImplementedError
+
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Any:
+        raise NotImplementedError
+
+    def _leaves(self, walk: Walk) -> list[Any]:
+        """The values of the walk's cells, as they are leaves of the pytree."""
+        return list(map(cells.get_value, walk.cells))
+
+
+def walk_of(obj: Any) -> Walk:
+    """The walk over `obj`, made anew only if some static structure has changed since the last one."""
+    walk = obj._walk
+    if walk is None or walk.version is not cells.structure.version:
+        walk = _rewalk(obj)
+    return walk
+
+
+def _rewalk(obj: Any) -> Walk:
+    version = cells.structure.version
+    walker = Walker()
+    node = walker.visit(obj, "")
+    facts = tuple([(cell.kind, cell.trainable, cell.encoding) for cell in walker.cells])
+    spec = _canonical(Spec(node, facts, tuple(walker.paths)))
+    old = obj._walk
+    if old is not None and old.spec is spec and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
+        old.version, old.objects = version, set(walker.objects)
+        return old
+    walk = Walk(version, spec, walker.cells, set(walker.objects))
+    object.__setattr__(obj, "_walk", walk)
+    return walk
+
+
+def build(spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> Any:
+    """A copy of the object that `spec` describes, with `leaves` in its cells."""
+    made = [
+        Cell(leaf, kind, trainable=trainable, lent=True, encoding=encoding, birth=birth)
+        for leaf, (kind, trainable, encoding) in zip(leaves, spec.facts, strict=True)
+    ]
+    return Builder(made).build(spec.node)
+
+
+def _flatten(obj: Any) -> tuple[list[Any], Spec]:
+    walk = walk_of(obj)
+    if cells.local.frame is not None:
+        for cell in walk.cells:
+            cells.local.frame.touch(cell, obj)
+    cells.mark_used(walk.cells)
+    return obj._leaves(walk), walk.spec
+
+
+def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:
+    leaves, spec = _flatten(obj)
+    return [(GetAttrKey(path), leaf) for path, leaf in zip(spec.paths, leaves, strict=True)], spec
+
+
+def _unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
+    return build(spec, leaves, cells.birth_here(f"A copy of {spec.node[1].__name__}"))
+
+
+class IdMap:
+    """A map from objects, by identity, that does not keep them alive (and does not need their hash)."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, tuple[Any, Any]] = {}
+
+    def get(self, key: Any) -> Any:
+        item = self._items.get(id(key))
+        return item[1] if item is not None and item[0]() is key else None
+
+    def set(self, key: Any, value: Any) -> None:
+        number, items = id(key), self._items
+        items[number] = (ref(key, lambda _: items.pop(number, None)), value)

@@ -1,0 +1,409 @@
+"""Running stateful code as a pure function over its cells.
+
+A [`Function`][] belongs to one function of the user and keeps its compiled programs, one for each distinct structure of
+what it is given. A call is bound to cells once per object; after that it compares, gathers, and commits.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jax_core
+from jax.tree_util import tree_flatten, tree_map, tree_unflatten
+
+from . import cell as cells
+from . import closures
+from .cell import Cell, Frame, get_value
+from .containers import holds_state, is_array
+from .stateful import IdMap, Walk, walk_of
+
+DATA, OBJECT, STATIC = "data", "object", "static"
+_codes: dict[type, str] = {float: DATA, int: DATA, complex: DATA, np.ndarray: DATA, bool: STATIC, str: STATIC}
+
+
+def _classify(leaf: Any) -> str:
+    """How an argument is treated: traced, lifted cell by cell, or part of what is compiled for."""
+    kind = type(leaf)
+    if holds_state(leaf):
+        code = OBJECT
+    elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        code = DATA
+    elif is_array(leaf):
+        raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
+    else:
+        code = STATIC
+    _codes[kind] = code
+    return code
+
+
+class Arguments:
+    """The arguments of one call: objects whose cells are lifted, data that is traced, and everything else, static."""
+
+    __slots__ = ("fn", "treedef", "template", "objects", "data")
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves, self.treedef = tree_flatten((args, kwargs), is_leaf=holds_state)
+        self.fn = fn
+        self.objects: list[Any] = []
+        self.data: list[Any] = []
+        template: list[Any] = []
+        for leaf in leaves:
+            code = _codes.get(type(leaf)) or _classify(leaf)
+            if code is DATA:
+                self.data.append(leaf)
+                template.append(DATA)
+            elif code is OBJECT:
+                self.objects.append(leaf)
+                template.append(OBJECT)
+            else:
+                template.append((type(leaf), leaf))
+        self.template = tuple(template)
+
+    def forget_reached(self) -> None:
+        """Only the objects among the arguments, as at first."""
+        del self.objects[sum(item is OBJECT for item in self.template) :]
+
+    def run(self, data: Sequence[Any]) -> Any:
+        """Call the function with `data` in the data's places."""
+        objects, arrays = iter(self.objects), iter(data)
+        leaves = [
+            next(arrays) if item is DATA else next(objects) if item is OBJECT else item[1] for item in self.template
+        ]
+        args, kwargs = tree_unflatten(self.treedef, leaves)
+        return self.fn(*args, **kwargs)
+
+
+class Met(Exception):  # noqa: N818  # a signal between the parts of this file, never an error of the user's
+    """A run reached cells that were not lifted; it is repeated with their owners lifted too."""
+
+    def __init__(self, owners: list[Any]) -> None:
+        self.owners = owners
+
+
+class Repartition(Exception):  # noqa: N818
+    """For new shapes the function uses or changes other cells than before."""
+
+
+class Static:
+    """A leaf of a result that is not an array, or (`index`) one of the objects: passed around compiled code."""
+
+    def __init__(self, value: Any, index: int | None = None) -> None:
+        self.value, self.index = value, index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and (self.value, self.index) == (other.value, other.index)
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.index))
+
+
+jax.tree_util.register_pytree_node(Static, lambda s: ((), s), lambda s, _: s)
+
+
+def wrap_output(out: Any, objects: Sequence[Any]) -> Any:
+    """`out` with everything but arrays wrapped, so that a compiled function can return it."""
+    numbers = {id(obj): i for i, obj in enumerate(objects)}
+
+    def wrap(leaf: Any) -> Any:
+        if id(leaf) in numbers:
+            return Static(None, numbers[id(leaf)])
+        return leaf if holds_state(leaf) or is_array(leaf) else Static(leaf)
+
+    return tree_map(wrap, out, is_leaf=holds_state)
+
+
+def unwrap_output(out: Any, objects: Sequence[Any]) -> Any:
+    """Undo `wrap_output` outside, with the objects of this call."""
+
+    def unwrap(leaf: Any) -> Any:
+        if not isinstance(leaf, Static):
+            return leaf
+        return leaf.value if leaf.index is None else objects[leaf.index]
+
+    return tree_map(unwrap, out, is_leaf=lambda leaf: isinstance(leaf, Static))
+
+
+class Traced:
+    """One run of the user's function as a jaxpr over cell values and data."""
+
+    def __init__(self, args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any], check: Any):
+        self.written: list[int] = []
+
+        def pure(values: list[Any], data: list[Any]) -> Any:
+            (out, new, frame) = cells.substituted(lifted, values, lambda: check(args.run(data), args.objects))
+            if frame.met:
+                raise Met(_owners(frame))
+            self.written = [i for i, value in enumerate(new) if value is not values[i]]
+            return out, [new[i] for i in self.written]
+
+        closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), list(data))
+        self._out_tree = jax.tree.structure(shapes)
+        self._closed = closed
+        present = [i for i, value in enumerate(values) if value is not None]
+        used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, jax_core.Var)}
+        used |= {v for v in closed.jaxpr.outvars if isinstance(v, jax_core.Var)}
+        self.used = [i for i, var in zip(present, closed.jaxpr.invars, strict=False) if var in used]
+        self.present = present
+        self.calls_back = bool(closed.effects) or _calls_back(closed.jaxpr)
+
+    def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        """The result and the written cells' new values. `values` of unused cells may be anything."""
+        flat = jax_core.jaxpr_as_fun(self._closed)(*[values[i] for i in self.present], *data)
+        return tree_unflatten(self._out_tree, flat)
+
+
+def _owners(frame: Frame) -> list[Any]:
+    owners = {id(owner): owner for owner, _ in frame.met.values()}
+    if None in owners.values():
+        raise RuntimeError("a cell without an owner was reached while tracing")
+    return list(owners.values())
+
+
+def _calls_back(jaxpr: Any) -> bool:
+    """Whether running this may call Python, which may raise."""
+    return any(
+        eqn.primitive.name.endswith("callback") or any(map(_calls_back, jax_core.jaxprs_in_params(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """Outputs of a traced function of which none shares a buffer with an input or another output."""
+    seen = {id(value) for value in inputs}
+    result = []
+    for value in outputs:
+        if id(value) in seen and isinstance(value, jax.Array):
+            value = jax.numpy.copy(value)
+        seen.add(id(value))
+        result.append(value)
+    return result
+
+
+class Binding:
+    """A program, and the cells of some objects in the order in which it takes them."""
+
+    __slots__ = ("program", "treedef", "template", "walks", "cells", "groups", "partition", "__weakref__")
+
+    def __init__(self, program: Program, args: Arguments, walks: Sequence[Walk], lifted: list[Cell]) -> None:
+        self.program = program
+        self.treedef, self.template = args.treedef, args.template
+        self.walks = [weakref.ref(walk) for walk in walks]
+        self.cells = lifted
+        self.regroup()
+
+    def regroup(self) -> None:
+        self.partition = self.program.partition
+        self.groups = self.program.group(self.cells)
+
+    def fits(self, args: Arguments, walks: list[Walk]) -> bool:
+        return (
+            self.treedef == args.treedef and self.template == args.template and [ref() for ref in self.walks] == walks
+        )
+
+
+class Partition:
+    """Which of the lifted cells a program differentiates, changes, or only reads (as indices)."""
+
+    def __init__(self, used: Sequence[int], written: Sequence[int], trainable: Sequence[bool]) -> None:
+        self.used, self.written = sorted(used), sorted(written)
+        self.train = [i for i in self.used if trainable[i]]
+        self.owned = [i for i in self.written if i not in self.train]
+        self.rest = [i for i in self.used if i not in self.train and i not in self.owned]
+
+    def covers(self, traced: Traced) -> bool:
+        return set(traced.used) <= set(self.used) and set(traced.written) <= set(self.written)
+
+
+class Program:
+    """The compiled form of one function for one structure. Subclasses say what is computed, in `body`."""
+
+    def __init__(self, name: str, check: Callable[..., Any], traced: Traced, lifted: Sequence[Cell]) -> None:
+        self.name, self.check = name, check
+        self.trainable = [cell.trainable for cell in lifted]
+        self.partition = Partition(traced.used, traced.written, self.trainable)
+        self.calls_back = traced.calls_back
+        self.num_traces = 0
+        self._now = threading.local()  # the call being made: JAX may trace again at any
+        self._now.traced = traced
+        self.compiled = cells.Compiled(self._traced_body, name)
+
+    def group(self, lifted: list[Cell]) -> Any:
+        raise NotImplementedError
+
+    def body(self, traced: Traced, *args: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def spread(self, indices: Sequence[int], values: Sequence[Any], into: list[Any]) -> None:
+        for i, value in zip(indices, values, strict=True):
+            into[i] = value
+
+    def _traced_body(self, *args: Any) -> list[Any]:
+        self.num_traces += 1
+        traced = getattr(self._now, "traced", None)
+        self._now.traced = None
+        if traced is None:
+            arguments, lifted = self._now.call
+            values = self.values_for_trace(list(map(get_value, lifted)), *args)
+            traced = Traced(arguments, lifted, values, args[-1], self.check)
+            if not self.partition.covers(traced):
+                used, written = {*self.partition.used, *traced.used}, {*self.partition.written, *traced.written}
+                self.partition = Partition(list(used), list(written), self.trainable)
+                self.compiled = cells.Compiled(self._traced_body, self.name)
+                raise Repartition
+            self.calls_back = self.calls_back or traced.calls_back
+        return self.body(traced, *args)
+
+    def values_for_trace(self, values: list[Any], *args: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def run(self, binding: Binding, args: Arguments, stored: list[Cell], owned: list[Cell], *values: Any) -> list[Any]:
+        """Call the compiled function and commit; what it returns beyond the cells' new values."""
+        self._now.call = args, binding.cells
+        try:
+            return self.compiled.commit(stored, owned, *values, fallible=self.calls_back)
+        finally:
+            self._now.call = None
+
+
+class Function:
+    """A function of the user's, and its programs."""
+
+    def __init__(self, fn: Callable[..., Any], make_program: Callable[..., Program], check: Callable[..., Any]) -> None:
+        self.name = getattr(fn, "__name__", type(fn).__name__)
+        self.make_program, self.check = make_program, check
+        self.programs: dict[Any, Program] = {}
+        self.token = object()  # stands for this function where holding it would make a cycle
+        self.lock = threading.RLock()
+        self.last: Any = lambda: None  # a weak reference to the last binding
+        self.met: list[Any] = []  # weak references to what only a trace could find
+        self.version: object = None
+        self.look(fn)
+
+    def look(self, fn: Callable[..., Any]) -> None:
+        """Find by name what `fn` reaches by closure."""
+        self.places = closures.search(fn)
+        self.reached = list({id(was): was for _, _, was in self.places if holds_state(was)}.values())
+
+    def bind(self, args: Arguments) -> Binding:
+        """The program and cells for a call; `args.objects` gains what the function reaches by closure."""
+        self.add_reached(args)
+        if not args.objects:
+            return self._bind_slowly(args, [])
+        walks = [walk_of(obj) for obj in args.objects]
+        binding = self.last()
+        if binding is None or not binding.fits(args, walks):
+            binding = walks[0].bindings.get((self.token, args.treedef, args.template))
+            if binding is None or not binding.fits(args, walks):
+                binding = self._bind_slowly(args, walks)
+            self.last = weakref.ref(binding)
+        if binding.partition is not binding.program.partition:
+            binding.regroup()
+        return binding
+
+    def add_reached(self, args: Arguments) -> None:
+        if self.places and closures.rebound(self.places):
+            self.look(args.fn)
+        args.objects += self.reached
+        if self.met:
+            if self.version is not cells.structure.version:  # something is new: only a trace can tell if it is used
+                self.met, self.last, self.version = [], lambda: None, cells.structure.version
+                trace_with_all(args, self.check, self.met)
+            else:
+                args.objects += [obj for obj in (ref() for ref in self.met) if obj is not None]
+
+    def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
+        with self.lock:
+            lifted, alias = unique_cells(walks)
+            key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias)
+            _check_hashable(args.template)
+            program = self.programs.get(key)
+            if program is None:
+                before = len(args.objects)
+                traced, lifted = trace_with_all(args, self.check, self.met)
+                self.version = cells.structure.version
+                walks = [walk_of(obj) for obj in args.objects]
+                if len(args.objects) > before:
+                    _, alias = unique_cells(walks)
+                    key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias)
+                program = self.programs.get(key)
+                if program is None:
+                    program = self.programs[key] = self.make_program(self.name, self.check, traced, lifted)
+            binding = Binding(program, args, walks, lifted)
+            if walks:
+                bindings = walks[0].bindings
+                if len(bindings) >= 16:
+                    bindings.clear()
+                bindings[self.token, args.treedef, args.template] = binding
+            return binding
+
+
+def unique_cells(walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
+    """The cells of several objects, each once, and a signature of which of them the objects share."""
+    if len(walks) == 1:
+        return walks[0].cells, ()
+    index: dict[Cell, int] = {}
+    order = [index.setdefault(cell, len(index)) for walk in walks for cell in walk.cells]
+    return list(index), tuple(order) if len(order) > len(index) else ()
+
+
+def trace_with_all(args: Arguments, check: Any, met: list[Any] | None = None) -> tuple[Traced, list[Cell]]:
+    """Trace the function at the cells' present values, again as long as it reaches objects not in `args.objects`."""
+    while True:
+        lifted, _ = unique_cells([walk_of(obj) for obj in args.objects])
+        try:
+            return Traced(args, lifted, list(map(get_value, lifted)), args.data, check), lifted
+        except Met as error:
+            args.objects += error.owners
+            if met is not None:
+                met += [weakref.ref(owner) for owner in error.owners]
+
+
+def _check_hashable(template: tuple[Any, ...]) -> None:
+    for item in template:
+        if item is not DATA and item is not OBJECT:
+            try:
+                hash(item[1])
+            except TypeError:
+                raise TypeError(
+                    f"an argument is a {item[0].__name__}, which is neither an array or a module nor hashable. Pass"
+                    " arrays, numbers, modules, pytrees of them, or hashable static values."
+                ) from None
+
+
+_functions = IdMap()
+
+
+def function_for(fn: Any, mode: Any, make: Callable[[Any], Function]) -> Function:
+    """The Function kept for `fn` (for as long as `fn` lives) and a mode of use."""
+    holder, name = (fn.__self__, fn.__func__) if isinstance(fn, types.MethodType) else (fn, None)
+    known = _functions.get(holder)
+    if known is None:
+        known = {}
+        try:
+            _functions.set(holder, known)
+        except TypeError:  # cannot be referred to weakly: traced anew at each call
+            return make(fn)
+    function: Function | None = known.get((name, mode))
+    if function is None:
+        function = known[name, mode] = make(fn)
+    return function
+
+
+def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Bring partials, methods of modules and modules themselves to a plain function with more arguments."""
+    while True:
+        if isinstance(fn, functools.partial):
+            fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
+        elif isinstance(fn, types.MethodType) and holds_state(fn.__self__):
+            fn, args = fn.__func__, (fn.__self__, *args)
+        elif holds_state(fn):
+            fn, args = type(fn).__call__, (fn, *args)
+        else:
+            return fn, args, kwargs
