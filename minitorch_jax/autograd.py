@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -11,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
-from .cell import Cell, get_value
+from .cell import Cell, at_top_level, get_value
 from .stateful import Walk, build, walk_of
 from .tracing import (
     Arguments,
     Function,
+    Functions,
     Program,
-    Repartition,
     Traced,
-    function_for,
     trace_with_all,
     unaliased,
     unfold,
@@ -76,10 +76,10 @@ class _GradientProgram(Program):
         if self.accumulate:
             old = owned[: len(grads)]
             stored = [new if acc is None else acc + new for acc, new in zip(old, grads, strict=True)] + written
-            grads = []
+            rest_out: tuple[Any, ...] = (loss, aux)
         else:
-            stored = written
-        flat, tree = jax.tree.flatten((loss, aux, grads))
+            stored, rest_out = written, (loss, aux, grads)
+        flat, tree = jax.tree.flatten(rest_out)
         inputs = jax.tree.leaves((owned, train, rest, data))
         out = unaliased([*stored, *flat], inputs)
         return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
@@ -112,8 +112,8 @@ def _no_parameter(name: str, lifted: list[Cell]) -> ValueError:
     )
 
 
-def _function(fn: Any, has_aux: bool, program: type[_GradientProgram]) -> Function:
-    """The compiled forms of a loss function."""
+def _functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
+    """The compiled forms of loss functions, for one use of them."""
 
     def make(fn: Any) -> Function:
         name = getattr(fn, "__name__", type(fn).__name__)
@@ -127,7 +127,11 @@ def _function(fn: Any, has_aux: bool, program: type[_GradientProgram]) -> Functi
 
         return Function(fn, program, check)
 
-    return function_for(fn, (has_aux, program), make)
+    return Functions(make)
+
+
+_accumulating = (_functions(False, _AccumulatingProgram), _functions(True, _AccumulatingProgram))
+_returning = (_functions(False, _GradientProgram), _functions(True, _GradientProgram))
 
 
 def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
@@ -159,50 +163,38 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
         >>> loss.shape, [g.shape for g in layer.grads()]
         ((), [(1, 2), (1,)])
     """
-    fn, args, kwargs = unfold(loss_fn, args, kwargs)
+    if type(loss_fn) is not FunctionType:
+        loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
+    function = _accumulating[has_aux].get(loss_fn)
+    if at_top_level():
+        (loss, aux), _ = function.run(loss_fn, args, kwargs)
+        return (loss, unwrap_output(aux, _objects(function, loss_fn, args, kwargs))) if has_aux else loss
+    loss, aux, grads, objects = _inline(function, Arguments(loss_fn, args, kwargs))
+    for param, new in grads.items():
+        if param.grad is not None:
+            cells.write(param.grad, new if param.grad.value is None else param.grad.value + new, "a gradient")
+    return (loss, unwrap_output(aux, objects)) if has_aux else loss
+
+
+def _objects(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The modules of a call, as its trace numbered them."""
     call = Arguments(fn, args, kwargs)
-    function = _function(fn, has_aux, _AccumulatingProgram)
-    if cells.local.frame is not None or not cells.at_top_level():
-        loss, aux, params, grads = _inline(function, call)
-        _add_inline(params, grads)
-    else:
-        loss, aux = _run(function, call)[:2]
-    return (loss, unwrap_output(aux, call.objects)) if has_aux else loss
+    function.add_reached(call)
+    return call.objects
 
 
-def _run(function: Function, call: Arguments) -> list[Any]:
-    """Run the compiled program: the loss, aux, gradients (unless accumulated), and for those the binding."""
-    while True:
-        binding = function.bind(call)
-        stored, owned, train, rest = binding.groups
-        try:
-            out = binding.program.run(
-                binding, call, stored, owned, list(map(get_value, train)), list(map(get_value, rest)), call.data
-            )
-            return [*out, binding]
-        except Repartition:
-            call.forget_reached()
-
-
-def _inline(function: Function, call: Arguments) -> tuple[Any, Any, list[Cell], list[Any]]:
+def _inline(function: Function, call: Arguments) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
     """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
     function.add_reached(call)
     traced, lifted = trace_with_all(call, function.check)
-    part = [i for i in traced.used if lifted[i].trainable]
-    if not part:
+    train = [i for i in traced.used if lifted[i].trainable]
+    if not train:
         raise _no_parameter(function.name, lifted)
     values = list(map(get_value, lifted))
-    (loss, aux, written), grads = _value_and_grad(traced, values, call.data, part)
+    (loss, aux, written), grads = _value_and_grad(traced, values, call.data, train)
     for i, value in zip(traced.written, written, strict=True):
         cells.write(lifted[i], value, f"a {lifted[i].kind}", call.objects[0])
-    return loss, aux, [lifted[i] for i in part], grads
-
-
-def _add_inline(params: list[Cell], grads: list[Any]) -> None:
-    for param, new in zip(params, grads, strict=True):
-        grad = param.grad
-        if grad is not None:
-            cells.write(grad, new if grad.value is None else grad.value + new, "a gradient")
+    return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
 
 
 def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
@@ -232,15 +224,15 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
     @wraps(fn if hasattr(fn, "__name__") else type(fn).__call__)
     def loss_and_grads(*args: Any, **kwargs: Any) -> Any:
         inner, args, kwargs = unfold(fn, args, kwargs)
-        call = Arguments(inner, args, kwargs)
-        function = _function(inner, has_aux, _GradientProgram)
-        if cells.local.frame is not None or not cells.at_top_level():
-            loss, aux, params, grads = _inline(function, call)
+        function = _returning[has_aux].get(inner)
+        if at_top_level():
+            (loss, aux, grads), binding = function.run(inner, args, kwargs)
+            by_cell = dict(zip(binding.groups[0], grads, strict=True))
+            objects = _objects(function, inner, args, kwargs)
         else:
-            loss, aux, grads, binding = _run(function, call)
-            params = binding.groups[2]
-        gradients = _as_modules(call.objects, dict(zip(params, grads, strict=True)))
-        return ((loss, unwrap_output(aux, call.objects)), gradients) if has_aux else (loss, gradients)
+            loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs))
+        gradients = _as_modules(objects, by_cell)
+        return ((loss, unwrap_output(aux, objects)), gradients) if has_aux else (loss, gradients)
 
     return loss_and_grads
 

@@ -14,8 +14,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, repeat
-from operator import attrgetter, itemgetter
+from itertools import chain, repeat, starmap
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -43,22 +43,35 @@ class DroppedUpdateWarning(UserWarning):
 # Which trace are we in?
 
 
+trace_state: Callable[[], Any] = jax_core.get_opaque_trace_state
+
+
 def _top_level_state() -> Any:
     """The trace state outside of every transform, asked of a new thread: this module may be imported inside one."""
     states: list[Any] = []
-    thread = threading.Thread(target=lambda: states.append(jax_core.get_opaque_trace_state()))
+    thread = threading.Thread(target=lambda: states.append(trace_state()))
     thread.start()
     thread.join()
     return states[0]
 
 
-trace_state: Callable[[], Any] = jax_core.get_opaque_trace_state
-TOP_LEVEL = _top_level_state()
+_TOP_LEVEL = _top_level_state()
 
 
-def at_top_level() -> bool:
-    """Whether no JAX transform (`jit`, `grad`, `vmap`, `scan`, …) is being traced in this thread."""
-    return trace_state() == TOP_LEVEL
+def _at_top_level() -> bool:
+    return bool(trace_state() == _TOP_LEVEL)
+
+
+try:  # the same at a third of the price, where this JAX has it
+    from jax._src.core import trace_ctx as _trace_ctx
+
+    _at_top_level = _trace_ctx.is_top_level
+    _at_top_level()
+except (ImportError, AttributeError, TypeError):
+    pass
+
+# Whether no JAX transform (`jit`, `grad`, `vmap`, `scan`, …) is being traced in this thread.
+at_top_level: Callable[[], bool] = _at_top_level
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,6 +91,22 @@ structure = _Structure()
 def structure_changed() -> None:
     """Record that a static part of some module or optimizer has changed. A fresh object cannot lose a race."""
     structure.version = object()
+
+
+class _Lendings:
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = object()
+
+
+lendings = _Lendings()  # its `last` is another object after each lending: while it is the same, nothing was lent
+
+
+def lend(cell: Cell) -> None:
+    """Record that someone outside may hold this cell's buffer from now on."""
+    cell.lent = True
+    lendings.last = object()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,10 +181,11 @@ class Cell:
         new = Cell(
             self.value, self.kind, trainable=self.trainable, lent=True, encoding=self.encoding, birth=birth_here()
         )
-        self.lent = True
+        lend(self)
         memo[id(self)] = new
         if self.grad is not None and new.grad is not None:
-            new.grad.value, new.grad.lent, self.grad.lent = self.grad.value, True, True
+            new.grad.value, new.grad.lent = self.grad.value, True
+            lend(self.grad)
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,7 +212,6 @@ def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | 
 
 
 get_value = attrgetter("value")
-get_lent = attrgetter("lent")
 store: Callable[[Cell, Any], None] = Cell.value.__set__  # type: ignore[attr-defined]  # the C slot setter
 
 
@@ -204,6 +233,9 @@ class Frame:
             self.met.setdefault(id(cell), (owner, cell))
 
 
+_config = jax.config
+
+
 class _Local(threading.local):
     frame: Frame | None = None
 
@@ -214,7 +246,7 @@ local = _Local()
 def read(cell: Cell, owner: Any = None) -> Any:
     """The value for a caller outside: it is theirs from now on, so it is never donated without a copy."""
     if local.frame is None:
-        cell.lent = True
+        lend(cell)
     else:
         local.frame.touch(cell, owner)
     if cell.birth is not None and cell.kind == "gradient":
@@ -224,12 +256,12 @@ def read(cell: Cell, owner: Any = None) -> Any:
 
 def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
     """Raise unless a change of `cell` made here lasts: at top level, in a run of ours, or on a copy of this transform."""
-    state = trace_state()
     frame = local.frame
-    if state == TOP_LEVEL:
+    if at_top_level():
         if frame is not None:  # only with `jax.disable_jit()`
             _note_write(frame, cell, owner)
         return
+    state = trace_state()
     birth = cell.birth
     if birth is not None and birth.state == state:
         birth.dirty[id(cell)] = label
@@ -255,14 +287,14 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
     if isinstance(value, jax.core.Tracer) and at_top_level():
         raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
     if local.frame is None:
-        cell.lent = True
+        lend(cell)
     cell.value = value
 
 
 def mark_used(cells: Iterable[Cell]) -> None:
     """These cells' values have been handed on (flattened), so a change of them is not lost."""
     for cell in cells:
-        cell.lent = True
+        lend(cell)
         if cell.birth is not None:
             cell.birth.dirty.pop(id(cell), None)
 
@@ -271,29 +303,21 @@ def mark_used(cells: Iterable[Cell]) -> None:
 # Donation and storing
 
 
-def exclusive(cells: Sequence[Cell]) -> list[Any]:
-    """The values of `cells`, safe to donate: what is lent has been copied (the cells keep the original until `commit`)."""
-    values = list(map(get_value, cells))
-    if any(map(get_lent, cells)):
-        lent = [i for i, cell in enumerate(cells) if cell.lent and values[i] is not None]
-        for i, copied in zip(lent, fresh_copies([values[i] for i in lent]), strict=True):
-            values[i] = copied
-    return values
-
-
 def fresh_copies(values: list[Any]) -> list[Any]:
     """Copies that share no buffer with `values`, in one call."""
     return jax.device_put(values, may_alias=False)
 
 
 class Compiled:
-    """A jitted function of ours: first argument donated, first results stored in cells."""
+    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else."""
 
     __slots__ = ("donating", "keeping")
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
-        def compiled(*args: Any) -> Any:
-            out = function(*args)
+        def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
+            out = function(owned, *others)
+            if _config.jax_disable_jit:  # then results may be arrays that the user holds
+                out = jax.tree.map(jnp.copy, out)
             interrupts.defer()
             return out
 
@@ -301,38 +325,62 @@ class Compiled:
         self.donating = jax.jit(compiled, donate_argnums=0)
         self.keeping = jax.jit(compiled)
 
-    def commit(self, stored: Sequence[Cell], owned: Sequence[Cell], *args: Any, fallible: bool = False) -> list[Any]:
-        """Call with the values of `owned` (donated) and `args`; store the first results in `stored`, return the rest.
+
+class Pipeline:
+    """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
+
+    `compiled` may be one for many pipelines. `last_seen` is `lendings.last` at a time when no owned cell was lent.
+    """
+
+    __slots__ = ("compiled", "stored", "owned", "last_seen")
+
+    def __init__(self, compiled: Compiled, stored: Sequence[Cell], owned: Sequence[Cell]) -> None:
+        self.compiled, self.stored, self.owned = compiled, stored, owned
+        self.last_seen: object = None
+
+    def run(self, others: tuple[Any, ...], fallible: bool = False) -> list[Any]:
+        """Call, store the first results, return the rest.
 
         From the start of the call to the last store there is no bytecode at which Python could handle a signal, so a
         Ctrl-C comes before everything or after everything. (Where JAX itself has to run Python, to trace and to compile,
         the signal is put off from the end of tracing on.) `fallible`: the program may fail while it runs, as it may
         under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded.
         """
-        config = jax.config
-        if fallible or config.jax_debug_nans or config.jax_debug_infs or config.jax_disable_jit:
-            return self._commit_slowly(stored, owned, *args)
-        results = chain.from_iterable(map(self.donating, (exclusive(owned),), *[(arg,) for arg in args]))
+        if fallible or _config.jax_debug_nans or _config.jax_debug_infs:
+            return self._run_slowly(others)
+        last = lendings.last
+        values = list(map(get_value, self.owned))
+        if self.last_seen is not last:
+            self._copy_lent(values)
+        results = chain.from_iterable(starmap(self.compiled.donating, ((values, others),)))
         try:
-            deque(map(store, stored, results), 0)
+            deque(map(store, self.stored, results), 0)
             rest = list(results)
         finally:
             interrupts.release()
-        if any(map(get_lent, owned)):
-            for cell in owned:
+        if self.last_seen is not last:
+            for cell in self.owned:  # their arrays are new, and ours alone
                 cell.lent = False
+            self.last_seen = last
         return rest
 
-    def _commit_slowly(self, stored: Sequence[Cell], owned: Sequence[Cell], *args: Any) -> list[Any]:
+    def _copy_lent(self, values: list[Any]) -> None:
+        """Put copies into `values` for what someone else may hold; the cells keep the original until results come."""
+        lent = [i for i, cell in enumerate(self.owned) if cell.lent and values[i] is not None]
+        if lent:
+            for i, copied in zip(lent, fresh_copies([values[i] for i in lent]), strict=True):
+                values[i] = copied
+
+    def _run_slowly(self, others: tuple[Any, ...]) -> list[Any]:
         try:
-            results = jax.block_until_ready(self.keeping(list(map(get_value, owned)), *args))
+            results = jax.block_until_ready(self.compiled.keeping(list(map(get_value, self.owned)), others))
             jax.effects_barrier()
         finally:
             interrupts.release()
-        for cell in stored:
-            cell.lent = True
-        store_all(stored, results)
-        return list(results[len(stored) :])
+        for cell in self.stored:
+            lend(cell)
+        store_all(self.stored, results)
+        return list(results[len(self.stored) :])
 
 
 def store_all(cells: Sequence[Cell], values: Iterable[Any]) -> None:
@@ -431,14 +479,3 @@ class Encoding:
     def shape(self, value: Any) -> tuple[int, ...]:
         """The shape of the decoded value."""
         return tuple(jax.eval_shape(self.decode, value).shape)
-
-
-def pick(indices: Sequence[int]) -> Callable[[Sequence[Any]], list[Any]]:
-    """A function taking the items at `indices` of a sequence, as a list, at C speed."""
-    if not indices:
-        return lambda items: []
-    if len(indices) == 1:
-        only = indices[0]
-        return lambda items: [items[only]]
-    getter = itemgetter(*indices)
-    return lambda items: list(getter(items))

@@ -2,7 +2,7 @@
 
 A call of a compiled function is one C call, which no signal handler interrupts. Only when JAX has to trace and compile
 does it run Python code after the donated inputs are gone. A program of ours calls `defer` as soon as its own tracing has
-ended, when nothing has been used up yet, and `commit` calls `release` when the results are stored: a Ctrl-C in between
+ended, when nothing has been used up yet, and the pipeline calls `release` when the results are stored: a Ctrl-C in between
 (XLA's compilation cannot be interrupted anyway) is raised then.
 """
 
@@ -35,7 +35,9 @@ def defer() -> None:
 def release() -> None:
     """Undo `defer`, and raise what came in between."""
     global _previous
-    if _previous is not None and not _held and threading.current_thread() is threading.main_thread():
+    if _previous is None:
+        return
+    if not _held and threading.current_thread() is threading.main_thread():
         handler, _previous = _previous, None
         signal.signal(signal.SIGINT, handler)
         if _noted:

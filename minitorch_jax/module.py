@@ -474,7 +474,7 @@ class Module(Stateful):
     def zero_grad(self) -> None:
         """Reset all gradients of this module and those below it to zeros."""
         walk = walk_of(self)
-        if cells.local.frame is not None or not cells.at_top_level():
+        if not cells.at_top_level():
             for cell in walk.params:
                 cells.check_writable(cell.grad, f"the gradient of a {type(self).__name__}", self)
         cells.clear(walk.grads)
@@ -523,7 +523,7 @@ class Module(Stateful):
             cells.check_writable(cell.grad, label, self)
             new.append(grad if cell.grad.value is None else cell.grad.value + grad)
         for _, cell in targets:
-            cell.grad.lent = True
+            cells.lend(cell.grad)
         cells.store_all([cell.grad for _, cell in targets], new)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -641,7 +641,7 @@ class Module(Stateful):
             listed = "\n".join(problems)
             raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
         for cell in new:
-            cell.lent = True
+            cells.lend(cell)
         cells.store_all(list(new), [value for _, value in new.values()])
         return IncompatibleKeys(missing, unexpected)
 

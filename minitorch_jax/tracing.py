@@ -20,25 +20,26 @@ from jax.tree_util import tree_flatten, tree_map, tree_unflatten
 
 from . import cell as cells
 from . import closures
-from .cell import Cell, Frame, get_value
+from .cell import Cell, Frame, Pipeline, get_value, structure
 from .containers import holds_state, is_array
 from .stateful import IdMap, Walk, walk_of
 
-DATA, OBJECT, STATIC = "data", "object", "static"
-_codes: dict[type, str] = {float: DATA, int: DATA, complex: DATA, np.ndarray: DATA, bool: STATIC, str: STATIC}
+FLAT = jax.tree.structure(0)  # stands for positional arguments without containers
+DATA, OBJECT, STATIC, CONTAINER = "data", "object", "static", "container"
+_codes: dict[type, str] = {}
 
 
-def _classify(leaf: Any) -> str:
-    """How an argument is treated: traced, lifted cell by cell, or part of what is compiled for."""
-    kind = type(leaf)
-    if holds_state(leaf):
+def _classify(value: Any) -> str:
+    """How an argument is treated: traced, lifted cell by cell, taken apart, or part of what is compiled for."""
+    kind = type(value)
+    if holds_state(value):
         code = OBJECT
-    elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
+    elif isinstance(value, jax.Array | np.ndarray | np.generic | int | float | complex) and kind is not bool:
         code = DATA
-    elif is_array(leaf):
+    elif is_array(value):
         raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
     else:
-        code = STATIC
+        code = STATIC if jax.tree_util.all_leaves([value]) else CONTAINER
     _codes[kind] = code
     return code
 
@@ -49,26 +50,20 @@ class Arguments:
     __slots__ = ("fn", "treedef", "template", "objects", "data")
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves, self.treedef = tree_flatten((args, kwargs), is_leaf=holds_state)
         self.fn = fn
-        self.objects: list[Any] = []
-        self.data: list[Any] = []
-        template: list[Any] = []
-        for leaf in leaves:
-            code = _codes.get(type(leaf)) or _classify(leaf)
-            if code is DATA:
-                self.data.append(leaf)
-                template.append(DATA)
-            elif code is OBJECT:
-                self.objects.append(leaf)
-                template.append(OBJECT)
-            else:
-                template.append((type(leaf), leaf))
+        template: list[Any] = [_codes.get(type(arg)) or _classify(arg) for arg in args]
+        leaves: Sequence[Any] = args
+        self.treedef = FLAT
+        if CONTAINER in template or kwargs:
+            leaves, self.treedef = tree_flatten((args, kwargs), is_leaf=holds_state)
+            template = [_codes.get(type(leaf)) or _classify(leaf) for leaf in leaves]
+        self.objects: list[Any] = [leaf for leaf, code in zip(leaves, template, strict=True) if code is OBJECT]
+        self.data = tuple([leaf for leaf, code in zip(leaves, template, strict=True) if code is DATA])
+        if STATIC in template:
+            template = [
+                (type(leaf), leaf) if code is STATIC else code for leaf, code in zip(leaves, template, strict=True)
+            ]
         self.template = tuple(template)
-
-    def forget_reached(self) -> None:
-        """Only the objects among the arguments, as at first."""
-        del self.objects[sum(item is OBJECT for item in self.template) :]
 
     def run(self, data: Sequence[Any]) -> Any:
         """Call the function with `data` in the data's places."""
@@ -76,6 +71,8 @@ class Arguments:
         leaves = [
             next(arrays) if item is DATA else next(objects) if item is OBJECT else item[1] for item in self.template
         ]
+        if self.treedef is FLAT:
+            return self.fn(*leaves)
         args, kwargs = tree_unflatten(self.treedef, leaves)
         return self.fn(*args, **kwargs)
 
@@ -136,14 +133,14 @@ class Traced:
     def __init__(self, args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any], check: Any):
         self.written: list[int] = []
 
-        def pure(values: list[Any], data: list[Any]) -> Any:
+        def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
             (out, new, frame) = cells.substituted(lifted, values, lambda: check(args.run(data), args.objects))
             if frame.met:
                 raise Met(_owners(frame))
             self.written = [i for i, value in enumerate(new) if value is not values[i]]
             return out, [new[i] for i in self.written]
 
-        closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), list(data))
+        closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
         self._out_tree = jax.tree.structure(shapes)
         self._closed = closed
         present = [i for i, value in enumerate(values) if value is not None]
@@ -189,23 +186,39 @@ def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
 class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
-    __slots__ = ("program", "treedef", "template", "walks", "cells", "groups", "partition", "__weakref__")
+    __slots__ = ("program", "walks", "cells", "groups", "partition", "pipeline", "__weakref__")
 
-    def __init__(self, program: Program, args: Arguments, walks: Sequence[Walk], lifted: list[Cell]) -> None:
+    def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
         self.program = program
-        self.treedef, self.template = args.treedef, args.template
         self.walks = [weakref.ref(walk) for walk in walks]
         self.cells = lifted
         self.regroup()
 
     def regroup(self) -> None:
         self.partition = self.program.partition
-        self.groups = self.program.group(self.cells)
+        stored, owned, *self.groups = self.program.group(self.cells)
+        self.pipeline = Pipeline(self.program.compiled, stored, owned)
 
-    def fits(self, args: Arguments, walks: list[Walk]) -> bool:
-        return (
-            self.treedef == args.treedef and self.template == args.template and [ref() for ref in self.walks] == walks
-        )
+    def fits(self, walks: list[Walk]) -> bool:
+        return [reference() for reference in self.walks] == walks
+
+    def values(self) -> list[list[Any]]:
+        """What the program is given besides what it updates in place, and the data."""
+        return [list(map(get_value, group)) for group in self.groups]
+
+
+class Shortcut:
+    """The last call's binding, for calls that differ from it only in data: one object or none, among flat arguments."""
+
+    __slots__ = ("version", "types", "place", "object", "reached", "binding")
+
+    def __init__(
+        self, types: tuple[type, ...], place: int, objects: list[Any], reached: list[Any], binding: Binding
+    ) -> None:
+        self.version = structure.version
+        self.types, self.place, self.reached = types, place, reached
+        self.object = weakref.ref(objects[0]) if place >= 0 else None
+        self.binding = weakref.ref(binding)
 
 
 class Partition:
@@ -230,8 +243,8 @@ class Program:
         self.partition = Partition(traced.used, traced.written, self.trainable)
         self.calls_back = traced.calls_back
         self.num_traces = 0
-        self._now = threading.local()  # the call being made: JAX may trace again at any
-        self._now.traced = traced
+        self.now = threading.local()  # the call being made: JAX may trace again at any
+        self.now.traced = traced
         self.compiled = cells.Compiled(self._traced_body, name)
 
     def group(self, lifted: list[Cell]) -> Any:
@@ -246,10 +259,12 @@ class Program:
 
     def _traced_body(self, *args: Any) -> list[Any]:
         self.num_traces += 1
-        traced = getattr(self._now, "traced", None)
-        self._now.traced = None
+        traced = getattr(self.now, "traced", None)
+        self.now.traced = None
         if traced is None:
-            arguments, lifted = self._now.call
+            fn, call_args, kwargs, reached, lifted = self.now.call
+            arguments = Arguments(fn, call_args, kwargs)
+            arguments.objects += reached
             values = self.values_for_trace(list(map(get_value, lifted)), *args)
             traced = Traced(arguments, lifted, values, args[-1], self.check)
             if not self.partition.covers(traced):
@@ -263,15 +278,6 @@ class Program:
     def values_for_trace(self, values: list[Any], *args: Any) -> list[Any]:
         raise NotImplementedError
 
-    def run(self, binding: Binding, args: Arguments, stored: list[Cell], owned: list[Cell], *values: Any) -> list[Any]:
-        """Call the compiled function and commit; what it returns beyond the cells' new values."""
-        self._now.call = args, binding.cells
-        try:
-            return self.compiled.commit(stored, owned, *values, fallible=self.calls_back)
-        finally:
-            self._now.call = None
-
-
 class Function:
     """A function of the user's, and its programs."""
 
@@ -281,7 +287,7 @@ class Function:
         self.programs: dict[Any, Program] = {}
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
-        self.last: Any = lambda: None  # a weak reference to the last binding
+        self.shortcut: Shortcut | None = None
         self.met: list[Any] = []  # weak references to what only a trace could find
         self.version: object = None
         self.look(fn)
@@ -291,32 +297,61 @@ class Function:
         self.places = closures.search(fn)
         self.reached = list({id(was): was for _, _, was in self.places if holds_state(was)}.values())
 
-    def bind(self, args: Arguments) -> Binding:
-        """The program and cells for a call; `args.objects` gains what the function reaches by closure."""
-        self.add_reached(args)
-        if not args.objects:
-            return self._bind_slowly(args, [])
-        walks = [walk_of(obj) for obj in args.objects]
-        binding = self.last()
-        if binding is None or not binding.fits(args, walks):
-            binding = walks[0].bindings.get((self.token, args.treedef, args.template))
-            if binding is None or not binding.fits(args, walks):
-                binding = self._bind_slowly(args, walks)
-            self.last = weakref.ref(binding)
+    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
+        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
+        short = self.shortcut
+        if (
+            short is not None
+            and short.version is structure.version
+            and short.types == tuple(map(type, args))
+            and not kwargs
+            and (short.place < 0 or short.object() is args[short.place])
+            and (not self.places or not closures.rebound(self.places))
+            and (binding := short.binding()) is not None
+            and binding.partition is binding.program.partition
+        ):
+            data = args if short.place < 0 else args[: short.place] + args[short.place + 1 :]
+            reached = short.reached
+        else:
+            binding, data, reached = self._bind(fn, args, kwargs)
+        program = binding.program
+        program.now.call = fn, args, kwargs, reached, binding.cells
+        try:
+            return binding.pipeline.run((*binding.values(), data), program.calls_back), binding
+        except Repartition:
+            return self.run(fn, args, kwargs)
+        finally:
+            program.now.call = None
+
+    def _bind(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Binding, tuple[Any, ...], list[Any]]:
+        """The long way: take the arguments apart, walk the objects if their structure may have changed, compare."""
+        call = Arguments(fn, args, kwargs)
+        own = len(call.objects)
+        self.add_reached(call)
+        walks = [walk_of(obj) for obj in call.objects]
+        key = (self.token, call.treedef, call.template)
+        binding = walks[0].bindings.get(key) if walks else None
+        if binding is None or not binding.fits(walks):
+            binding = self._bind_slowly(call, walks)
         if binding.partition is not binding.program.partition:
             binding.regroup()
-        return binding
+        reached = call.objects[own:]
+        if own < 2 and not self.met and own + len(call.data) == len(args) and call.treedef is FLAT:
+            place = call.template.index(OBJECT) if own else -1
+            self.shortcut = Shortcut(tuple(map(type, args)), place, call.objects, reached, binding)
+        return binding, call.data, reached
 
     def add_reached(self, args: Arguments) -> None:
+        """Add to the arguments' objects what the function reaches by closure."""
         if self.places and closures.rebound(self.places):
             self.look(args.fn)
         args.objects += self.reached
         if self.met:
-            if self.version is not cells.structure.version:  # something is new: only a trace can tell if it is used
-                self.met, self.last, self.version = [], lambda: None, cells.structure.version
+            if self.version is not structure.version:  # something is new: only a trace can tell if it is used
+                self.met, self.version = [], structure.version
                 trace_with_all(args, self.check, self.met)
             else:
-                args.objects += [obj for obj in (ref() for ref in self.met) if obj is not None]
+                args.objects += [obj for obj in (reference() for reference in self.met) if obj is not None]
 
     def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
         with self.lock:
@@ -327,7 +362,7 @@ class Function:
             if program is None:
                 before = len(args.objects)
                 traced, lifted = trace_with_all(args, self.check, self.met)
-                self.version = cells.structure.version
+                self.version = structure.version
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
                     _, alias = unique_cells(walks)
@@ -335,7 +370,7 @@ class Function:
                 program = self.programs.get(key)
                 if program is None:
                     program = self.programs[key] = self.make_program(self.name, self.check, traced, lifted)
-            binding = Binding(program, args, walks, lifted)
+            binding = Binding(program, walks, lifted)
             if walks:
                 bindings = walks[0].bindings
                 if len(bindings) >= 16:
@@ -377,23 +412,34 @@ def _check_hashable(template: tuple[Any, ...]) -> None:
                 ) from None
 
 
-_functions = IdMap()
+class Functions:
+    """The Functions kept for one use of functions (`backward`, say), for as long as those live."""
 
+    def __init__(self, make: Callable[[Any], Function]) -> None:
+        self._make = make
+        self._plain = IdMap()  # of functions
+        self._methods = IdMap()  # of objects: dicts by function
 
-def function_for(fn: Any, mode: Any, make: Callable[[Any], Function]) -> Function:
-    """The Function kept for `fn` (for as long as `fn` lives) and a mode of use."""
-    holder, name = (fn.__self__, fn.__func__) if isinstance(fn, types.MethodType) else (fn, None)
-    known = _functions.get(holder)
-    if known is None:
-        known = {}
+    def get(self, fn: Any) -> Function:
+        function: Function | None = self._plain.get(fn)
+        return self._new(fn) if function is None else function
+
+    def _new(self, fn: Any) -> Function:
         try:
-            _functions.set(holder, known)
+            if not isinstance(fn, types.MethodType):
+                function = self._make(fn)
+                self._plain.set(fn, function)
+                return function
+            known = self._methods.get(fn.__self__)
+            if known is None:
+                known = {}
+                self._methods.set(fn.__self__, known)
         except TypeError:  # cannot be referred to weakly: traced anew at each call
-            return make(fn)
-    function: Function | None = known.get((name, mode))
-    if function is None:
-        function = known[name, mode] = make(fn)
-    return function
+            return self._make(fn)
+        if fn.__func__ not in known:
+            known[fn.__func__] = self._make(fn)
+        found: Function = known[fn.__func__]
+        return found
 
 
 def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from .. import cell as cells
-from ..cell import Cell, get_value
+from ..cell import Cell, at_top_level, get_value, structure
 from ..module import checked
 from ..stateful import Builder, Node, Stateful, Walk, Walker, join, walk_of
 from .plan import Plan, make_plan
@@ -120,16 +120,18 @@ class Optimizer(Stateful):
 
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
-        plan = self._plan_now()
+        plan: Plan = self._plan
+        if plan is None or plan.version is not structure.version or plan.modules != self.modules:
+            plan = self._plan_now()
         grads = list(map(get_value, plan.grads))
         if plan.fresh or (grads and grads[0] is None):
             self._look_for_missing(plan, grads)
-        if cells.local.frame is not None or not cells.at_top_level():
+        if not at_top_level():
             self._step_inline(plan, grads)
         elif plan.foreign:
             self._step_foreign(plan, grads)
         else:
-            plan.compiled.commit(plan.owned, plan.owned, grads, self._values.value)
+            plan.run((grads, self._values.value))
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
@@ -168,7 +170,8 @@ class Optimizer(Stateful):
             values = np.asarray(self._numbers(), np.float64) if wide else self._values.value
             cells.interrupts.hold()
             try:
-                plan.compiled.commit([*plan.owned, *landing], plan.owned, grads, values, given, missing)
+                pipeline = cells.Pipeline(plan.compiled, [*plan.owned, *landing], plan.owned)
+                pipeline.run((grads, values, given, missing))
                 new = iter([np.asarray(cell.value) for cell in landing])
                 for foreign in plan.foreign:
                     foreign.write([next(new) for _ in foreign.cells])
@@ -423,7 +426,7 @@ class Optimizer(Stateful):
         for name, value in hyper.items():
             setattr(self, name, value)
         for cell, _ in new:
-            cell.lent = True
+            cells.lend(cell)
         cells.store_all([*(cell for cell, _ in new), self._steps], [*(v for _, v in new), jnp.asarray(steps)])
 
     def __getstate__(self) -> dict[str, Any]:

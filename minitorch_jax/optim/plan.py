@@ -49,6 +49,7 @@ class Plan:
             len(order),
         )
         self.compiled, self.update = _update_for(key)
+        self.run = cells.Pipeline(self.compiled, self.owned, self.owned).run
 
 
 def make_plan(opt: Any) -> Plan:
