@@ -162,17 +162,27 @@ def main() -> None:
     limits = {2: 1.3, 20: 1.15, 100: 1.1}
     for depth in (2,) if quick else limits:
         calls = max(8, 1000 // depth)
-        rows.append((f"three-call loop, depth {depth}, width 16", limits[depth], paired(*loop_sides(depth, 16), calls, rounds)))
+        rows.append(
+            (f"three-call loop, depth {depth}, width 16", limits[depth], paired(*loop_sides(depth, 16), calls, rounds))
+        )
     size = 1_000_000 if quick else 50_000_000
     rows.append((f"step(), one array of {size:,}", 1.05, paired(*step_sides(1, size), 5, max(5, rounds // 2))))
-    rows.append((f"step(), one array of {size:,}, NumPy loop", 1 / 3, paired(*numpy_sides(size), 5, max(5, rounds // 3))))
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} cores; peer: donated jax.jit, by hand")
+    rows.append(
+        (f"step(), one array of {size:,}, NumPy loop", 1 / 3, paired(*numpy_sides(size), 5, max(5, rounds // 3)))
+    )
+    print(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {os.cpu_count()} cores; peer: donated jax.jit, by hand"
+    )
     print(f"{'work':42} {'ours µs':>10} {'peer µs':>10} {'ratio':>6} {'quartiles':>13} {'aim':>6}")
     for name, limit, row in rows:
         spread = f"{row['ratio_low']:.2f}..{row['ratio_high']:.2f}"
-        print(f"{name:42} {row['ours_us']:10.1f} {row['peer_us']:10.1f} {row['ratio']:6.2f} {spread:>13} {'≤':>2}{limit:4.2f}")
+        print(
+            f"{name:42} {row['ours_us']:10.1f} {row['peer_us']:10.1f} {row['ratio']:6.2f} {spread:>13} {'≤':>2}{limit:4.2f}"
+        )
     if sys.platform == "linux":
-        print(f"peak memory of step(), one array of {size:,}: {peak_memory(size):.2f} arrays (parameters + gradients = 2)")
+        print(
+            f"peak memory of step(), one array of {size:,}: {peak_memory(size):.2f} arrays (parameters + gradients = 2)"
+        )
     if args.output:
         args.output.write_text(json.dumps([{"work": name, "aim": limit, **row} for name, limit, row in rows], indent=1))
 

@@ -7,10 +7,10 @@ from .autograd import grad as grad
 from .autograd import value_and_grad as value_and_grad
 from .cell import DroppedUpdateWarning as DroppedUpdateWarning
 from .cell import TraceError as TraceError
-from .module import Buffer as Buffer
 from .module import Module as Module
-from .module import Parameter as Parameter
 from .optim import Optimizer as Optimizer
+from .parameter import Buffer as Buffer
+from .parameter import Parameter as Parameter
 from .random import seed as seed
 
 __version__ = "0.1.0"

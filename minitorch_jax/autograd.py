@@ -12,26 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
+from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, at_top_level, get_value
 from .stateful import Walk, build, walk_of
-from .tracing import (
-    Arguments,
-    Function,
-    Functions,
-    Program,
-    Traced,
-    trace_with_all,
-    unaliased,
-    unfold,
-    unwrap_output,
-    wrap_output,
-)
+from .tracing import Function, Functions, Program, Traced, trace_with_all, unaliased
 
 
 def _check_loss(loss: Any, name: str) -> Any:
     """The loss as a scalar array, or a TypeError that says what came instead."""
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
-        hint = " To return more than the loss, use has_aux=True and return (loss, aux)." if isinstance(loss, tuple) else ""
+        hint = (
+            " To return more than the loss, use has_aux=True and return (loss, aux)." if isinstance(loss, tuple) else ""
+        )
         raise TypeError(f"{name} must return a scalar floating loss; it returned a {type(loss).__name__}.{hint}")
     loss = jnp.asarray(loss)
     if loss.shape != ():
@@ -40,7 +32,9 @@ def _check_loss(loss: Any, name: str) -> Any:
             " `.sum()`."
         )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"{name} must return a floating loss; it returned {loss.dtype}. Convert it with `.astype(float)`.")
+        raise TypeError(
+            f"{name} must return a floating loss; it returned {loss.dtype}. Convert it with `.astype(float)`."
+        )
     return loss
 
 
@@ -122,7 +116,9 @@ def _functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
             if not has_aux:
                 return _check_loss(out, name), None
             if not isinstance(out, tuple) or len(out) != 2:
-                raise TypeError(f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}")
+                raise TypeError(
+                    f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}"
+                )
             return _check_loss(out[0], name), wrap_output(out[1], objects)
 
         return Function(fn, program, check)

@@ -1,10 +1,10 @@
 """The one thing that changes over time: a cell.
 
 A parameter, a buffer, a gradient, an optimizer's state, its step counts and hyperparameters, a random stream: each is a
-[`Cell`][] holding one value. Modules and optimizers are trees of cells and static values, and nothing else keeps arrays,
-so the hard questions are answered once, here: who may change a cell (`write`), when its buffer may be given to XLA
-(`exclusive`), how results are stored so that no interrupt can come between (`commit`), and what a copy made inside a
-JAX transform has to say when its changes are dropped (`Birth`).
+`Cell` holding one value. Modules and optimizers are trees of cells and static values, and nothing else keeps arrays,
+so the hard questions are answered once: who may read and change a cell (`read`, `write`), what happens when code runs with
+tracers in cells (`substituted`), and what a copy made inside a JAX transform has to say when its changes are dropped
+(`Birth`). When a cell's buffer may be donated, and how results are stored, is in `pipeline.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, repeat, starmap
+from itertools import repeat
 from operator import attrgetter
 from typing import Any
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jax_core
 
-from . import interrupts
+from .encoding import Encoding
 
 TWO_SPELLINGS = (
     "Either pass it in and return it, `opt, loss = jax.jit(step)(opt, x, y)`, where `step` works on its argument and"
@@ -233,9 +233,6 @@ class Frame:
             self.met.setdefault(id(cell), (owner, cell))
 
 
-_config = jax.config
-
-
 class _Local(threading.local):
     frame: Frame | None = None
 
@@ -299,90 +296,6 @@ def mark_used(cells: Iterable[Cell]) -> None:
             cell.birth.dirty.pop(id(cell), None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Donation and storing
-
-
-def fresh_copies(values: list[Any]) -> list[Any]:
-    """Copies that share no buffer with `values`, in one call."""
-    return jax.device_put(values, may_alias=False)
-
-
-class Compiled:
-    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else."""
-
-    __slots__ = ("donating", "keeping")
-
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
-        def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
-            out = function(owned, *others)
-            if _config.jax_disable_jit:  # then results may be arrays that the user holds
-                out = jax.tree.map(jnp.copy, out)
-            interrupts.defer()
-            return out
-
-        compiled.__name__ = compiled.__qualname__ = name
-        self.donating = jax.jit(compiled, donate_argnums=0)
-        self.keeping = jax.jit(compiled)
-
-
-class Pipeline:
-    """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
-
-    `compiled` may be one for many pipelines. `last_seen` is `lendings.last` at a time when no owned cell was lent.
-    """
-
-    __slots__ = ("compiled", "stored", "owned", "last_seen")
-
-    def __init__(self, compiled: Compiled, stored: Sequence[Cell], owned: Sequence[Cell]) -> None:
-        self.compiled, self.stored, self.owned = compiled, stored, owned
-        self.last_seen: object = None
-
-    def run(self, others: tuple[Any, ...], fallible: bool = False) -> list[Any]:
-        """Call, store the first results, return the rest.
-
-        From the start of the call to the last store there is no bytecode at which Python could handle a signal, so a
-        Ctrl-C comes before everything or after everything. (Where JAX itself has to run Python, to trace and to compile,
-        the signal is put off from the end of tracing on.) `fallible`: the program may fail while it runs, as it may
-        under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded.
-        """
-        if fallible or _config.jax_debug_nans or _config.jax_debug_infs:
-            return self._run_slowly(others)
-        last = lendings.last
-        values = list(map(get_value, self.owned))
-        if self.last_seen is not last:
-            self._copy_lent(values)
-        results = chain.from_iterable(starmap(self.compiled.donating, ((values, others),)))
-        try:
-            deque(map(store, self.stored, results), 0)
-            rest = list(results)
-        finally:
-            interrupts.release()
-        if self.last_seen is not last:
-            for cell in self.owned:  # their arrays are new, and ours alone
-                cell.lent = False
-            self.last_seen = last
-        return rest
-
-    def _copy_lent(self, values: list[Any]) -> None:
-        """Put copies into `values` for what someone else may hold; the cells keep the original until results come."""
-        lent = [i for i, cell in enumerate(self.owned) if cell.lent and values[i] is not None]
-        if lent:
-            for i, copied in zip(lent, fresh_copies([values[i] for i in lent]), strict=True):
-                values[i] = copied
-
-    def _run_slowly(self, others: tuple[Any, ...]) -> list[Any]:
-        try:
-            results = jax.block_until_ready(self.compiled.keeping(list(map(get_value, self.owned)), others))
-            jax.effects_barrier()
-        finally:
-            interrupts.release()
-        for cell in self.stored:
-            lend(cell)
-        store_all(self.stored, results)
-        return list(results[len(self.stored) :])
-
-
 def store_all(cells: Sequence[Cell], values: Iterable[Any]) -> None:
     """Store `values`, already computed, in one C call: all of them or, if the interrupt came first, none."""
     deque(map(store, cells, values), 0)
@@ -424,58 +337,3 @@ def substituted(cells: Sequence[Cell], values: Sequence[Any], run: Callable[[], 
 
 def _call(undo: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
     undo[0](*undo[1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Values that are not floating
-
-
-class Encoding:
-    """How a value that is not floating is kept in a cell, exactly, as floats.
-
-    Leaves of a module's pytree are what `jax.grad` differentiates, and it refuses integers, booleans and random keys. So
-    a cell keeps their bits: up to 16 as one float32 each, more as several on a new last axis.
-    """
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = dtype
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Encoding) and self.dtype == other.dtype
-
-    def __hash__(self) -> int:
-        return hash(self.dtype)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Encoding, (self.dtype,)
-
-    @staticmethod
-    def of(value: Any) -> Encoding | None:
-        dtype = value.dtype
-        return None if jnp.issubdtype(dtype, jnp.inexact) else Encoding(dtype)
-
-    def encode(self, value: Any) -> Any:
-        if jnp.issubdtype(self.dtype, jax.dtypes.prng_key):
-            value = jax.random.key_data(value)
-        if value.dtype.itemsize > 2:
-            value = jax.lax.bitcast_convert_type(value, jnp.uint16)
-        return value.astype(jnp.float32)
-
-    def decode(self, value: Any) -> Any:
-        if not hasattr(value, "astype"):  # a leaf that jax.tree.map put there
-            return value
-        is_key = jnp.issubdtype(self.dtype, jax.dtypes.prng_key)
-        dtype = np.dtype(np.uint32) if is_key else np.dtype(self.dtype)
-        if dtype.itemsize > 2:
-            value = jax.lax.bitcast_convert_type(jnp.asarray(value).astype(jnp.uint16), dtype)
-        else:
-            value = value.astype(dtype)
-        if is_key:
-            value = jax.random.wrap_key_data(value, impl=str(self.dtype._impl.name))
-        return value
-
-    def shape(self, value: Any) -> tuple[int, ...]:
-        """The shape of the decoded value."""
-        return tuple(jax.eval_shape(self.decode, value).shape)

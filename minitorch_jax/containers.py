@@ -72,7 +72,9 @@ def _convert_items(container: Any) -> None:
     else:
         for key, item in dict.items(container):
             if not isinstance(key, str):
-                raise TypeError(f"a dict held by a module needs string keys, for the paths of its parameters; got {key!r}")
+                raise TypeError(
+                    f"a dict held by a module needs string keys, for the paths of its parameters; got {key!r}"
+                )
             dict.__setitem__(container, key, convert(item, f"[{key!r}]"))
 
 

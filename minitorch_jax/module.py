@@ -1,9 +1,9 @@
-"""Module, Parameter, Buffer: what a user writes a network with."""
+"""Module: what a user writes a network with."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -11,85 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
-from .cell import Cell, Encoding
-from .containers import TrackedDict, TrackedList, bare_array, convert, describe, is_array
+from .cell import Cell
+from .containers import TrackedDict, TrackedList, convert, describe, is_array
+from .live import LiveList
+from .parameter import Buffer, Parameter, assign, checked, encode_checked
 from .stateful import Builder, Node, Stateful, Walker, join, walk_of
-
-
-def as_array(value: Any) -> Any:
-    """`value` as a jax array that shares no memory with NumPy and has no weak type."""
-    if isinstance(value, jax.Array):
-        return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
-    return jnp.array(value)
-
-
-class _Declaration:
-    """What Parameter and Buffer share: a new cell, on its way into a module."""
-
-    _cell: Cell
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({describe(self._cell.value)})"
-
-
-class Parameter(_Declaration):
-    """Declares a trainable array of a module.
-
-    The same Parameter object given to two attributes is one tied parameter.
-
-    Args:
-        array: floating, of any shape; JAX, NumPy (copied), or nested lists of numbers.
-        trainable: False declares it frozen.
-
-    Raises:
-        TypeError: if the array is not floating.
-
-    Example:
-        >>> from minitorch_jax import Module, Parameter
-        >>> class Scale(Module):
-        ...     def __init__(self, size):
-        ...         self.weight = Parameter(jnp.ones(size))
-        ...     def forward(self, x):
-        ...         return self.weight * x
-        >>> Scale(3)(2.0)
-        Array([2., 2., 2.], dtype=float32)
-    """
-
-    def __init__(self, array: Any, trainable: bool = True) -> None:
-        value = as_array(array)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(
-                f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
-                " `Parameter(array.astype(float))`, or `Buffer(array)` for what is not trained."
-            )
-        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=True, birth=cells.birth_here())
-
-
-class Buffer(_Declaration):
-    """Declares an array that a module keeps and saves, but that is not trained (running statistics, counts, keys).
-
-    Args:
-        array: of any dtype and shape, random keys included.
-
-    Example:
-        >>> from minitorch_jax import Buffer, Module
-        >>> class Counter(Module):
-        ...     def __init__(self):
-        ...         self.count = Buffer(0)
-        ...     def forward(self, x):
-        ...         self.count = self.count + 1
-        ...         return x
-        >>> counter = Counter()
-        >>> _ = counter(1.0), counter(1.0)
-        >>> int(counter.count)
-        2
-    """
-
-    def __init__(self, array: Any) -> None:
-        value = as_array(array)
-        encoding = Encoding.of(value)
-        value = value if encoding is None else encoding.encode(value)
-        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=cells.birth_here())
 
 
 class IncompatibleKeys(NamedTuple):
@@ -97,126 +23,6 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class LiveList(list[Any]):
-    """The arrays of `parameters()` or `grads()`. Reading an item reads the module; assigning one writes to it."""
-
-    def __init__(self, params: Iterable[Cell], paths: Iterable[str], gradients: bool) -> None:
-        super().__init__(params)  # the cells themselves, so that the list keeps no array alive
-        self._paths = list(paths)
-        self._gradients = gradients
-
-    def _read(self, cell: Cell) -> Any:
-        return read_gradient(cell) if self._gradients else cells.read(cell)
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return [self._read(cell) for cell in found] if isinstance(index, slice) else self._read(found)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        if isinstance(index, slice):
-            values, places = list(value), range(*index.indices(len(self)))
-            if len(values) != len(places):
-                raise ValueError(f"{len(values)} arrays were assigned to {len(places)} places of a fixed list")
-        else:
-            values, places = [value], range(len(self))[index : index + 1 or None]
-            super().__getitem__(index)  # IndexError, as for any list
-        for place, item in zip(places, values, strict=True):
-            cell, path = super().__getitem__(place), self._paths[place]
-            if self._gradients:
-                write_gradient(cell, item, f"the gradient of {path}")
-            else:
-                assign(cell, item, path)
-
-    def cells(self) -> list[Cell]:
-        """The parameters' cells, for the optimizer."""
-        return list(super().__iter__())
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._read, super().__iter__())
-
-    def __reversed__(self) -> Iterator[Any]:
-        return map(self._read, super().__reversed__())
-
-    def __add__(self, other: Any) -> list[Any]:
-        return list(self) + list(other)
-
-    def __radd__(self, other: Any) -> list[Any]:
-        return list(other) + list(self)
-
-    def __repr__(self) -> str:
-        return repr(list(self))
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __contains__(self, item: object) -> bool:
-        return any(item is mine for mine in self)
-
-    def copy(self) -> list[Any]:
-        return list(self)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return list, (list(self),)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:
-        return list(self)
-
-    def _fixed(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            "parameters() and grads() are views of a module, so their length is fixed and their order its own; assign"
-            " items, or make a plain list of it with list(...)"
-        )
-
-    append = extend = insert = remove = pop = clear = sort = reverse = _fixed
-    __delitem__ = __iadd__ = __imul__ = _fixed  # type: ignore[assignment]
-
-
-jax.tree_util.register_pytree_node(LiveList, lambda live: (list(live), None), lambda _, items: list(items))
-
-
-def read_gradient(param: Cell) -> Any:
-    """The accumulated gradient of a parameter: zeros where there is none."""
-    grad = param.grad
-    if grad is None:
-        raise RuntimeError("only parameters have gradients")
-    value = cells.read(grad)
-    return jnp.zeros_like(param.value) if value is None else value
-
-
-def write_gradient(param: Cell, value: Any, label: str) -> None:
-    grad = param.grad
-    if grad is None:
-        raise RuntimeError("only parameters have gradients")
-    cells.write(grad, checked(value, param.value, label), label)
-
-
-def checked(value: Any, old: Any, label: str) -> Any:
-    """`value` as an array that may take the place of `old`: the same shape, the same dtype."""
-    if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
-        value = jnp.asarray(value, dtype=old.dtype)
-    value = as_array(value)
-    if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
-        raise ValueError(
-            f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
-            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape it or convert it with `.astype(...)`,"
-            " or declare a new Parameter or Buffer in its place."
-        )
-    return value
-
-
-def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
-    """Give a parameter or buffer a new value, checked."""
-    cells.write(cell, encode_checked(cell, value, label), label, owner)
-
-
-def encode_checked(cell: Cell, value: Any, label: str) -> Any:
-    """What `cell` would keep for `value`, once its shape and dtype are checked."""
-    if cell.encoding is None:
-        return checked(value, cell.value, label)
-    declared = jax.eval_shape(cell.encoding.decode, cell.value)
-    return cell.encoding.encode(checked(value, declared, label))
 
 
 class Module(Stateful):
@@ -399,7 +205,9 @@ class Module(Stateful):
         """`(path, module)` of this module and all below it, each once (unless `remove_duplicate=False`)."""
         return self._named_modules(prefix, set() if remove_duplicate else None, ())
 
-    def _named_modules(self, prefix: str, seen: set[int] | None, above: tuple[int, ...]) -> Iterator[tuple[str, Module]]:
+    def _named_modules(
+        self, prefix: str, seen: set[int] | None, above: tuple[int, ...]
+    ) -> Iterator[tuple[str, Module]]:
         if id(self) in above:  # a cycle
             return
         if seen is not None:
@@ -697,6 +505,3 @@ def _has_structure(value: Any) -> bool:
 
 def _is_property(cls: type, name: str) -> bool:
     return isinstance(getattr(cls, name, None), property)
-
-
-__all__ = ["Buffer", "IncompatibleKeys", "LiveList", "Module", "Parameter", "bare_array"]

@@ -14,7 +14,7 @@ import jax
 from jax.tree_util import GetAttrKey
 
 from . import cell as cells
-from .cell import Birth, Cell, Encoding
+from .cell import Birth, Cell
 from .containers import TrackedDict, TrackedList, check_source
 
 Node = tuple[Any, ...]

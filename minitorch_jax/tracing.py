@@ -1,12 +1,11 @@
 """Running stateful code as a pure function over its cells.
 
-A [`Function`][] belongs to one function of the user and keeps its compiled programs, one for each distinct structure of
+A `Function` belongs to one function of the user and keeps its compiled programs, one for each distinct structure of
 what it is given. A call is bound to cells once per object; after that it compares, gathers, and commits.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 import types
 import weakref
@@ -14,67 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core as jax_core
-from jax.tree_util import tree_flatten, tree_map, tree_unflatten
+from jax.tree_util import tree_unflatten
 
 from . import cell as cells
 from . import closures
-from .cell import Cell, Frame, Pipeline, get_value, structure
-from .containers import holds_state, is_array
+from .arguments import FLAT, OBJECT, Arguments, check_hashable
+from .cell import Cell, Frame, get_value, structure
+from .containers import holds_state
+from .pipeline import Compiled, Pipeline
 from .stateful import IdMap, Walk, walk_of
-
-FLAT = jax.tree.structure(0)  # stands for positional arguments without containers
-DATA, OBJECT, STATIC, CONTAINER = "data", "object", "static", "container"
-_codes: dict[type, str] = {}
-
-
-def _classify(value: Any) -> str:
-    """How an argument is treated: traced, lifted cell by cell, taken apart, or part of what is compiled for."""
-    kind = type(value)
-    if holds_state(value):
-        code = OBJECT
-    elif isinstance(value, jax.Array | np.ndarray | np.generic | int | float | complex) and kind is not bool:
-        code = DATA
-    elif is_array(value):
-        raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
-    else:
-        code = STATIC if jax.tree_util.all_leaves([value]) else CONTAINER
-    _codes[kind] = code
-    return code
-
-
-class Arguments:
-    """The arguments of one call: objects whose cells are lifted, data that is traced, and everything else, static."""
-
-    __slots__ = ("fn", "treedef", "template", "objects", "data")
-
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.fn = fn
-        template: list[Any] = [_codes.get(type(arg)) or _classify(arg) for arg in args]
-        leaves: Sequence[Any] = args
-        self.treedef = FLAT
-        if CONTAINER in template or kwargs:
-            leaves, self.treedef = tree_flatten((args, kwargs), is_leaf=holds_state)
-            template = [_codes.get(type(leaf)) or _classify(leaf) for leaf in leaves]
-        self.objects: list[Any] = [leaf for leaf, code in zip(leaves, template, strict=True) if code is OBJECT]
-        self.data = tuple([leaf for leaf, code in zip(leaves, template, strict=True) if code is DATA])
-        if STATIC in template:
-            template = [
-                (type(leaf), leaf) if code is STATIC else code for leaf, code in zip(leaves, template, strict=True)
-            ]
-        self.template = tuple(template)
-
-    def run(self, data: Sequence[Any]) -> Any:
-        """Call the function with `data` in the data's places."""
-        objects, arrays = iter(self.objects), iter(data)
-        leaves = [
-            next(arrays) if item is DATA else next(objects) if item is OBJECT else item[1] for item in self.template
-        ]
-        if self.treedef is FLAT:
-            return self.fn(*leaves)
-        args, kwargs = tree_unflatten(self.treedef, leaves)
-        return self.fn(*args, **kwargs)
 
 
 class Met(Exception):  # noqa: N818  # a signal between the parts of this file, never an error of the user's
@@ -88,43 +36,8 @@ class Repartition(Exception):  # noqa: N818
     """For new shapes the function uses or changes other cells than before."""
 
 
-class Static:
-    """A leaf of a result that is not an array, or (`index`) one of the objects: passed around compiled code."""
-
-    def __init__(self, value: Any, index: int | None = None) -> None:
-        self.value, self.index = value, index
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and (self.value, self.index) == (other.value, other.index)
-
-    def __hash__(self) -> int:
-        return hash((type(self.value), self.index))
-
-
-jax.tree_util.register_pytree_node(Static, lambda s: ((), s), lambda s, _: s)
-
-
-def wrap_output(out: Any, objects: Sequence[Any]) -> Any:
-    """`out` with everything but arrays wrapped, so that a compiled function can return it."""
-    numbers = {id(obj): i for i, obj in enumerate(objects)}
-
-    def wrap(leaf: Any) -> Any:
-        if id(leaf) in numbers:
-            return Static(None, numbers[id(leaf)])
-        return leaf if holds_state(leaf) or is_array(leaf) else Static(leaf)
-
-    return tree_map(wrap, out, is_leaf=holds_state)
-
-
-def unwrap_output(out: Any, objects: Sequence[Any]) -> Any:
-    """Undo `wrap_output` outside, with the objects of this call."""
-
-    def unwrap(leaf: Any) -> Any:
-        if not isinstance(leaf, Static):
-            return leaf
-        return leaf.value if leaf.index is None else objects[leaf.index]
-
-    return tree_map(unwrap, out, is_leaf=lambda leaf: isinstance(leaf, Static))
+class FirstRun(Exception):  # noqa: N818
+    """A program has been traced for inputs that it has not run for yet; it is to be called by `run_first`."""
 
 
 class Traced:
@@ -234,6 +147,14 @@ class Partition:
         return set(traced.used) <= set(self.used) and set(traced.written) <= set(self.written)
 
 
+class _Now(threading.local):
+    """The call that a thread is making: JAX may trace the program again at any."""
+
+    call: Any = None
+    traced: Traced | None = None  # a trace that the program's next run is to use
+    first = False  # called by `run_first`
+
+
 class Program:
     """The compiled form of one function for one structure. Subclasses say what is computed, in `body`."""
 
@@ -243,9 +164,9 @@ class Program:
         self.partition = Partition(traced.used, traced.written, self.trainable)
         self.calls_back = traced.calls_back
         self.num_traces = 0
-        self.now = threading.local()  # the call being made: JAX may trace again at any
+        self.now = _Now()
         self.now.traced = traced
-        self.compiled = cells.Compiled(self._traced_body, name)
+        self.compiled = Compiled(self._traced_body, name)
 
     def group(self, lifted: list[Cell]) -> Any:
         raise NotImplementedError
@@ -258,9 +179,9 @@ class Program:
             into[i] = value
 
     def _traced_body(self, *args: Any) -> list[Any]:
-        self.num_traces += 1
-        traced = getattr(self.now, "traced", None)
-        self.now.traced = None
+        now = self.now
+        traced = now.traced if now.first else None
+        now.traced = None
         if traced is None:
             fn, call_args, kwargs, reached, lifted = self.now.call
             arguments = Arguments(fn, call_args, kwargs)
@@ -270,13 +191,18 @@ class Program:
             if not self.partition.covers(traced):
                 used, written = {*self.partition.used, *traced.used}, {*self.partition.written, *traced.written}
                 self.partition = Partition(list(used), list(written), self.trainable)
-                self.compiled = cells.Compiled(self._traced_body, self.name)
+                self.compiled = Compiled(self._traced_body, self.name)
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
+            if not now.first:
+                now.traced = traced
+                raise FirstRun
+        self.num_traces += 1
         return self.body(traced, *args)
 
     def values_for_trace(self, values: list[Any], *args: Any) -> list[Any]:
         raise NotImplementedError
+
 
 class Function:
     """A function of the user's, and its programs."""
@@ -315,15 +241,31 @@ class Function:
         else:
             binding, data, reached = self._bind(fn, args, kwargs)
         program = binding.program
-        program.now.call = fn, args, kwargs, reached, binding.cells
+        now = program.now
+        now.call = fn, args, kwargs, reached, binding.cells
         try:
-            return binding.pipeline.run((*binding.values(), data), program.calls_back), binding
+            if now.traced is None:
+                return binding.pipeline.run((*binding.values(), data), program.calls_back), binding
+        except FirstRun:
+            pass
         except Repartition:
             return self.run(fn, args, kwargs)
         finally:
-            program.now.call = None
+            now.call = None
+        return self._run_first(fn, args, kwargs, binding, data, reached), binding
 
-    def _bind(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Binding, tuple[Any, ...], list[Any]]:
+    def _run_first(self, fn: Any, args: Any, kwargs: Any, binding: Binding, data: Any, reached: list[Any]) -> list[Any]:
+        now = binding.program.now
+        now.call = fn, args, kwargs, reached, binding.cells
+        now.first = True
+        try:
+            return binding.pipeline.run_first((*binding.values(), data))
+        finally:
+            now.first, now.traced, now.call = False, None, None
+
+    def _bind(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Binding, tuple[Any, ...], list[Any]]:
         """The long way: take the arguments apart, walk the objects if their structure may have changed, compare."""
         call = Arguments(fn, args, kwargs)
         own = len(call.objects)
@@ -357,7 +299,7 @@ class Function:
         with self.lock:
             lifted, alias = unique_cells(walks)
             key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias)
-            _check_hashable(args.template)
+            check_hashable(args.template)
             program = self.programs.get(key)
             if program is None:
                 before = len(args.objects)
@@ -400,18 +342,6 @@ def trace_with_all(args: Arguments, check: Any, met: list[Any] | None = None) ->
                 met += [weakref.ref(owner) for owner in error.owners]
 
 
-def _check_hashable(template: tuple[Any, ...]) -> None:
-    for item in template:
-        if item is not DATA and item is not OBJECT:
-            try:
-                hash(item[1])
-            except TypeError:
-                raise TypeError(
-                    f"an argument is a {item[0].__name__}, which is neither an array or a module nor hashable. Pass"
-                    " arrays, numbers, modules, pytrees of them, or hashable static values."
-                ) from None
-
-
 class Functions:
     """The Functions kept for one use of functions (`backward`, say), for as long as those live."""
 
@@ -440,16 +370,3 @@ class Functions:
             known[fn.__func__] = self._make(fn)
         found: Function = known[fn.__func__]
         return found
-
-
-def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Bring partials, methods of modules and modules themselves to a plain function with more arguments."""
-    while True:
-        if isinstance(fn, functools.partial):
-            fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
-        elif isinstance(fn, types.MethodType) and holds_state(fn.__self__):
-            fn, args = fn.__func__, (fn.__self__, *args)
-        elif holds_state(fn):
-            fn, args = type(fn).__call__, (fn, *args)
-        else:
-            return fn, args, kwargs

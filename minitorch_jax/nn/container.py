@@ -162,7 +162,9 @@ class ModuleDict(Module):
 
     def __setitem__(self, key: str, module: Module) -> None:
         if not isinstance(key, str) or not key or "." in key or hasattr(type(self), key):
-            raise KeyError(f"{key!r} cannot be a module's name: it must be a string, not empty, no method, without dots")
+            raise KeyError(
+                f"{key!r} cannot be a module's name: it must be a string, not empty, no method, without dots"
+            )
         setattr(self, key, _check_module(module, "ModuleDict"))
 
     def __delitem__(self, key: str) -> None:

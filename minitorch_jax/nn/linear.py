@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module, Parameter
+from ..module import Module
+from ..parameter import Parameter
 from ..random import next_key
 from . import init
 

@@ -45,7 +45,9 @@ class Foreign:
         """The gradients, aligned with the parameters; zeros where the module has None."""
         arrays, grads = self.arrays(), list(self.module.grads())
         if len(grads) != len(arrays):
-            raise ValueError(f"{self.label} gives {len(arrays)} parameters and {len(grads)} gradients: they must be aligned")
+            raise ValueError(
+                f"{self.label} gives {len(arrays)} parameters and {len(grads)} gradients: they must be aligned"
+            )
         for i, (array, grad) in enumerate(zip(arrays, grads, strict=True)):
             if grad is None:
                 grads[i] = np.zeros_like(array)

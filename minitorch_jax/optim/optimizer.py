@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -16,10 +16,15 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from .. import cell as cells
+from .. import interrupts
 from ..cell import Cell, at_top_level, get_value, structure
-from ..module import checked
-from ..stateful import Builder, Node, Stateful, Walk, Walker, join, walk_of
+from ..parameter import checked
+from ..pipeline import Pipeline
+from ..stateful import Builder, Node, Stateful, Walk, Walker, join
+from .hyper import Hyperparameters
 from .plan import Plan, make_plan
+
+_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None, "_foreign": {}}
 
 
 class Optimizer(Stateful):
@@ -57,7 +62,7 @@ class Optimizer(Stateful):
     """
 
     __slots__ = ("__dict__",)
-    _ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of float hyperparameters, both ends included
+    _ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of float hyperparameters, ends included; else >= 0
     modules: list[Any]
     lr: Any
     skip_nonfinite: bool
@@ -72,33 +77,26 @@ class Optimizer(Stateful):
                 )
 
     def __init__(self, modules: Any, lr: Any = 0.01, *, skip_nonfinite: bool = False, **hyperparameters: Any) -> None:
-        settings = {"lr": lr, **hyperparameters}
-        flags = {"skip_nonfinite": skip_nonfinite}
-        flags |= {name: value for name, value in settings.items() if isinstance(value, bool | str) and name != "lr"}
+        settings = {"lr": lr, "skip_nonfinite": skip_nonfinite, **hyperparameters}
+        flags = _flags(type(self), settings)
         given = {name: value for name, value in settings.items() if name not in flags}
-        for name, value in given.items():
-            self._check(name, value)
-        self._setup(_as_list(modules), flags, given)
-        self._values = Cell(self._vector(given), "hyperparameters", birth=cells.birth_here())
-        self._steps = Cell(jnp.zeros(2, jnp.int32), "steps", birth=cells.birth_here())
-        self._exact = self._values.value
+        steps = Cell(jnp.zeros(2, jnp.int32), "steps", birth=cells.birth_here())
+        self._setup(_as_list(modules), flags, Hyperparameters(type(self).__name__, self._ranges, given), steps)
         self._validate()
         self._plan_now()
 
-    def _setup(self, modules: list[Any], flags: dict[str, Any], given: dict[str, Any]) -> None:
+    def _setup(self, modules: list[Any], flags: dict[str, Any], hyper: Hyperparameters, steps: Cell) -> None:
         """The plain attributes, for `__init__` and for copies."""
-        fields = vars(self)
-        fields["_cached_walk"] = fields["_walked_plan"] = None
-        fields["_plan"] = None
-        fields["modules"] = modules
-        fields["_flags"] = flags
-        fields["_schedules"] = {name: value for name, value in given.items() if callable(value)}
-        fields["_given"] = given  # the numbers as they were assigned, while the cell holds `_exact`
-        fields["_exact"] = None
-        fields["_state"] = {}  # of each parameter's cell: (structure of the rule's state, its cells)
-        fields["_order"] = []  # the parameters' cells, in the order of `_steps` (after them: steps taken, skipped)
-        fields["_warned"] = set()
-        fields["_foreign"] = {}
+        vars(self).update(
+            modules=modules,
+            _flags=flags,
+            _hyper=hyper,
+            _steps=steps,  # of each parameter in `_order`; after them, steps taken and steps skipped
+            _order=[],
+            _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
+            _warned=set(),
+            **_CACHES,
+        )
         cells.structure_changed()
 
     # -- the rule -----------------------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ class Optimizer(Stateful):
         elif plan.foreign:
             self._step_foreign(plan, grads)
         else:
-            plan.run((grads, self._values.value))
+            plan.run((grads, self._hyper.cell.value))
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
@@ -152,11 +150,13 @@ class Optimizer(Stateful):
 
     def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
         if plan.foreign:
-            raise TypeError("NumPy modules are updated in place, which cannot be traced: call step() outside of transforms")
+            raise TypeError(
+                "NumPy modules are updated in place, which cannot be traced: call step() outside of transforms"
+            )
         label = f"{type(self).__name__}.step()"
         for cell in plan.owned:
             cells.check_writable(cell, f"what {label} updates", self)
-        new = plan.update(list(map(get_value, plan.owned)), grads, self._values.value)
+        new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value)
         for cell, value in zip(plan.owned, new, strict=True):
             cells.write(cell, value, f"a {cell.kind} updated by {label}", self)
 
@@ -167,16 +167,16 @@ class Optimizer(Stateful):
         missing = [array for foreign in plan.foreign for array in foreign.gradients()]
         wide = any(np.asarray(array).dtype == np.float64 for array in given)
         with jax.enable_x64(True) if wide else nullcontext():
-            values = np.asarray(self._numbers(), np.float64) if wide else self._values.value
-            cells.interrupts.hold()
+            values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
+            interrupts.hold()
             try:
-                pipeline = cells.Pipeline(plan.compiled, [*plan.owned, *landing], plan.owned)
+                pipeline = Pipeline(plan.compiled, [*plan.owned, *landing], plan.owned)
                 pipeline.run((grads, values, given, missing))
                 new = iter([np.asarray(cell.value) for cell in landing])
                 for foreign in plan.foreign:
                     foreign.write([next(new) for _ in foreign.cells])
             finally:
-                cells.interrupts.let_go()
+                interrupts.let_go()
 
     def _look_for_missing(self, plan: Plan, grads: list[Any]) -> None:
         """Warn of parameters that no loss has read, or of a step without any gradient."""
@@ -211,103 +211,23 @@ class Optimizer(Stateful):
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------
 
-    def _layout(self) -> tuple[tuple[str, int, int], ...]:
-        """(name, start, length; 0 for a number) of each float hyperparameter in the vector."""
-        layout, start = [], 0
-        for name, value in self._given.items():
-            length = len(value) if isinstance(value, tuple) else 0
-            layout.append((name, start, length))
-            start += max(length, 1)
-        return tuple(layout)
-
-    @staticmethod
-    def _vector(given: Mapping[str, Any]) -> Any:
-        numbers: list[float] = []
-        for value in given.values():
-            numbers += (0.0,) if callable(value) else value if isinstance(value, tuple) else (float(value),)
-        return jnp.asarray(np.array(numbers, np.float64))
-
-    def _numbers(self) -> list[float]:
-        """The hyperparameters' vector, as exact as it was given."""
-        numbers: list[float] = []
-        for name in self._given:
-            value = 0.0 if name in self._schedules else self._get(name)
-            numbers += value if isinstance(value, tuple) else (float(value),)
-        return numbers
-
-    def _given_number(self, name: str) -> Any:
-        """A hyperparameter as a number that decides about structure (is there a state for momentum?)."""
-        return self._given[name] if isinstance(self._values.value, jax.core.Tracer) else self._get(name)
-
-    def _check(self, name: str, value: Any) -> None:
-        """Raise ValueError unless `value` fits hyperparameter `name`."""
-        if name == "lr" and callable(value) or isinstance(value, jax.core.Tracer):
-            return
-        low, high = self._ranges.get(name, (0.0, math.inf))
-        for item in value if isinstance(value, tuple) else (value,):
-            try:
-                bad = isinstance(item, bool | str) or np.shape(item) != ()
-                number = math.nan if bad else float(item)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not (low <= number <= high and math.isfinite(number)):
-                span = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-                what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
-                raise ValueError(f"{type(self).__name__}: {name} must be {what} {span}; got {value!r}")
-
     def _validate(self) -> None:
         """Raise ValueError for hyperparameters that do not go together. Called at first and at every assignment."""
 
     def _get(self, name: str) -> Any:
-        if name in self._schedules:
-            count = self._steps.value[..., -2]
-            value = self._schedules[name](count)
-            return value if isinstance(value, jax.core.Tracer) else _short(value)
-        vector = self._values.value
-        if vector is self._exact:
-            return self._given[name]
-        start, length = next((start, length) for key, start, length in self._layout() if key == name)
-        if length:
-            return tuple(_short(vector[..., start + i]) for i in range(length))
-        return _short(vector[..., start])
-
-    def _set(self, name: str, value: Any) -> None:
-        self._check(name, value)
-        old = self._given[name]
-        label = f"{type(self).__name__}.{name}"
-        if isinstance(old, tuple) and (not isinstance(value, tuple) or len(value) != len(old)):
-            raise ValueError(f"{label} must be a tuple of {len(old)} numbers; got {value!r}")
-        if callable(value) or name in self._schedules:
-            cells.check_writable(self._values, label, self)
-            vars(self)["_schedules"] = {k: v for k, v in self._schedules.items() if k != name}
-            if callable(value):
-                self._schedules[name] = value
-            cells.structure_changed()
-        vector = self._values.value
-        if vector is self._exact and not isinstance(value, jax.core.Tracer):
-            given = {**self._given, name: value}
-            exact = self._vector(given)
-            cells.write(self._values, exact, label, self)
-            vars(self)["_given"], vars(self)["_exact"] = given, exact
-        elif not callable(value):
-            start = next(start for key, start, _ in self._layout() if key == name)
-            for i, item in enumerate(value if isinstance(value, tuple) else (value,)):
-                vector = jnp.asarray(vector).at[..., start + i].set(item)
-            cells.write(self._values, vector, label, self)
-        if not isinstance(value, jax.core.Tracer) and not isinstance(old, tuple) and not callable(old) and not old:
-            vars(self)["_plan"] = None  # from zero: the rule may need a state now
+        return self._hyper.get(name, self._steps.value[..., -2])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in self._given:
+        if name in self._hyper.given:
             return self._get(name)
         if name in self._flags:
             return self._flags[name]
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{self._hint(name)}")
 
     def _hint(self, name: str) -> str:
-        known = ["modules", *self._given, *self._flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
+        known = ["modules", *self._hyper.given, *self._flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
         near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
         return f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known)}"
 
@@ -325,17 +245,21 @@ class Optimizer(Stateful):
             except BaseException:
                 vars(self)["modules"] = before
                 raise
-        elif name in self._given:
-            before = self._given[name]
-            self._set(name, value)
+        elif name in self._hyper.given:
+            before = self._hyper.schedules.get(name, self._get(name))
+            self._hyper.set(name, value, self)
             try:
                 self._validate()
             except ValueError:
-                self._set(name, before)
+                self._hyper.set(name, before, self)
                 raise
+            if isinstance(before, int | float) and not before:
+                vars(self)["_plan"] = None  # from zero: the rule may need a state now
         elif name in self._flags:
             if not isinstance(value, type(self._flags[name])):
-                raise ValueError(f"{type(self).__name__}: {name} must be a {type(self._flags[name]).__name__}; got {value!r}")
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be a {type(self._flags[name]).__name__}; got {value!r}"
+                )
             before, self._flags[name] = self._flags[name], value
             try:
                 self._validate()
@@ -369,9 +293,11 @@ class Optimizer(Stateful):
         state = {}
         for path, param in plan.named.items():
             tree, held = self._state.get(param, (None, []))
-            fields = dict(zip(_field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
+            fields = (
+                dict(zip(_field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
+            )
             state[path] = {"step": int(steps[self._order.index(param)]), **fields}
-        hyperparameters = {name: self._schedules.get(name, self._get(name)) for name in self._given}
+        hyperparameters = {name: self._hyper.schedules.get(name, self._get(name)) for name in self._hyper.given}
         return {
             "num_steps": int(steps[-2]),
             "skipped": int(steps[-1]),
@@ -391,7 +317,7 @@ class Optimizer(Stateful):
         for key in sorted(wanted ^ set(state_dict)):
             problems.append(f"  {'missing' if key in wanted else 'unexpected'}: {key}")
         state, hyper = state_dict.get("state", {}), dict(state_dict.get("hyperparameters", {}))
-        known = {**self._given, **self._flags}
+        known = {**self._hyper.given, **self._flags}
         for name in sorted(known.keys() ^ hyper.keys()):
             problems.append(f"  {'missing' if name in known else 'unexpected'}: hyperparameter {name}")
         problems += [f"  missing: state of {path}" for path in plan.named if path not in state]
@@ -414,9 +340,9 @@ class Optimizer(Stateful):
                     except ValueError as error:
                         problems.append(f"  {error}")
         for name, value in hyper.items():
-            if name in self._given:
+            if name in self._hyper.given:
                 try:
-                    self._check(name, value)
+                    self._hyper.check(name, value)
                 except ValueError as error:
                     problems.append(f"  {error}")
         if problems:
@@ -431,19 +357,17 @@ class Optimizer(Stateful):
 
     def __getstate__(self) -> dict[str, Any]:
         self._plan_now()
-        fields = dict(vars(self))
-        exact = fields.pop("_exact") is self._values.value
-        del fields["_plan"], fields["_cached_walk"], fields["_walked_plan"], fields["_foreign"]
-        return {**fields, "_exact": exact}
+        return {name: value for name, value in vars(self).items() if name not in _CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _plan=None, _cached_walk=None, _walked_plan=None, _foreign={})
-        vars(self)["_exact"] = self._values.value if state["_exact"] else None
+        vars(self).update(state, **_CACHES)
         cells.structure_changed()
 
     def __repr__(self) -> str:
-        shown = [f"{name}={self._schedules.get(name) or self._get(name)!r}" for name in self._given]
-        shown += [f"{name}=True" if value is True else f"{name}={value!r}" for name, value in self._flags.items() if value]
+        shown = [f"{name}={self._hyper.schedules.get(name) or self._get(name)!r}" for name in self._hyper.given]
+        shown += [
+            f"{name}=True" if value is True else f"{name}={value!r}" for name, value in self._flags.items() if value
+        ]
         names = ", ".join(type(module).__name__ for module in self.modules)
         return f"{type(self).__name__}([{names}], {', '.join(shown)})"
 
@@ -484,9 +408,9 @@ class Optimizer(Stateful):
             )
             state.append((walker.index[param], tree, numbers))
         steps = walker.cell(self._steps, join(path, "steps"))
-        values = walker.cell(self._values, join(path, "hyperparameters"))
-        flags, schedules = tuple(self._flags.items()), tuple(self._schedules.items())
-        return modules, grads, tuple(state), steps, values, flags, schedules, self._layout()
+        values = walker.cell(self._hyper.cell, join(path, "hyperparameters"))
+        flags, schedules = tuple(self._flags.items()), tuple(self._hyper.schedules.items())
+        return modules, grads, tuple(state), steps, values, flags, schedules, self._hyper.layout
 
     def _leaves(self, walk: Walk) -> list[Any]:
         plan = self._plan_now()
@@ -499,13 +423,12 @@ class Optimizer(Stateful):
         self = object.__new__(cls)
         builder.objects.append(self)
         made = builder.cells
-        given = {name: (0.0,) * length if length else 0.0 for name, _, length in layout}
-        self._setup([builder.build(node) for node in modules], dict(flags), {**given, **dict(schedules)})
+        hyper = Hyperparameters.rebuilt(cls.__name__, cls._ranges, layout, dict(schedules), made[values])
+        self._setup([builder.build(node) for node in modules], dict(flags), hyper, made[steps])
         for param, grad in grads:
             made[param].grad = made[grad]
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
         vars(self)["_order"] = [made[p] for p, _, _ in state]
-        vars(self)["_steps"], vars(self)["_values"] = made[steps], made[values]
         return self
 
 
@@ -530,9 +453,15 @@ def _names_of(state: Any) -> list[str]:
     return [keystr(path, simple=True, separator=".") or "state" for path, _ in tree_flatten_with_path(state)[0]]
 
 
-def _short(value: Any) -> Any:
-    """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149."""
-    if isinstance(value, jax.core.Tracer) or np.shape(value) != ():
-        return value
-    return float(str(np.asarray(value)[()]))
-
+def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that are static: booleans by their default or value, and strings."""
+    defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}  # type: ignore[misc]
+    flags = {}
+    for name, value in settings.items():
+        if isinstance(defaults.get(name), bool) or name == "skip_nonfinite":
+            if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+                raise ValueError(f"{cls.__name__}: {name} must be True or False; got {value!r}")
+            flags[name] = bool(value)
+        elif isinstance(value, bool | str) and name != "lr" and not isinstance(defaults.get(name), int | float):
+            flags[name] = value
+    return flags

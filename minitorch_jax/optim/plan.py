@@ -13,7 +13,9 @@ import numpy as np
 
 from .. import cell as cells
 from ..cell import Cell
-from ..module import LiveList, Module
+from ..live import LiveList
+from ..module import Module
+from ..pipeline import Compiled, Pipeline
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign
@@ -31,7 +33,7 @@ class Plan:
         self.grads = [cell.grad for cell in self.params]
         self.fresh = True  # no step has been taken with this plan
         self.extra: list[Cell] = []
-        for i, module in enumerate(foreign):
+        for module in foreign:
             self.extra += module.cells
             self.named |= {f"{module.label}.{j}": cell for j, cell in enumerate(module.cells)}
         updated = [*self.params, *self.extra]
@@ -41,15 +43,15 @@ class Plan:
         key = (
             type(opt),
             tuple(opt._flags.items()),
-            tuple(opt._schedules.items()),
-            opt._layout(),
+            tuple(opt._hyper.schedules.items()),
+            opt._hyper.layout,
             len(self.params),
             tuple(tree for tree, _ in held),
             tuple(order[cell] for cell in updated),
             len(order),
         )
         self.compiled, self.update = _update_for(key)
-        self.run = cells.Pipeline(self.compiled, self.owned, self.owned).run
+        self.run = Pipeline(self.compiled, self.owned, self.owned).run
 
 
 def make_plan(opt: Any) -> Plan:
@@ -123,7 +125,7 @@ def _no_overlap(opt: Any) -> None:
 
 def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: list[Foreign]) -> None:
     """Bring `opt._state`, `_order` and `_steps` in line with the parameters that there are."""
-    h = SimpleNamespace(**{name: opt._given_number(name) for name in opt._given}, **opt._flags)
+    h = SimpleNamespace(**{name: opt._hyper.given_number(name) for name in opt._hyper.given}, **opt._flags)
     values = {c: a for module in foreign for c, a in zip(module.cells, module.arrays(), strict=True)}
     state = {cell: opt._state[cell] for cell in every if cell in opt._state}
     for cell in trainable:
@@ -146,15 +148,15 @@ def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: lis
     opt._state, opt._order = state, list(every)
 
 
-_updates: dict[Any, tuple[cells.Compiled, Callable[..., Any]]] = {}
+_updates: dict[Any, tuple[Compiled, Callable[..., Any]]] = {}
 
 
-def _update_for(key: Any) -> tuple[cells.Compiled, Callable[..., Any]]:
+def _update_for(key: Any) -> tuple[Compiled, Callable[..., Any]]:
     """The update of a structure, one for all optimizers that share it."""
     found = _updates.get(key)
     if found is None:
         update = _make_update(*key)
-        found = _updates[key] = cells.Compiled(update, f"{key[0].__name__}_step"), update
+        found = _updates[key] = Compiled(update, f"{key[0].__name__}_step"), update
     return found
 
 
@@ -173,7 +175,9 @@ def _make_update(
     ticks = np.zeros(num_steps + 2, np.int32)
     ticks[[*positions, num_steps]] = 1
 
-    def update(owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()) -> list[Any]:
+    def update(
+        owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()
+    ) -> list[Any]:
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:-1])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree in trees]
@@ -209,7 +213,9 @@ def _unpack(values: Any, layout: Sequence[tuple[str, int, int]]) -> dict[str, An
     }
 
 
-def _lifted(rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any) -> tuple[Any, Any]:
+def _lifted(
+    rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any
+) -> tuple[Any, Any]:
     """One parameter's update, computed in at least float32, with the dtypes that went in."""
     dtype = jnp.promote_types(p.dtype, jnp.float32)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class SGD(Optimizer):
         SGD([Linear], lr=0.1, momentum=0.9, dampening=0, weight_decay=0.0001)
     """
 
-    _ranges = {"dampening": (-3.4e38, 3.4e38)}
+    _ranges: ClassVar = {"dampening": (-3.4e38, 3.4e38)}
 
     def __init__(
         self,

@@ -1,0 +1,132 @@
+"""Parameter and Buffer, and the checks that every value passes on its way into one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import cell as cells
+from .cell import Cell
+from .containers import describe
+from .encoding import Encoding
+
+
+def as_array(value: Any) -> Any:
+    """`value` as a jax array that shares no memory with NumPy and has no weak type."""
+    if isinstance(value, jax.Array):
+        return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
+    return jnp.array(value)
+
+
+class _Declaration:
+    """What Parameter and Buffer share: a new cell, on its way into a module."""
+
+    _cell: Cell
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe(self._cell.value)})"
+
+
+class Parameter(_Declaration):
+    """Declares a trainable array of a module.
+
+    The same Parameter object given to two attributes is one tied parameter.
+
+    Args:
+        array: floating, of any shape; JAX, NumPy (copied), or nested lists of numbers.
+        trainable: False declares it frozen.
+
+    Raises:
+        TypeError: if the array is not floating.
+
+    Example:
+        >>> from minitorch_jax import Module, Parameter
+        >>> class Scale(Module):
+        ...     def __init__(self, size):
+        ...         self.weight = Parameter(jnp.ones(size))
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> Scale(3)(2.0)
+        Array([2., 2., 2.], dtype=float32)
+    """
+
+    def __init__(self, array: Any, trainable: bool = True) -> None:
+        value = as_array(array)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
+                " `Parameter(array.astype(float))`, or `Buffer(array)` for what is not trained."
+            )
+        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=True, birth=cells.birth_here())
+
+
+class Buffer(_Declaration):
+    """Declares an array that a module keeps and saves, but that is not trained (running statistics, counts, keys).
+
+    Args:
+        array: of any dtype and shape, random keys included.
+
+    Example:
+        >>> from minitorch_jax import Buffer, Module
+        >>> class Counter(Module):
+        ...     def __init__(self):
+        ...         self.count = Buffer(0)
+        ...     def forward(self, x):
+        ...         self.count = self.count + 1
+        ...         return x
+        >>> counter = Counter()
+        >>> _ = counter(1.0), counter(1.0)
+        >>> int(counter.count)
+        2
+    """
+
+    def __init__(self, array: Any) -> None:
+        value = as_array(array)
+        encoding = Encoding.of(value)
+        value = value if encoding is None else encoding.encode(value)
+        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=cells.birth_here())
+
+
+def read_gradient(param: Cell) -> Any:
+    """The accumulated gradient of a parameter: zeros where there is none."""
+    grad = param.grad
+    if grad is None:
+        raise RuntimeError("only parameters have gradients")
+    value = cells.read(grad)
+    return jnp.zeros_like(param.value) if value is None else value
+
+
+def write_gradient(param: Cell, value: Any, label: str) -> None:
+    grad = param.grad
+    if grad is None:
+        raise RuntimeError("only parameters have gradients")
+    cells.write(grad, checked(value, param.value, label), label)
+
+
+def checked(value: Any, old: Any, label: str) -> Any:
+    """`value` as an array that may take the place of `old`: the same shape, the same dtype."""
+    if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
+        value = jnp.asarray(value, dtype=old.dtype)
+    value = as_array(value)
+    if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
+        raise ValueError(
+            f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
+            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape it or convert it with `.astype(...)`,"
+            " or declare a new Parameter or Buffer in its place."
+        )
+    return value
+
+
+def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
+    """Give a parameter or buffer a new value, checked."""
+    cells.write(cell, encode_checked(cell, value, label), label, owner)
+
+
+def encode_checked(cell: Cell, value: Any, label: str) -> Any:
+    """What `cell` would keep for `value`, once its shape and dtype are checked."""
+    if cell.encoding is None:
+        return checked(value, cell.value, label)
+    declared = jax.eval_shape(cell.encoding.decode, cell.value)
+    return cell.encoding.encode(checked(value, declared, label))

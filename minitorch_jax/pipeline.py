@@ -1,0 +1,107 @@
+"""Calling compiled functions on cells: donation, and storing of results that no interrupt can come between."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import chain, starmap
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import interrupts
+from .cell import Cell, get_value, lend, lendings, store, store_all
+
+_config = jax.config
+
+
+def fresh_copies(values: list[Any]) -> list[Any]:
+    """Copies that share no buffer with `values`, in one call."""
+    return jax.device_put(values, may_alias=False)
+
+
+class Compiled:
+    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else."""
+
+    __slots__ = ("donating", "keeping")
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
+            out = function(owned, *others)
+            if _config.jax_disable_jit:  # then results may be arrays that the user holds
+                out = jax.tree.map(jnp.copy, out)
+            interrupts.defer()
+            return out
+
+        compiled.__name__ = compiled.__qualname__ = name
+        self.donating = jax.jit(compiled, donate_argnums=0)
+        self.keeping = jax.jit(compiled)
+
+
+class Pipeline:
+    """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
+
+    `compiled` may be one for many pipelines. `last_seen` is `lendings.last` at a time when no owned cell was lent.
+    """
+
+    __slots__ = ("compiled", "stored", "owned", "last_seen")
+
+    def __init__(self, compiled: Compiled, stored: Sequence[Cell], owned: Sequence[Cell]) -> None:
+        self.compiled, self.stored, self.owned = compiled, stored, owned
+        self.last_seen: object = None
+
+    def run(self, others: tuple[Any, ...], fallible: bool = False) -> list[Any]:
+        """Call, store the first results, return the rest.
+
+        From the start of the call to the last store there is no bytecode at which Python could handle a signal, so a
+        Ctrl-C comes before everything or after everything. (Where JAX itself has to run Python, to trace and to compile,
+        the signal is put off from the end of tracing on.) `fallible`: the program may fail while it runs, as it may
+        under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded.
+        """
+        if fallible or _config.jax_debug_nans or _config.jax_debug_infs:
+            return self._run_slowly(others)
+        last = lendings.last
+        values = list(map(get_value, self.owned))
+        if self.last_seen is not last:
+            self._copy_lent(values)
+        results = chain.from_iterable(starmap(self.compiled.donating, ((values, others),)))
+        try:
+            deque(map(store, self.stored, results), 0)
+            rest = list(results)
+        finally:
+            interrupts.release()
+        if self.last_seen is not last:
+            for cell in self.owned:  # their arrays are new, and ours alone
+                cell.lent = False
+            self.last_seen = last
+        return rest
+
+    def _copy_lent(self, values: list[Any]) -> None:
+        """Put copies into `values` for what someone else may hold; the cells keep the original until results come."""
+        lent = [i for i, cell in enumerate(self.owned) if cell.lent and values[i] is not None]
+        if lent:
+            for i, copied in zip(lent, fresh_copies([values[i] for i in lent]), strict=True):
+                values[i] = copied
+
+    def run_first(self, others: tuple[Any, ...]) -> list[Any]:
+        """`run` for a program that has not run yet: on copies, and awaited, since memory may turn out not to suffice."""
+        values = list(map(get_value, self.owned))
+        held = [i for i, value in enumerate(values) if value is not None]
+        for i, copied in zip(held, fresh_copies([values[i] for i in held]), strict=True):
+            values[i] = copied
+        return self._await(self.compiled.donating, values, others)
+
+    def _run_slowly(self, others: tuple[Any, ...]) -> list[Any]:
+        return self._await(self.compiled.keeping, list(map(get_value, self.owned)), others)
+
+    def _await(self, compiled: Callable[..., Any], values: list[Any], others: tuple[Any, ...]) -> list[Any]:
+        try:
+            results = jax.block_until_ready(compiled(values, others))
+            jax.effects_barrier()
+        finally:
+            interrupts.release()
+        for cell in self.stored:
+            lend(cell)
+        store_all(self.stored, results)
+        return list(results[len(self.stored) :])

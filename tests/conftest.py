@@ -1,0 +1,40 @@
+"""What all tests share: JAX in its strictest mode, and one small network with data."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import minitorch_jax as mt
+from minitorch_jax import nn
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Layers made without a key are the same in every run, whatever ran before."""
+    mt.seed(0)
+
+
+@pytest.fixture
+def mlp():
+    """A network with two layers of parameters: "0.weight" (4, 3), "0.bias" (4,), "2.weight" (2, 4), "2.bias" (2,)."""
+    return nn.Sequential(nn.Linear(3, 4, key=jax.random.key(1)), nn.Tanh(), nn.Linear(4, 2, key=jax.random.key(2)))
+
+
+@pytest.fixture
+def batch():
+    """Inputs (5, 3) and targets (5, 2) for `mlp`."""
+    return jax.random.normal(jax.random.key(3), (5, 3)), jnp.linspace(-1.0, 1.0, 10).reshape(5, 2)
+
+
+@pytest.fixture
+def mse():
+    """A loss function of a model, inputs and targets."""
+
+    def loss_fn(model, x, y):
+        return nn.functional.mse_loss(model(x), y)
+
+    return loss_fn
