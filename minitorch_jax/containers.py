@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -98,6 +102,13 @@ def _items(container: Any) -> list[Any]:
     return list(container) if isinstance(container, list) else [*container, *container.values()]
 
 
+def watched(container: Any) -> bool:
+    """Whether someone still holds the plain list or dict that was assigned, and so may change it."""
+    if container._source is not None and sys.getrefcount(container._source) <= 2:
+        container._source = container._snapshot = None
+    return container._source is not None
+
+
 def check_source(container: Any, path: str) -> None:
     """Raise if the plain list or dict that was assigned has been changed since: the module holds its own."""
     if container._source is None:
@@ -156,14 +167,14 @@ def check_static(value: Any, label: str) -> None:
             f"{label}: a {type(value).__name__} inside a list, tuple or dict has no name of its own. Assign each one to"
             " an attribute (`setattr(self, f'weight{i}', Parameter(...))`), or wrap it in a small Module."
         )
-    for inner in _hidden(value):
-        if holds_state(inner) or is_array(inner):
-            what = "an array" if is_array(inner) else f"a {type(inner).__name__}"
-            raise TypeError(
-                f"{label}: a {type(value).__name__} that holds {what} would hide it from parameters(), state_dict() and"
-                " every optimizer. Assign modules to attributes directly, or in lists, tuples and dicts with string keys;"
-                " declare arrays as Parameter(...) or Buffer(...)."
-            )
+    found = _find_hidden(value, 0)
+    if found is not None:
+        what = "an array" if is_array(found) else f"a {type(found).__name__}"
+        raise TypeError(
+            f"{label}: a {type(value).__name__} that holds {what} would hide it from parameters(), state_dict() and"
+            " every optimizer. Assign modules to attributes directly, or in lists, tuples and dicts with string keys;"
+            " declare arrays as Parameter(...) or Buffer(...)."
+        )
     try:
         hash(value)
     except TypeError:
@@ -173,13 +184,26 @@ def check_static(value: Any, label: str) -> None:
         ) from None
 
 
-def _hidden(value: Any) -> Iterator[Any]:
+def _find_hidden(value: Any, depth: int) -> Any:
+    """A module or an array inside a value, a few levels down, or None."""
+    for inner in _inside(value):
+        if holds_state(inner) or is_array(inner):
+            return inner
+        if depth < 3 and (found := _find_hidden(inner, depth + 1)) is not None:
+            return found
+    return None
+
+
+def _inside(value: Any) -> Iterable[Any]:
     """What `value` holds one level down, where a module or an array could hide."""
-    if isinstance(value, set | frozenset | dict) or type(value).__name__ == "deque":
-        yield from value.values() if isinstance(value, dict) else value
-    elif isinstance(value, tuple | list):  # named tuples and other subclasses
-        yield from value
-    elif callable(value) and hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
-        yield from (*value.args, *value.keywords.values())
-    elif not callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
-        yield from vars(value).values()
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, type | types.ModuleType | types.FunctionType) or type(value).__module__.startswith("jax"):
+        return []
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []

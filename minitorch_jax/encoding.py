@@ -54,7 +54,3 @@ class Encoding:
         if is_key:
             value = jax.random.wrap_key_data(value, impl=str(self.dtype._impl.name))
         return value
-
-    def shape(self, value: Any) -> tuple[int, ...]:
-        """The shape of the decoded value."""
-        return tuple(jax.eval_shape(self.decode, value).shape)

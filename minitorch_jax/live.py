@@ -9,7 +9,7 @@ import jax
 
 from . import cell as cells
 from .cell import Cell
-from .parameter import assign, read_gradient, write_gradient
+from .parameter import assign, checked, read_gradient, write_gradient
 
 
 class LiveList(list[Any]):
@@ -35,11 +35,17 @@ class LiveList(list[Any]):
         else:
             values, places = [value], range(len(self))[index : index + 1 or None]
             super().__getitem__(index)  # IndexError, as for any list
-        for place, item in zip(places, values, strict=True):
-            cell, path = super().__getitem__(place), self._paths[place]
-            if self._gradients:
+        targets = [(super(LiveList, self).__getitem__(place), self._paths[place]) for place in places]
+        if self._gradients:
+            new = [
+                checked(item, cell.value, f"the gradient of {p}")
+                for (cell, p), item in zip(targets, values, strict=True)
+            ]
+            for (cell, path), item in zip(targets, new, strict=True):
                 write_gradient(cell, item, f"the gradient of {path}")
-            else:
+        else:
+            new = [checked(item, cell.value, path) for (cell, path), item in zip(targets, values, strict=True)]
+            for (cell, path), item in zip(targets, new, strict=True):
                 assign(cell, item, path)
 
     def cells(self) -> list[Cell]:

@@ -14,7 +14,7 @@ from . import cell as cells
 from .cell import Cell
 from .containers import TrackedDict, TrackedList, convert, describe, is_array
 from .live import LiveList
-from .parameter import Buffer, Parameter, assign, checked, encode_checked
+from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked
 from .stateful import Builder, Node, Stateful, Walker, join, walk_of
 
 
@@ -203,6 +203,7 @@ class Module(Stateful):
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
         """`(path, module)` of this module and all below it, each once (unless `remove_duplicate=False`)."""
+        walk_of(self)
         return self._named_modules(prefix, set() if remove_duplicate else None, ())
 
     def _named_modules(
@@ -464,7 +465,7 @@ class Module(Stateful):
 
     def extra_repr(self) -> str:
         """What the repr shows between the parentheses: for layers, their settings."""
-        shown = [f"{name}={describe(cell.value)}" for name, cell in self._cells.items()]
+        shown = [f"{name}={describe(declared(cell))}" for name, cell in self._cells.items()]
         return ", ".join(shown)
 
     def __repr__(self) -> str:

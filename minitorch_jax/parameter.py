@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import cell as cells
 from .cell import Cell
@@ -17,7 +18,7 @@ def as_array(value: Any) -> Any:
     """`value` as a jax array that shares no memory with NumPy and has no weak type."""
     if isinstance(value, jax.Array):
         return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
-    return jnp.array(value)
+    return jnp.array(value, dtype=jnp.result_type(value) if np.shape(value) == () else None)
 
 
 class _Declaration:
@@ -126,7 +127,12 @@ def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
 
 def encode_checked(cell: Cell, value: Any, label: str) -> Any:
     """What `cell` would keep for `value`, once its shape and dtype are checked."""
-    if cell.encoding is None:
-        return checked(value, cell.value, label)
-    declared = jax.eval_shape(cell.encoding.decode, cell.value)
-    return cell.encoding.encode(checked(value, declared, label))
+    new = checked(value, declared(cell), label)
+    return new if cell.encoding is None else cell.encoding.encode(new)
+
+
+def declared(cell: Cell) -> Any:
+    """Something of the shape and dtype that readers of the cell see."""
+    if cell.encoding is None or not hasattr(cell.value, "dtype"):
+        return cell.value
+    return jax.eval_shape(cell.encoding.decode, cell.value)

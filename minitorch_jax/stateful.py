@@ -15,7 +15,7 @@ from jax.tree_util import GetAttrKey
 
 from . import cell as cells
 from .cell import Birth, Cell
-from .containers import TrackedDict, TrackedList, check_source
+from .containers import TrackedDict, TrackedList, check_source, watched
 
 Node = tuple[Any, ...]
 
@@ -69,7 +69,7 @@ def _canonical(spec: Spec) -> Spec:
 class Walk:
     """What a walk over an object found: its cells, each once, in the order of its pytree's leaves."""
 
-    __slots__ = ("version", "spec", "cells", "params", "grads", "objects", "bindings", "__weakref__")
+    __slots__ = ("version", "spec", "cells", "params", "grads", "objects", "watched", "bindings", "__weakref__")
 
     def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
         self.version = version
@@ -78,6 +78,7 @@ class Walk:
         self.params = [cell for cell in found if cell.kind == "parameter"]
         self.grads = [cell.grad for cell in self.params]
         self.objects = objects  # the ids of the modules in the tree
+        self.watched: list[tuple[Any, str]] = []  # containers whose plain original someone may change
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
 
 
@@ -89,6 +90,7 @@ class Walker:
         self.paths: list[str] = []
         self.index: dict[Cell, int] = {}
         self.objects: dict[int, int] = {}
+        self.watched: list[tuple[Any, str]] = []
 
     def cell(self, cell: Cell, path: str) -> int:
         number = self.index.setdefault(cell, len(self.cells))
@@ -105,14 +107,19 @@ class Walker:
             self.objects[id(value)] = len(self.objects)
             return ("object", kind, value._describe(self, path))
         if kind is TrackedList:
-            check_source(value, path)
+            self._watch(value, path)
             return ("list", tuple([self.visit(v, join(path, str(i))) for i, v in enumerate(value)]))
         if kind is TrackedDict:
-            check_source(value, path)
+            self._watch(value, path)
             return ("dict", tuple([(k, self.visit(v, join(path, k))) for k, v in value.items()]))
         if kind is tuple:
             return ("tuple", tuple([self.visit(v, join(path, str(i))) for i, v in enumerate(value)]))
         return ("static", kind, value)
+
+    def _watch(self, container: Any, path: str) -> None:
+        check_source(container, path)
+        if watched(container):
+            self.watched.append((container, path))
 
 
 class Builder:
@@ -170,7 +177,9 @@ def walk_of(obj: Any) -> Walk:
     """The walk over `obj`, made anew only if some static structure has changed since the last one."""
     walk = obj._walk
     if walk is None or walk.version is not cells.structure.version:
-        walk = _rewalk(obj)
+        return _rewalk(obj)
+    for container, path in walk.watched:
+        check_source(container, path)
     return walk
 
 
@@ -182,9 +191,10 @@ def _rewalk(obj: Any) -> Walk:
     spec = _canonical(Spec(node, facts, tuple(walker.paths)))
     old = obj._walk
     if old is not None and old.spec is spec and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
-        old.version, old.objects = version, set(walker.objects)
+        old.version, old.objects, old.watched = version, set(walker.objects), walker.watched
         return old
     walk = Walk(version, spec, walker.cells, set(walker.objects))
+    walk.watched = walker.watched
     object.__setattr__(obj, "_walk", walk)
     return walk
 

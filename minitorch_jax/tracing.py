@@ -278,7 +278,13 @@ class Function:
         if binding.partition is not binding.program.partition:
             binding.regroup()
         reached = call.objects[own:]
-        if own < 2 and not self.met and own + len(call.data) == len(args) and call.treedef is FLAT:
+        if (
+            own < 2
+            and not self.met
+            and not any(walk.watched for walk in walks)
+            and own + len(call.data) == len(args)
+            and call.treedef is FLAT
+        ):
             place = call.template.index(OBJECT) if own else -1
             self.shortcut = Shortcut(tuple(map(type, args)), place, call.objects, reached, binding)
         return binding, call.data, reached

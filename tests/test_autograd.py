@@ -307,9 +307,9 @@ WAYS: dict[str, Callable[[Any], Way]] = {
     "nonlocal": from_nonlocal(nonlocal_loss),
     "nonlocal, nested": from_nonlocal(nested_nonlocal_loss),
     "default": lambda m: Way(default_loss_maker(m), (X, Y)),
-    "global": at_module_level(global_loss, globals_ := types.SimpleNamespace(), "MODEL"),
-    "global, nested": at_module_level(global_loss_through_a_function, globals_, "MODEL"),
-    "global of a callee": at_module_level(loss_that_calls, globals_, "MODEL"),
+    "global": at_module_level(global_loss, globals(), "MODEL"),
+    "global, nested": at_module_level(global_loss_through_a_function, globals(), "MODEL"),
+    "global of a callee": at_module_level(loss_that_calls, globals(), "MODEL"),
     "attribute of a global": at_module_level(holder_loss, HOLDER, "model"),
     "class attribute": at_module_level(class_loss, Settings, "model"),
     "item of a dict": at_module_level(registry_loss, REGISTRY, "model"),
@@ -339,14 +339,8 @@ WAYS: dict[str, Callable[[Any], Way]] = {
 
 
 @pytest.fixture(autouse=True)
-def clean_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`globals_.MODEL = model` sets this module's MODEL; everything is forgotten after each test."""
-
-    class Globals(types.SimpleNamespace):
-        def __setattr__(self, name: str, value: Any) -> None:
-            globals()[name] = value
-
-    globals_.__class__ = Globals
+def nothing_stays() -> Iterator[None]:
+    """What one test has put at module level is gone for the next."""
     yield
     globals()["MODEL"] = HOLDER.model = Settings.model = None
     REGISTRY.clear(), STACK.clear()

@@ -14,6 +14,11 @@ def _check_module(value: Any, where: str) -> Module:
     return value
 
 
+def _taken(cls: type) -> set[str]:
+    """Names that an instance needs for itself."""
+    return {*dir(cls), "training"}
+
+
 class _Numbered(Module):
     """Modules under the names "0", "1", …, as torch's state_dict has them."""
 
@@ -34,13 +39,16 @@ class _Numbered(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules())
 
-    def __getitem__(self, index: Any) -> Any:
-        found = self._modules()[index]
-        return type(self)._of(found) if isinstance(index, slice) else found
+    def __add__(self, other: Any) -> Any:
+        """A new container with the modules of both."""
+        if not isinstance(other, _Numbered):
+            return NotImplemented
+        new = type(self)()
+        new._replace([*self._modules(), *other._modules()])
+        return new
 
-    @classmethod
-    def _of(cls, modules: list[Module]) -> Any:
-        raise NotImplementedError
+    def __iadd__(self, other: Iterable[Module]) -> Any:
+        return self.extend(other)
 
     def __setitem__(self, index: Any, module: Any) -> None:
         modules = self._modules()
@@ -111,9 +119,12 @@ class Sequential(_Numbered):
             raise TypeError("a Sequential with named modules is changed by attribute: `net.name = module`")
         super()._replace(modules)
 
-    @classmethod
-    def _of(cls, modules: list[Module]) -> Sequential:
-        return Sequential(*modules)
+    def __getitem__(self, index: Any) -> Any:
+        """A module; for a slice, a Sequential of the same modules under their names."""
+        if not isinstance(index, slice):
+            return self._modules()[index]
+        named = [(name, module) for name, module in vars(self).items() if isinstance(module, Module)]
+        return Sequential(dict(named[index]))
 
     def forward(self, input: Any) -> Any:
         for module in self._modules():
@@ -135,9 +146,10 @@ class ModuleList(_Numbered):
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         self._replace(modules)
 
-    @classmethod
-    def _of(cls, modules: list[Module]) -> ModuleList:
-        return ModuleList(modules)
+    def __getitem__(self, index: Any) -> Any:
+        """A module; for a slice, a ModuleList."""
+        found = self._modules()[index]
+        return ModuleList(found) if isinstance(index, slice) else found
 
 
 class ModuleDict(Module):
@@ -161,7 +173,7 @@ class ModuleDict(Module):
         return self._modules()[key]
 
     def __setitem__(self, key: str, module: Module) -> None:
-        if not isinstance(key, str) or not key or "." in key or hasattr(type(self), key):
+        if not isinstance(key, str) or not key or "." in key or key in _taken(type(self)):
             raise KeyError(
                 f"{key!r} cannot be a module's name: it must be a string, not empty, no method, without dots"
             )
@@ -195,6 +207,11 @@ class ModuleDict(Module):
         """Add or replace modules."""
         for name, module in dict(modules).items():
             self[name] = module
+
+    def clear(self) -> None:
+        """Remove all modules."""
+        for key in self._modules():
+            delattr(self, key)
 
     def pop(self, key: str) -> Module:
         """Remove a module and give it."""

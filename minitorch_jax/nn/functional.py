@@ -153,9 +153,9 @@ def cross_entropy(
             )
         kept = target != ignore_index
         index = jnp.expand_dims(jnp.where(kept, target, 0), axis)
-        one_hot = index == jnp.arange(classes).reshape(across)
+        one_hot = index == jnp.arange(classes, dtype=index.dtype).reshape(across)
         in_range = (index >= 0) & (index < classes)
-        own_weight = (weights * one_hot).sum(axis)
+        own_weight = jnp.where(one_hot, weights, 0).sum(axis)
         loss = -jnp.where(one_hot, log_p, 0).sum(axis) * own_weight
         if label_smoothing:
             loss = (1 - label_smoothing) * loss - label_smoothing / classes * (weights * log_p).sum(axis)

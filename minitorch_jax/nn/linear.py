@@ -38,6 +38,7 @@ class Linear(Module):
         (5, 2)
     """
 
+    weight: Any
     bias: Any
 
     def __init__(

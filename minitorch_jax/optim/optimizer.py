@@ -454,14 +454,15 @@ def _names_of(state: Any) -> list[str]:
 
 
 def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that are static: booleans by their default or value, and strings."""
+    """Those settings that are static: booleans, by their default or their value, and strings."""
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}  # type: ignore[misc]
     flags = {}
     for name, value in settings.items():
-        if isinstance(defaults.get(name), bool) or name == "skip_nonfinite":
-            if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        default = defaults.get(name)
+        if isinstance(default, bool) or name == "skip_nonfinite":
+            if not isinstance(value, bool | np.bool_):
                 raise ValueError(f"{cls.__name__}: {name} must be True or False; got {value!r}")
             flags[name] = bool(value)
-        elif isinstance(value, bool | str) and name != "lr" and not isinstance(defaults.get(name), int | float):
+        elif isinstance(value, bool | str) and not isinstance(default, int | float) and name != "lr":
             flags[name] = value
     return flags

@@ -25,7 +25,9 @@ class Plan:
     """The cells of an optimizer in the order in which its compiled update takes them."""
 
     def __init__(self, opt: Any, native: dict[Cell, str], foreign: list[Foreign], version: object) -> None:
-        self.version, self.modules = version, list(opt.modules)
+        walks = [walk_of(module) for module in opt.modules if isinstance(module, Module)]
+        self.version = None if any(walk.watched for walk in walks) else version  # then every step looks anew
+        self.modules = list(opt.modules)
         self.foreign = foreign
         self.named = {path: cell for cell, path in native.items()}  # frozen ones too: they keep their state
         self.params = [cell for cell in native if cell.trainable]
@@ -217,7 +219,7 @@ def _lifted(
     rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any
 ) -> tuple[Any, Any]:
     """One parameter's update, computed in at least float32, with the dtypes that went in."""
-    dtype = jnp.promote_types(p.dtype, jnp.float32)
+    dtype = p.dtype if p.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
     def widen(x: Any) -> Any:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
