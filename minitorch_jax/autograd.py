@@ -49,6 +49,8 @@ class _GradientProgram(Program):
         if not train:
             raise _no_parameter(self.name, lifted)
         grads = [cell.grad for cell in train] if self.accumulate else []
+        for grad in grads:
+            grad.reached = True
         owned = [*grads, *(lifted[i] for i in part.owned)]
         stored = [*grads, *(lifted[i] for i in part.written)]
         return stored, owned, train, [lifted[i] for i in part.rest]
@@ -168,6 +170,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     loss, aux, grads, objects = _inline(function, Arguments(loss_fn, args, kwargs))
     for param, new in grads.items():
         if param.grad is not None:
+            param.grad.reached = True
             cells.write(param.grad, new if param.grad.value is None else param.grad.value + new, "a gradient")
     return (loss, unwrap_output(aux, objects)) if has_aux else loss
 

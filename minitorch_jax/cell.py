@@ -153,7 +153,7 @@ class Cell:
     new array objects that share the buffer, and die with it.)
     """
 
-    __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "__weakref__")
+    __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "__weakref__")
 
     def __init__(
         self,
@@ -171,6 +171,7 @@ class Cell:
         self.trainable = trainable
         self.encoding = encoding
         self.birth = birth
+        self.reached = False  # of a gradient: whether any loss has ever given one
         self.grad = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
         frame = local.frame
         if frame is not None:

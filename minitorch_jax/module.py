@@ -114,7 +114,7 @@ class Module(Stateful):
         new = convert(value, label)
         if type(old) is type(new) and not isinstance(new, Stateful | TrackedList | TrackedDict) and old == new:
             return
-        if _has_structure(new) or _has_structure(old):
+        if name in self._cells or _has_structure(new) or _has_structure(old):
             self._restructure(label)
         elif cells.local.frame is not None:  # a plain value: taken back if the run fails
             undo = (vars(self).pop, (name, None)) if old is missing else (vars(self).__setitem__, (name, old))
@@ -333,6 +333,7 @@ class Module(Stateful):
             new.append(grad if cell.grad.value is None else cell.grad.value + grad)
         for _, cell in targets:
             cells.lend(cell.grad)
+            cell.grad.reached = True
         cells.store_all([cell.grad for _, cell in targets], new)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:

@@ -104,6 +104,7 @@ def write_gradient(param: Cell, value: Any, label: str) -> None:
     if grad is None:
         raise RuntimeError("only parameters have gradients")
     cells.write(grad, checked(value, param.value, label), label)
+    grad.reached = True
 
 
 def checked(value: Any, old: Any, label: str) -> Any:

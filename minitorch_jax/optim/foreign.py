@@ -17,6 +17,10 @@ class Foreign:
         self.module, self.label = module, label
         self.cells = [Cell(None, "foreign") for _ in module.parameters()]  # keys for the optimizer's state
 
+    def is_as_it_was(self) -> bool:
+        """Whether there are as many arrays as before."""
+        return len(self.module.parameters()) == len(self.cells)
+
     def arrays(self) -> list[Any]:
         """The parameters, checked to be such as can be updated."""
         found = self.module.parameters()
@@ -30,14 +34,15 @@ class Foreign:
             where = f"{self.label}.parameters()[{i}]"
             if not isinstance(array, np.ndarray | jax.Array):
                 raise TypeError(f"{where} is a {type(array).__name__}; the optimizer updates NumPy arrays in place")
-            if not np.issubdtype(array.dtype, np.floating):
+            if not jax.numpy.issubdtype(array.dtype, np.floating):
                 raise TypeError(f"{where} is {array.dtype}; only floating parameters can be trained")
             fixed = not isinstance(array, np.ndarray) or not array.flags.writeable
-            if fixed and not persistent:
+            if fixed and not (persistent and isinstance(array, jax.Array)):
+                fresh = "" if persistent else ", in a list made afresh at each call"
                 raise TypeError(
-                    f"{where} is an immutable array, in a list made afresh at each call: an update could not be written"
-                    " back. Let parameters() give writable NumPy arrays, or the module's own list each time, or make"
-                    " the object a minitorch_jax.Module."
+                    f"{where} is an immutable array{fresh}: an update could not be written back. Let parameters() give"
+                    " writable NumPy arrays, or the module's own list each time, or make the object a"
+                    " minitorch_jax.Module."
                 )
         return list(found)
 
@@ -62,7 +67,7 @@ class Foreign:
         """Put new values into the very arrays of the module (or, for immutable ones, into its list)."""
         found = self.module.parameters()
         for i, value in enumerate(new):
-            if isinstance(found[i], np.ndarray) and found[i].flags.writeable:
+            if isinstance(found[i], np.ndarray):
                 np.copyto(found[i], value)
             else:
-                found[i] = type(found[i])(value) if isinstance(found[i], np.ndarray) else jax.numpy.asarray(value)
+                found[i] = jax.numpy.asarray(value)

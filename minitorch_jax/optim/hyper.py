@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -58,10 +58,10 @@ class Hyperparameters:
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
                 raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
 
-    def get(self, name: str, num_steps: Any) -> Any:
-        """The value now: as it was given, or what a schedule says at `num_steps`."""
+    def get(self, name: str, num_steps: Callable[[], Any]) -> Any:
+        """The value now: as it was given, or what a schedule says at `num_steps()`."""
         if name in self.schedules:
-            return _short(self.schedules[name](num_steps))
+            return _short(self.schedules[name](num_steps()))
         vector = self.cell.value
         if vector is self.exact:
             return self.given[name]
@@ -98,14 +98,14 @@ class Hyperparameters:
         """The vector, as exact as it was given."""
         numbers: list[float] = []
         for name in self.given:
-            value = 0.0 if name in self.schedules else self.get(name, 0)
+            value = 0.0 if name in self.schedules else self.get(name, int)
             numbers += value if isinstance(value, tuple) else (float(value),)
         return numbers
 
     def given_number(self, name: str) -> Any:
         """A value that decides about structure (is there a state for momentum?), even where the vector is traced."""
         traced = isinstance(self.cell.value, jax.core.Tracer) or np.ndim(self.cell.value) != 1
-        return self.given[name] if traced or name in self.schedules else self.get(name, 0)
+        return self.given[name] if traced or name in self.schedules else self.get(name, int)
 
     def _place(self, name: str) -> tuple[int, int]:
         return next((start, length) for key, start, length in self.layout if key == name)

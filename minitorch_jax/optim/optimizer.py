@@ -24,7 +24,7 @@ from ..stateful import Builder, Node, Stateful, Walk, Walker, join
 from .hyper import Hyperparameters
 from .plan import Plan, make_plan
 
-_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None, "_foreign": {}}
+_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None}
 
 
 class Optimizer(Stateful):
@@ -94,6 +94,7 @@ class Optimizer(Stateful):
             _steps=steps,  # of each parameter in `_order`; after them, steps taken and steps skipped
             _order=[],
             _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
+            _foreign=[],  # the modules that are not ours, with the keys of their states
             _warned=set(),
             **_CACHES,
         )
@@ -119,7 +120,7 @@ class Optimizer(Stateful):
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
         plan: Plan = self._plan
-        if plan is None or plan.version is not structure.version or plan.modules != self.modules:
+        if plan is None or plan.version is not structure.version or plan.ids != [*map(id, self.modules)]:
             plan = self._plan_now()
         grads = list(map(get_value, plan.grads))
         if plan.fresh or (grads and grads[0] is None):
@@ -139,14 +140,14 @@ class Optimizer(Stateful):
                 zero_grad()
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> Any:
         """How many steps `skip_nonfinite=True` has left out."""
-        return int(self._steps.value[..., -1])
+        return self._counts()[1]
 
     @property
-    def num_steps(self) -> int:
+    def num_steps(self) -> Any:
         """How many steps have been taken: the argument of schedules."""
-        return int(self._steps.value[..., -2])
+        return self._counts()[0]
 
     def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
         if plan.foreign:
@@ -180,31 +181,36 @@ class Optimizer(Stateful):
 
     def _look_for_missing(self, plan: Plan, grads: list[Any]) -> None:
         """Warn of parameters that no loss has read, or of a step without any gradient."""
-        plan.fresh = False
-        if not grads or plan.foreign:
-            return
         without = [path for path, grad in zip(plan.paths, grads, strict=True) if grad is None]
-        if len(without) == len(grads):
-            if "backward" not in self._warned:
-                self._warned.add("backward")
-                warnings.warn(
-                    f"{type(self).__name__}.step() was called with no gradient accumulated since zero_grad(): every"
-                    " gradient is taken as zeros. Call `mt.backward(loss_fn, ...)`, or `module.accumulate(grads)`, first.",
-                    stacklevel=3,
-                )
-        elif new := [path for path in without if path not in self._warned]:
-            self._warned.update(new)
-            shown = ", ".join(new[:8]) + (f" and {len(new) - 8} more" if len(new) > 8 else "")
-            warnings.warn(
-                f"{type(self).__name__} holds parameters that no loss has read so far, so they have no gradient: {shown}."
-                " Use them in the loss, freeze() them, or leave their module out.",
-                stacklevel=3,
+        if without and len(without) == len(grads) and not plan.foreign:
+            self._warn_once(
+                ["backward"],
+                f"{type(self).__name__}.step() was called with no gradient accumulated since zero_grad(): every gradient"
+                " is taken as zeros. Call `mt.backward(loss_fn, ...)`, or `module.accumulate(grads)`, first.",
             )
+            return
+        plan.fresh = False
+        unread = zip(plan.paths, plan.grads, grads, strict=True)
+        without = [
+            path for path, cell, grad in unread if grad is None and not cell.reached and path not in self._warned
+        ]
+        if without:
+            shown = ", ".join(without[:8]) + (f" and {len(without) - 8} more" if len(without) > 8 else "")
+            self._warn_once(
+                without,
+                f"{type(self).__name__} holds parameters that no loss has read so far, so they have no gradient:"
+                f" {shown}. Use them in the loss, freeze() them, or leave their module out.",
+            )
+
+    def _warn_once(self, about: list[str], message: str) -> None:
+        if not self._warned.issuperset(about):
+            self._warned.update(about)
+            warnings.warn(message, stacklevel=4)
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
         plan: Plan | None = self._plan
-        if plan is None or plan.version is not cells.structure.version or plan.modules != self.modules:
+        if plan is None or plan.version is not structure.version or plan.ids != [*map(id, self.modules)]:
             plan = make_plan(self)
             vars(self)["_plan"] = plan
         return plan
@@ -215,7 +221,14 @@ class Optimizer(Stateful):
         """Raise ValueError for hyperparameters that do not go together. Called at first and at every assignment."""
 
     def _get(self, name: str) -> Any:
-        return self._hyper.get(name, self._steps.value[..., -2])
+        return self._hyper.get(name, lambda: self._counts()[0])
+
+    def _counts(self) -> tuple[Any, Any]:
+        """Steps taken and skipped: integers, or for a traced or stacked optimizer arrays."""
+        steps = self._steps.value
+        steps = steps if isinstance(steps, jax.core.Tracer) else np.asarray(steps)
+        pair = steps[..., -2], steps[..., -1]
+        return pair if steps.ndim > 1 or isinstance(steps, jax.core.Tracer) else (int(pair[0]), int(pair[1]))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -228,7 +241,7 @@ class Optimizer(Stateful):
 
     def _hint(self, name: str) -> str:
         known = ["modules", *self._hyper.given, *self._flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
-        near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+        near = difflib.get_close_matches(name, known, 1)
         return f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known)}"
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -240,6 +253,8 @@ class Optimizer(Stateful):
         elif name == "modules":
             before = self.modules
             vars(self)["modules"] = _as_list(value)
+            vars(self)["_foreign"] = [known for known in self._foreign if known.is_as_it_was()]
+            vars(self)["_plan"] = None
             try:
                 self._plan_now()
             except BaseException:
@@ -326,34 +341,48 @@ class Optimizer(Stateful):
         steps = np.asarray(self._steps.value).copy()
         steps[-2:] = state_dict.get("num_steps", 0), state_dict.get("skipped", 0)
         for path, param in plan.named.items():
-            given = dict(state.get(path, {}))
             tree, held = self._state.get(param, (None, []))
-            names = _field_names(tree) if held else []
-            steps[self._order.index(param)] = given.pop("step", 0)
-            if path in state and names != list(given) and set(names) != set(given):
+            names = ["step", *(_field_names(tree) if held else [])]
+            given = state.get(path, dict.fromkeys(names))
+            if set(names) != set(given):
                 problems.append(f"  {path}: fields {sorted(given)} were given for {sorted(names)}")
-                continue
-            for name, cell in zip(names, held, strict=True):
-                if name in given:
+            elif path in state:
+                steps[self._order.index(param)] = given["step"]
+                for name, cell in zip(names[1:], held, strict=True):
                     try:
-                        new.append((cell, checked(given[name], cell.value, f"{path}.{name}")))
+                        with _wide(cell.value):
+                            new.append((cell, checked(given[name], cell.value, f"{path}.{name}")))
                     except ValueError as error:
                         problems.append(f"  {error}")
         for name, value in hyper.items():
-            if name in self._hyper.given:
-                try:
+            try:
+                if name in self._hyper.given:
                     self._hyper.check(name, value)
-                except ValueError as error:
-                    problems.append(f"  {error}")
+                elif name in self._flags:
+                    _flags(type(self), {name: value})
+            except ValueError as error:
+                problems.append(f"  {error}")
         if problems:
             listed = "\n".join(problems)
             raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
         cells.check_writable(self._steps, f"the state of {type(self).__name__}", self)
-        for name, value in hyper.items():
-            setattr(self, name, value)
+        self._load_hyperparameters(hyper)
         for cell, _ in new:
             cells.lend(cell)
         cells.store_all([*(cell for cell, _ in new), self._steps], [*(v for _, v in new), jnp.asarray(steps)])
+
+    def _load_hyperparameters(self, hyper: dict[str, Any]) -> None:
+        """Assign all of them; if they do not go together, none."""
+        before, flags = self._hyper, self._flags
+        given = {name: hyper[name] for name in before.given}
+        vars(self)["_hyper"] = Hyperparameters(type(self).__name__, self._ranges, given)
+        vars(self)["_flags"] = {name: hyper[name] for name in flags}
+        try:
+            self._validate()
+        except ValueError:
+            vars(self).update(_hyper=before, _flags=flags)
+            raise
+        cells.structure_changed()
 
     def __getstate__(self) -> dict[str, Any]:
         self._plan_now()
@@ -446,11 +475,14 @@ def _as_list(modules: Any) -> list[Any]:
 
 def _field_names(tree: Any) -> list[str]:
     """Names of the leaves of a rule's state: `momentum_buffer` of a NamedTuple's field."""
-    return _names_of(jax.tree.unflatten(tree, range(tree.num_leaves)))
+    state = jax.tree.unflatten(tree, range(tree.num_leaves))
+    names = [keystr(path, simple=True, separator=".") or "state" for path, _ in tree_flatten_with_path(state)[0]]
+    return ["state.step" if name == "step" else name for name in names]  # "step" is the parameter's step count
 
 
-def _names_of(state: Any) -> list[str]:
-    return [keystr(path, simple=True, separator=".") or "state" for path, _ in tree_flatten_with_path(state)[0]]
+def _wide(value: Any) -> Any:
+    """A context in which float64 is kept, if `value` (of a NumPy module's state) is float64."""
+    return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
 
 
 def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -460,8 +492,10 @@ def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         default = defaults.get(name)
         if isinstance(default, bool) or name == "skip_nonfinite":
-            if not isinstance(value, bool | np.bool_):
-                raise ValueError(f"{cls.__name__}: {name} must be True or False; got {value!r}")
+            if not isinstance(value, bool | np.bool_) and not (
+                np.shape(value) == () and np.asarray(value).dtype == bool
+            ):
+                raise ValueError(f"{cls.__name__}: {name} must be a bool; got {value!r}")
             flags[name] = bool(value)
         elif isinstance(value, bool | str) and not isinstance(default, int | float) and name != "lr":
             flags[name] = value

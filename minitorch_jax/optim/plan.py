@@ -26,8 +26,10 @@ class Plan:
 
     def __init__(self, opt: Any, native: dict[Cell, str], foreign: list[Foreign], version: object) -> None:
         walks = [walk_of(module) for module in opt.modules if isinstance(module, Module)]
-        self.version = None if any(walk.watched for walk in walks) else version  # then every step looks anew
+        around = len(opt.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
+        self.version = None if around or any(walk.watched for walk in walks) else version  # None: look at every step
         self.modules = list(opt.modules)
+        self.ids = [*map(id, opt.modules)]
         self.foreign = foreign
         self.named = {path: cell for cell, path in native.items()}  # frozen ones too: they keep their state
         self.params = [cell for cell in native if cell.trainable]
@@ -73,7 +75,8 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
     """The parameters' cells with their paths, each once, and the modules that are not ours."""
     native: dict[Cell, str] = {}
     foreign: list[Foreign] = []
-    kept = {}
+    arrays: dict[int, str] = {}
+    _no_overlap(opt)
     for i, module in enumerate(opt.modules):
         if isinstance(module, Module):
             walk = walk_of(module)
@@ -81,7 +84,8 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
                 if cell.kind == "parameter":
                     native.setdefault(cell, join(str(i), path))
             continue
-        if not callable(getattr(module, "parameters", None)) or not callable(getattr(module, "grads", None)):
+        has_both = callable(getattr(module, "parameters", None)) and callable(getattr(module, "grads", None))
+        if not has_both or isinstance(module, type):
             raise TypeError(
                 f"{type(opt).__name__}: modules[{i}] is {module!r} ({type(module).__name__}), which has no"
                 " `parameters()` and `grads()`. List Modules, or objects with both."
@@ -89,18 +93,26 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
         found = module.parameters()
         if isinstance(found, LiveList):  # an object around a Module of ours
             for path, cell in zip(found._paths, found.cells(), strict=True):
-                native.setdefault(cell, join(str(i), path))
+                if cell in native:
+                    raise _twice(opt, native[cell], join(str(i), path))
+                native[cell] = join(str(i), path)
             continue
-        known = opt._foreign.get(id(module))
-        if known is None or known.module is not module or len(known.cells) != len(found):
-            known = Foreign(module, str(i))
-            known.arrays()
+        known = next((f for f in opt._foreign if f.module is module), None) or Foreign(module, str(i))
         known.label = str(i)
-        kept[id(module)] = known
+        for j, array in enumerate(known.arrays()):
+            path = arrays.setdefault(id(array), f"{i}.{j}")
+            if path != f"{i}.{j}":
+                raise _twice(opt, path, f"{i}.{j}")
         foreign.append(known)
-    _no_overlap(opt)
-    opt._foreign = kept
+    vars(opt)["_foreign"] = foreign
     return native, foreign
+
+
+def _twice(opt: Any, first: str, second: str, why: str = "") -> ValueError:
+    return ValueError(
+        f"{type(opt).__name__}: the same parameter is reached twice through modules, as {first} and as {second}{why}."
+        " List only one of the two."
+    )
 
 
 def _no_overlap(opt: Any) -> None:
@@ -109,20 +121,14 @@ def _no_overlap(opt: Any) -> None:
         for j, other in enumerate(opt.modules):
             if i == j:
                 continue
-            inside = isinstance(other, Module) and isinstance(module, Module) and id(module) in walk_of(other).objects
-            if inside or (module is other):
-                mine = walk_of(module) if isinstance(module, Module) else None
-                first = next((join(str(i), p) for p in mine.spec.paths), str(i)) if mine is not None else str(i)
-                second = str(j)
-                if mine is not None and mine.cells:
-                    theirs = walk_of(other)
-                    second = join(str(j), theirs.spec.paths[theirs.cells.index(mine.cells[0])])
-                elif mine is not None:
-                    continue  # a module without parameters does no harm twice
-                raise ValueError(
-                    f"{type(opt).__name__}: the same parameter is reached twice through modules, as {first} and as"
-                    f" {second}: modules[{i}] is part of modules[{j}]. List only the outer one."
-                )
+            if module is other and not isinstance(module, Module):
+                raise _twice(opt, str(i), str(j))
+            both = isinstance(module, Module) and isinstance(other, Module)
+            if both and id(module) in walk_of(other).objects and walk_of(module).cells:
+                inner, outer = walk_of(module), walk_of(other)
+                second = outer.spec.paths[outer.cells.index(inner.cells[0])]
+                why = f": modules[{i}] is part of modules[{j}]"
+                raise _twice(opt, join(str(i), inner.spec.paths[0]), join(str(j), second), why)
 
 
 def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: list[Foreign]) -> None:
