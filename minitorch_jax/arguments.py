@@ -49,6 +49,7 @@ class Arguments:
         self.objects: list[Any] = [leaf for leaf, code in zip(leaves, template, strict=True) if code is OBJECT]
         self.data = tuple([leaf for leaf, code in zip(leaves, template, strict=True) if code is DATA])
         if STATIC in template:
+            check_hashable(leaves, template)
             template = [
                 (type(leaf), leaf) if code is STATIC else code for leaf, code in zip(leaves, template, strict=True)
             ]
@@ -79,14 +80,15 @@ def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any,
             return fn, args, kwargs
 
 
-def check_hashable(template: tuple[Any, ...]) -> None:
-    for item in template:
-        if item is not DATA and item is not OBJECT:
+def check_hashable(leaves: Sequence[Any], codes: Sequence[str]) -> None:
+    """Raise TypeError for a static argument that cannot be part of what a program is found by."""
+    for leaf, code in zip(leaves, codes, strict=True):
+        if code is STATIC:
             try:
-                hash(item[1])
+                hash(leaf)
             except TypeError:
                 raise TypeError(
-                    f"an argument is a {item[0].__name__}, which is neither an array or a module nor hashable. Pass"
+                    f"an argument is a {type(leaf).__name__}, which is neither an array or a module nor hashable. Pass"
                     " arrays, numbers, modules, pytrees of them, or hashable static values."
                 ) from None
 

@@ -231,6 +231,11 @@ class Frame:
 
     def touch(self, cell: Cell, owner: Any) -> None:
         if cell not in self.known and id(cell) not in self.own:
+            if cell.kind == "gradient":
+                raise TraceError(
+                    "accumulated gradients were read or changed inside a loss function, which runs only while it is"
+                    " traced. Call zero_grad(), accumulate() and grads() outside of it."
+                )
             self.met.setdefault(id(cell), (owner, cell))
 
 

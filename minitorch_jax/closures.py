@@ -82,15 +82,28 @@ def _value(value: Any, where: _Where, found: list[Place], seen: set[int], depth:
             for key in list(value)[:100]:
                 _value(value[key], (value.get, (key,)), found, seen, depth + 1)
         elif _is_users(value):
-            for name in list(vars(value)):
-                _value(vars(value)[name], (vars(value).get, (name,)), found, seen, depth + 1)
+            for holder, name in _attributes(value):
+                inner = getattr(holder, name, None)
+                _value(inner, (getattr, (holder, name, None)), found, seen, depth + 1)
 
 
 def _is_users(value: Any) -> bool:
-    """An object of a class that is neither a library's nor built in, with attributes to look at."""
-    if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
+    """A class that is neither a library's nor built in, or an object of one."""
+    if isinstance(value, types.ModuleType):
         return False
-    return type(value).__module__.partition(".")[0] not in _LIBRARIES
+    cls = value if isinstance(value, type) else type(value)
+    return cls.__module__.partition(".")[0] not in _LIBRARIES
+
+
+def _attributes(value: Any) -> list[tuple[Any, str]]:
+    """Where a user's object or class keeps data: instance attributes, slots, class attributes (no properties)."""
+    names = {} if isinstance(value, type) else dict.fromkeys(getattr(value, "__dict__", {}))
+    for cls in (value if isinstance(value, type) else type(value)).__mro__:
+        if _is_users(cls):
+            for name, inner in list(vars(cls).items()):
+                if isinstance(inner, types.MemberDescriptorType | list | tuple | dict) or holds_state(inner):
+                    names[name] = None
+    return [(value, name) for name in names]
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -15,13 +15,14 @@ from .parameter import assign, checked, read_gradient, write_gradient
 class LiveList(list[Any]):
     """The arrays of `parameters()` or `grads()`. Reading an item reads the module; assigning one writes to it."""
 
-    def __init__(self, params: Iterable[Cell], paths: Iterable[str], gradients: bool) -> None:
+    def __init__(self, params: Iterable[Cell], paths: Iterable[str], gradients: bool, owner: Any) -> None:
         super().__init__(params)  # the cells themselves, so that the list keeps no array alive
         self._paths = list(paths)
         self._gradients = gradients
+        self._owner = owner
 
     def _read(self, cell: Cell) -> Any:
-        return read_gradient(cell) if self._gradients else cells.read(cell)
+        return read_gradient(cell) if self._gradients else cells.read(cell, self._owner)
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
@@ -46,7 +47,7 @@ class LiveList(list[Any]):
         else:
             new = [checked(item, cell.value, path) for (cell, path), item in zip(targets, values, strict=True)]
             for (cell, path), item in zip(targets, new, strict=True):
-                assign(cell, item, path)
+                assign(cell, item, path, self._owner)
 
     def cells(self) -> list[Cell]:
         """The parameters' cells, for the optimizer."""

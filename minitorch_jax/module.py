@@ -236,7 +236,7 @@ class Module(Stateful):
     def _live(self, gradients: bool) -> LiveList:
         walk = walk_of(self)
         found = [(p, c) for p, c in zip(walk.spec.paths, walk.cells, strict=True) if c.trainable]
-        return LiveList([cell for _, cell in found], [path for path, _ in found], gradients)
+        return LiveList([cell for _, cell in found], [path for path, _ in found], gradients, self)
 
     def parameters(self) -> LiveList:
         """The trainable parameters' arrays, each once; a live list: `model.parameters()[0] = array` writes to the module.

@@ -18,7 +18,7 @@ from jax.tree_util import tree_unflatten
 
 from . import cell as cells
 from . import closures
-from .arguments import FLAT, OBJECT, Arguments, check_hashable
+from .arguments import FLAT, OBJECT, Arguments
 from .cell import Cell, Frame, get_value, structure
 from .containers import holds_state
 from .pipeline import Compiled, Pipeline
@@ -40,6 +40,11 @@ class FirstRun(Exception):  # noqa: N818
     """A program has been traced for inputs that it has not run for yet; it is to be called by `run_first`."""
 
 
+# Part of the key of every cache of JAX's: another value for each run, so that a function of the user's that is jitted
+# and reads a module by closure is traced in each run anew, with that run's tracers.
+_run = jax.make_user_context()
+
+
 class Traced:
     """One run of the user's function as a jaxpr over cell values and data."""
 
@@ -53,7 +58,8 @@ class Traced:
             self.written = [i for i, value in enumerate(new) if value is not values[i]]
             return out, [new[i] for i in self.written]
 
-        closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
+        with _run(object()):
+            closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
         self._out_tree = jax.tree.structure(shapes)
         self._closed = closed
         present = [i for i, value in enumerate(values) if value is not None]
@@ -147,6 +153,14 @@ class Partition:
         return set(traced.used) <= set(self.used) and set(traced.written) <= set(self.written)
 
 
+try:  # what else, besides its inputs, a trace depends on: settings such as the default precision
+    from jax._src.config import trace_context as _context
+except ImportError:
+
+    def _context() -> Any:
+        return object()  # then no two traces are the same
+
+
 class _Now(threading.local):
     """The call that a thread is making: JAX may trace the program again at any."""
 
@@ -164,6 +178,7 @@ class Program:
         self.partition = Partition(traced.used, traced.written, self.trainable)
         self.calls_back = traced.calls_back
         self.num_traces = 0
+        self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
         self.compiled = Compiled(self._traced_body, name)
@@ -182,6 +197,9 @@ class Program:
         now = self.now
         traced = now.traced if now.first else None
         now.traced = None
+        inputs = tuple(map(jax.typeof, jax.tree.leaves(args[1:]))), _context()
+        if traced is None and self.last is not None and self.last[0] == inputs:
+            traced = self.last[1]  # the same again, but for which gradients there are to add to
         if traced is None:
             fn, call_args, kwargs, reached, lifted = self.now.call
             arguments = Arguments(fn, call_args, kwargs)
@@ -198,6 +216,7 @@ class Program:
                 now.traced = traced
                 raise FirstRun
         self.num_traces += 1
+        self.last = inputs, traced
         return self.body(traced, *args)
 
     def values_for_trace(self, values: list[Any], *args: Any) -> list[Any]:
@@ -305,7 +324,6 @@ class Function:
         with self.lock:
             lifted, alias = unique_cells(walks)
             key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias)
-            check_hashable(args.template)
             program = self.programs.get(key)
             if program is None:
                 before = len(args.objects)

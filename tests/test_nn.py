@@ -29,16 +29,21 @@ def numbers(*shape, seed=0, scale=1.0):
     return np.asarray(scale * np.random.default_rng(seed).standard_normal(shape), np.float32)
 
 
-def compare(ours, theirs, *inputs, rtol=1e-5, atol=1e-6):
+def compare(ours, theirs, *inputs, rtol=1e-5, atol=1e-6, compiled=True):
     """Outputs, and gradients of a weighted sum of them with respect to the inputs, of two functions of arrays."""
     tensors = [torch.from_numpy(array.copy()).requires_grad_() for array in inputs]
     expected = theirs(*tensors)
     cotangent = numbers(*expected.shape, seed=99)
     expected.backward(torch.from_numpy(cotangent))
-    out, pull = jax.vjp(ours, *map(jnp.asarray, inputs))
+
+    def run(cotangent, *inputs):
+        out, pull = jax.vjp(ours, *inputs)
+        return out, pull(cotangent)
+
+    out, gradients = (jax.jit(run) if compiled else run)(jnp.asarray(cotangent), *map(jnp.asarray, inputs))
     assert out.shape == tuple(expected.shape) and out.dtype == jnp.float32
     np.testing.assert_allclose(out, expected.detach().numpy(), rtol=rtol, atol=atol)
-    for gradient, tensor in zip(pull(jnp.asarray(cotangent)), tensors, strict=True):
+    for gradient, tensor in zip(gradients, tensors, strict=True):
         np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=10 * rtol, atol=atol)
 
 
@@ -124,10 +129,8 @@ def test_linear_computes_what_torchs_does(shape, bias):
 
 def test_a_network_of_layers_computes_what_torchs_does():
     def make(library):
-        return library.Sequential(
-            library.Flatten(), library.Linear(6, 5), library.GELU(), library.Linear(5, 4), library.Tanh(), library.Identity(),
-            library.Linear(4, 3), library.Softmax(dim=-1),
-        )  # fmt: skip
+        first = [library.Flatten(), library.Linear(6, 5), library.GELU(), library.Linear(5, 4), library.Tanh()]
+        return library.Sequential(*first, library.Identity(), library.Linear(4, 3), library.Softmax(dim=-1))
 
     ours, theirs = make(nn), make(torch.nn)
     ours.load_state_dict(theirs.state_dict())
@@ -194,7 +197,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("ours, theirs", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_activations_compute_what_torchs_do(ours, theirs):
-    compare(ours, theirs, EVERYWHERE)
+    compare(ours, theirs, EVERYWHERE, atol=1e-5)  # 1 + tanh(x) loses digits for negative x, in torch too
     compare(ours, theirs, numbers(2, 3, 4))
 
 
@@ -243,7 +246,7 @@ def test_flatten_reshapes_as_torchs_does(arguments):
 
 
 def test_flatten_of_few_dimensions():
-    compare(nn.Flatten(0), torch.nn.Flatten(0), np.float32(3).reshape(()))
+    compare(nn.Flatten(0), torch.nn.Flatten(0), np.asarray(3, np.float32))
     compare(nn.Flatten(0), torch.nn.Flatten(0), numbers(3))
 
 
@@ -256,7 +259,7 @@ def test_flatten_refuses_axes_that_do_not_fit(arguments, shape):
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 REDUCTIONS = ["mean", "sum", "none"]
-SCORES = {"unbatched": (4,), "batch": (5, 4), "sequence": (3, 4, 2), "image": (2, 4, 2, 3)}
+SCORES = {"unbatched": (4,), "batch": (5, 4), "image": (3, 4, 2)}
 scores = pytest.mark.parametrize("shape", SCORES.values(), ids=SCORES)
 
 
@@ -274,6 +277,7 @@ def compare_losses(x, target, weight=None, **kwargs):
         lambda x: F.cross_entropy(x, ours_target, ours_weight, **kwargs),
         lambda x: TF.cross_entropy(x, theirs_target, theirs_weight, **kwargs),
         x,
+        compiled=False,
     )
 
 
@@ -285,11 +289,11 @@ weights = pytest.mark.parametrize("weight", [None, np.float32([0.5, 2.0, 0.0, 1.
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 def test_cross_entropy_of_class_numbers_is_torchs(shape, smoothing, weight):
     x, target = numbers(*shape, scale=3), class_numbers(shape)
-    for ignored in (-100, 1):
-        if target.ndim:
-            target.flat[:2] = ignored, 3
-        for reduction in REDUCTIONS:
-            compare_losses(x, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=smoothing)
+    if target.ndim:
+        target.flat[:2] = 1, 3
+    for reduction in REDUCTIONS:
+        compare_losses(x, target, weight, ignore_index=1, reduction=reduction, label_smoothing=smoothing)
+    compare_losses(x, np.where(target == 0, -100, target), weight, label_smoothing=smoothing)
 
 
 @scores
@@ -310,6 +314,11 @@ def test_cross_entropy_is_differentiable_in_probabilities_and_weights():
     numbered = class_numbers((5, 4))
     with_weight = jax.grad(lambda w: F.cross_entropy(jnp.asarray(x), jnp.asarray(numbered), w))(jnp.asarray(weight))
     assert np.isfinite(with_weight).all() and np.abs(with_weight).max() > 1e-3
+
+
+def test_cross_entropy_of_images():
+    shape = (2, 4, 3, 2)
+    compare_losses(numbers(*shape), class_numbers(shape), np.float32([0.5, 2.0, 1.0, 1.5]), label_smoothing=0.1)
 
 
 def test_cross_entropy_of_extreme_scores():
@@ -528,7 +537,7 @@ def test_constructing_without_a_key_inside_a_transform_is_an_error(transform):
 # -- nn.init -----------------------------------------------------------------------------------------------------------
 
 KEY = jax.random.key(0)
-WEIGHTS = [(200, 50), (50, 200), (40, 10, 5, 5)]
+WEIGHTS = [(50, 200), (40, 10, 5, 5)]
 
 
 def torchs(name, shape, **kwargs):
