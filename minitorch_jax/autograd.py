@@ -167,7 +167,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     if at_top_level():
         (loss, aux), _ = function.run(loss_fn, args, kwargs)
         return (loss, unwrap_output(aux, _objects(function, loss_fn, args, kwargs))) if has_aux else loss
-    loss, aux, grads, objects = _inline(function, Arguments(loss_fn, args, kwargs))
+    loss, aux, grads, objects = _inline(function, Arguments(loss_fn, args, kwargs), True)
     for param, new in grads.items():
         if param.grad is not None:
             param.grad.reached = True
@@ -182,7 +182,7 @@ def _objects(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[st
     return call.objects
 
 
-def _inline(function: Function, call: Arguments) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
+def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
     """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
     function.add_reached(call)
     traced, lifted = trace_with_all(call, function.check)
@@ -191,9 +191,21 @@ def _inline(function: Function, call: Arguments) -> tuple[Any, Any, dict[Cell, A
         raise _no_parameter(function.name, lifted)
     values = list(map(get_value, lifted))
     (loss, aux, written), grads = _value_and_grad(traced, values, call.data, train)
+    paths = _paths(call.objects)
+    for i in train if accumulate else ():
+        cells.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])
     for i, value in zip(traced.written, written, strict=True):
-        cells.write(lifted[i], value, f"a {lifted[i].kind}", call.objects[0])
+        cells.write(lifted[i], value, paths[lifted[i]], call.objects[0])
     return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
+
+
+def _paths(objects: list[Any]) -> dict[Cell, str]:
+    """What to call the cells of some objects in messages."""
+    return {
+        cell: f"{type(obj).__name__}.{path}"
+        for obj in reversed(objects)
+        for path, cell in zip(walk_of(obj).spec.paths, walk_of(obj).cells, strict=True)
+    }
 
 
 def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
@@ -229,7 +241,7 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
             by_cell = dict(zip(binding.groups[0], grads, strict=True))
             objects = _objects(function, inner, args, kwargs)
         else:
-            loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs))
+            loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)
         gradients = _as_modules(objects, by_cell)
         return ((loss, unwrap_output(aux, objects)), gradients) if has_aux else (loss, gradients)
 

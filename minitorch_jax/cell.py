@@ -272,10 +272,32 @@ def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
     if frame is not None and frame.state == state:
         _note_write(frame, cell, owner)
         return
-    raise TraceError(
+    raise changed_by_closure(label)
+
+
+def changed_by_closure(label: str) -> TraceError:
+    return TraceError(
         f"{label} was changed inside a JAX transform that it came into by closure (or from an outer transform): the"
         f" change would happen once, while tracing, and leave a tracer behind. {TWO_SPELLINGS}"
     )
+
+
+def birth_state() -> Any:
+    """The trace in which something static is made now: None outside of transforms."""
+    return None if at_top_level() else trace_state()
+
+
+def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -> None:
+    """Raise unless the structure of something made in trace `birth` (or, if `own`, in this very run) may change here."""
+    if own or at_top_level() and local.frame is None:
+        return
+    if local.frame is not None and (at_top_level() or local.frame.state == trace_state()):
+        raise TraceError(
+            f"{label} {what} inside compiled code: the structure of a module cannot change while it runs. Declare it in"
+            " `__init__`, or change it between calls."
+        )
+    if birth is None or birth != trace_state():
+        raise changed_by_closure(label)
 
 
 def _note_write(frame: Frame, cell: Cell, owner: Any) -> None:

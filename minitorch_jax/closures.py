@@ -44,8 +44,13 @@ def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
     if isinstance(fn, types.MethodType):
         _value(fn.__self__, (_same, (fn.__self__,)), found, seen, depth)
         fn = fn.__func__
-    if not hasattr(fn, "__code__"):  # jax.jit and others wrap functions in objects
-        fn = getattr(fn, "__wrapped__", fn)
+    if not hasattr(fn, "__code__"):
+        if not hasattr(fn, "__wrapped__"):  # an object with a __call__ of its own
+            seen.discard(id(fn))
+            _value(fn, (_same, (fn,)), found, seen, depth)
+            fn = type(fn).__call__
+        else:  # jax.jit and others wrap functions in objects
+            fn = fn.__wrapped__
     code = getattr(fn, "__code__", None)
     if code is None or (fn.__module__ or "").partition(".")[0] in _LIBRARIES:
         return

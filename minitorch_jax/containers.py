@@ -21,6 +21,8 @@ class TrackedList(list[Any]):
 
     _source: Any = None  # the plain list that was assigned, and its items then: changing that one is an error
     _snapshot: Any = None
+    _birth: Any = None  # the trace in which it was made
+    _label = "TrackedList"  # whose it is
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return TrackedList, (list(self),)
@@ -31,6 +33,8 @@ class TrackedDict(dict[str, Any]):
 
     _source: Any = None
     _snapshot: Any = None
+    _birth: Any = None
+    _label = "TrackedDict"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return TrackedDict, (dict(self),)
@@ -41,11 +45,7 @@ def _tracked(cls: type, name: str) -> Callable[..., Any]:
 
     @wraps(method)
     def change(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if cells.local.frame is not None:
-            raise cells.TraceError(
-                f"{cls.__name__}.{name} inside compiled code: the structure of a module cannot change while it runs."
-                " Build it in `__init__`, or change it between calls."
-            )
+        cells.check_restructurable(self._birth, f"{self._label}.{name}", "was called")
         before = self.copy()
         out = method(self, *args, **kwargs)
         try:
@@ -89,7 +89,7 @@ def convert(value: Any, label: str) -> Any:
         new: Any = TrackedList() if kind is list else TrackedDict()
         (list.extend if kind is list else dict.update)(new, value)
         _convert_items(new)
-        new._source, new._snapshot = value, _items(value)
+        new._source, new._snapshot, new._birth, new._label = value, _items(value), cells.birth_state(), label
         return new
     if kind is tuple:
         return tuple(convert(item, f"{label}[{i}]") for i, item in enumerate(value))

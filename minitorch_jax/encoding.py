@@ -43,6 +43,8 @@ class Encoding:
         return value.astype(np.float32)
 
     def decode(self, value: Any) -> Any:
+        if isinstance(value, jax.ShapeDtypeStruct):
+            return jax.eval_shape(self.decode, value)
         if not hasattr(value, "astype"):  # a leaf that jax.tree.map put there
             return value
         is_key = jnp.issubdtype(self.dtype, jax.dtypes.prng_key)

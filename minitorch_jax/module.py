@@ -59,6 +59,7 @@ class Module(Stateful):
         self = object.__new__(cls)
         object.__setattr__(self, "_cells", {})
         object.__setattr__(self, "_walk", None)
+        object.__setattr__(self, "_birth", cells.birth_state())
         self.__dict__["training"] = True
         frame = cells.local.frame
         if frame is not None:
@@ -116,7 +117,9 @@ class Module(Stateful):
             return
         if name in self._cells or _has_structure(new) or _has_structure(old):
             self._restructure(label)
-        elif cells.local.frame is not None:  # a plain value: taken back if the run fails
+        elif cells.local.frame is None:
+            cells.check_restructurable(self._birth, label, "was assigned")
+        else:  # a plain value: taken back if the run fails
             undo = (vars(self).pop, (name, None)) if old is missing else (vars(self).__setitem__, (name, old))
             cells.local.frame.undo.append(undo)
         self._cells.pop(name, None)
@@ -129,13 +132,10 @@ class Module(Stateful):
             object.__delattr__(self, name)
 
     def _restructure(self, label: str) -> None:
-        """About to change which cells or modules there are: never while compiled code runs, unless it made this one."""
+        """About to change which cells or modules there are: not while compiled code runs, unless it made this one."""
         frame = cells.local.frame
-        if frame is not None and id(self) not in frame.own:
-            raise cells.TraceError(
-                f"{label} was given a new Parameter, Buffer or module inside compiled code: the structure of a module"
-                " cannot change while it runs. Declare it in `__init__`, or change it between calls."
-            )
+        own = frame is not None and id(self) in frame.own
+        cells.check_restructurable(self._birth, label, "was given a new Parameter, Buffer or module", own)
         cells.structure_changed()
 
     def tie(self, name: str, other: Module, other_name: str) -> None:
@@ -488,6 +488,7 @@ class Module(Stateful):
     def _rebuild(cls, payload: Node, builder: Builder) -> Module:
         self = object.__new__(cls)
         object.__setattr__(self, "_walk", None)
+        object.__setattr__(self, "_birth", builder.birth)
         object.__setattr__(self, "_cells", {name: builder.cells[number] for name, number in payload[0]})
         builder.objects.append(self)
         frame = cells.local.frame

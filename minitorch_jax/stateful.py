@@ -128,6 +128,7 @@ class Builder:
     def __init__(self, made: list[Cell]) -> None:
         self.cells = made
         self.objects: list[Any] = []
+        self.birth = cells.birth_state()
 
     def build(self, node: Node) -> Any:
         tag = node[0]
@@ -136,9 +137,13 @@ class Builder:
         if tag == "object":
             return node[1]._rebuild(node[2], self)
         if tag == "list":
-            return TrackedList(map(self.build, node[1]))
+            items = TrackedList(map(self.build, node[1]))
+            items._birth = self.birth
+            return items
         if tag == "dict":
-            return TrackedDict((k, self.build(v)) for k, v in node[1])
+            named = TrackedDict((k, self.build(v)) for k, v in node[1])
+            named._birth = self.birth
+            return named
         if tag == "tuple":
             return tuple(map(self.build, node[1]))
         return self.objects[node[1]]  # "shared"
@@ -147,7 +152,7 @@ class Builder:
 class Stateful:
     """Base of Module and Optimizer. Subclasses are registered as pytrees when they are defined."""
 
-    __slots__ = ("_walk", "__weakref__")
+    __slots__ = ("_walk", "_birth", "__weakref__")  # `_birth`: the trace in which it was made
     _holds_cells = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -234,7 +234,6 @@ class Function:
         self.lock = threading.RLock()
         self.shortcut: Shortcut | None = None
         self.met: list[Any] = []  # weak references to what only a trace could find
-        self.version: object = None
         self.look(fn)
 
     def look(self, fn: Callable[..., Any]) -> None:
@@ -313,12 +312,9 @@ class Function:
         if self.places and closures.rebound(self.places):
             self.look(args.fn)
         args.objects += self.reached
-        if self.met:
-            if self.version is not structure.version:  # something is new: only a trace can tell if it is used
-                self.met, self.version = [], structure.version
-                trace_with_all(args, self.check, self.met)
-            else:
-                args.objects += [obj for obj in (reference() for reference in self.met) if obj is not None]
+        if self.met:  # nothing but a trace can tell whether these are still the ones
+            self.met = []
+            trace_with_all(args, self.check, self.met)
 
     def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
         with self.lock:
@@ -328,7 +324,6 @@ class Function:
             if program is None:
                 before = len(args.objects)
                 traced, lifted = trace_with_all(args, self.check, self.met)
-                self.version = structure.version
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
                     _, alias = unique_cells(walks)

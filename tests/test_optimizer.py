@@ -1661,9 +1661,9 @@ def test_optimizers_of_one_structure_share_one_program(compilations: Any) -> Non
     compilations()
     for seed in range(1, 4):
         other = np.asarray(trained(0.1 * seed, 0.5, seed).modules[0][0].bias)
-        assert_allclose(other, small_net(seed)[0].bias - 0.1 * seed * 2.5, rtol=1e-5, atol=1e-6)
+        assert_allclose(other, np.asarray(small_net(seed)[0].bias) - 0.1 * seed * 2.5, rtol=1e-5, atol=1e-6)
     assert compilations() == 0
-    assert_allclose(first, small_net(0)[0].bias - 0.1 * 2.9, rtol=1e-5, atol=1e-6)
+    assert_allclose(first, np.asarray(small_net(0)[0].bias) - 0.1 * 2.9, rtol=1e-5, atol=1e-6)
 
 
 def test_a_rule_is_traced_once_for_all() -> None:

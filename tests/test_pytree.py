@@ -605,6 +605,13 @@ def test_buffers_that_are_not_floating_refuse_floats(name):
     assert_same(getattr(model, name), NOT_FLOATING[name])
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 2**31 - 1, -5])
+def test_the_average_of_two_equal_models_keeps_integer_buffers(count):
+    model = Odd({"state": jnp.int32(count)})
+    average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, model, copy.deepcopy(model))
+    assert average.state.dtype == jnp.int32 and int(average.state) == count
+
+
 def test_64_bit_buffers_are_kept_exactly():
     with jax.enable_x64(True):
         value = jnp.array([2**63 - 1, -(2**63), -1, 2**53 + 1])
@@ -929,6 +936,15 @@ def test_a_value_changed_by_closure_is_an_error(transform, name, change, batch):
 @pytest.mark.parametrize("name, change", STRUCTURE.values(), ids=STRUCTURE)
 def test_a_structure_changed_by_closure_is_an_error(transform, name, change, batch):
     check_closure(World(batch), transform, name, change)
+
+
+def test_a_step_by_closure_without_gradients_is_that_error_too():
+    opt = make_optimizer()
+    with pytest.raises(mt.TraceError, match=r"SGD\.step\(\)"):
+        jax.jit(lambda a: (opt.step(), a))(1.0)
+    with pytest.warns(UserWarning, match="no gradient accumulated since zero_grad"):
+        opt.step()
+    assert opt.num_steps == 1
 
 
 def test_a_copy_of_an_outer_transform_is_a_closure_to_the_inner_one(mlp, batch):

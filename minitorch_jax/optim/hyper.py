@@ -104,8 +104,9 @@ class Hyperparameters:
 
     def given_number(self, name: str) -> Any:
         """A value that decides about structure (is there a state for momentum?), even where the vector is traced."""
-        traced = isinstance(self.cell.value, jax.core.Tracer) or np.ndim(self.cell.value) != 1
-        return self.given[name] if traced or name in self.schedules else self.get(name, int)
+        vector = self.cell.value
+        plain = isinstance(vector, jax.Array | np.ndarray) and not isinstance(vector, jax.core.Tracer)
+        return self.get(name, int) if plain and vector.ndim == 1 and name not in self.schedules else self.given[name]
 
     def _place(self, name: str) -> tuple[int, int]:
         return next((start, length) for key, start, length in self.layout if key == name)

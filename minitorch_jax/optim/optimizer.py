@@ -98,6 +98,7 @@ class Optimizer(Stateful):
             _warned=set(),
             **_CACHES,
         )
+        object.__setattr__(self, "_birth", cells.birth_state())
         cells.structure_changed()
 
     # -- the rule -----------------------------------------------------------------------------------------------------
@@ -251,6 +252,7 @@ class Optimizer(Stateful):
             else:
                 vars(self)[name] = value
         elif name == "modules":
+            cells.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
             before = self.modules
             vars(self)["modules"] = _as_list(value)
             vars(self)["_foreign"] = [known for known in self._foreign if known.is_as_it_was()]
@@ -271,11 +273,11 @@ class Optimizer(Stateful):
             if isinstance(before, int | float) and not before:
                 vars(self)["_plan"] = None  # from zero: the rule may need a state now
         elif name in self._flags:
-            if not isinstance(value, type(self._flags[name])):
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must be a {type(self._flags[name]).__name__}; got {value!r}"
-                )
-            before, self._flags[name] = self._flags[name], value
+            cells.check_restructurable(self._birth, f"{type(self).__name__}.{name}", "was assigned")
+            if isinstance(self._flags[name], str) and not isinstance(value, str):
+                raise ValueError(f"{type(self).__name__}: {name} must be a str; got {value!r}")
+            before = self._flags[name]
+            self._flags.update(_flags(type(self), {name: value}))
             try:
                 self._validate()
             except ValueError:
@@ -390,6 +392,7 @@ class Optimizer(Stateful):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, **_CACHES)
+        object.__setattr__(self, "_birth", cells.birth_state())
         cells.structure_changed()
 
     def __repr__(self) -> str:
@@ -444,7 +447,8 @@ class Optimizer(Stateful):
     def _leaves(self, walk: Walk) -> list[Any]:
         plan = self._plan_now()
         shapes = {grad: param.value for grad, param in zip(plan.grads, plan.params, strict=True)}
-        return [jnp.zeros_like(shapes[c]) if c.value is None and c in shapes else c.value for c in walk.cells]
+        zeros = {c: jnp.zeros_like(p) for c, p in shapes.items() if c.value is None and isinstance(p, jax.Array)}
+        return [zeros.get(c, c.value) for c in walk.cells]
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
