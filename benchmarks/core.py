@@ -30,7 +30,8 @@ Side = Callable[[int], None]  # runs n steps and waits for the last
 
 def paired(ours: Side, theirs: Side, calls: int, rounds: int) -> dict[str, float]:
     """Medians of both sides and of the ratio of each round."""
-    ours(3), theirs(3)
+    ours(3)
+    theirs(3)
     times: list[tuple[float, float]] = []
     for i in range(rounds):
         took = {}

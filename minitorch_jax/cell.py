@@ -172,7 +172,7 @@ class Cell:
         self.encoding = encoding
         self.birth = birth
         self.reached = False  # of a gradient: whether any loss has ever given one
-        self.grad = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
+        self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
         frame = local.frame
         if frame is not None:
             frame.own[id(self)] = self
@@ -213,7 +213,7 @@ def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | 
 
 
 get_value = attrgetter("value")
-store: Callable[[Cell, Any], None] = Cell.value.__set__  # type: ignore[attr-defined]  # the C slot setter
+store: Callable[[Cell, Any], None] = vars(Cell)["value"].__set__  # the C slot setter
 
 
 class Frame:
@@ -341,7 +341,7 @@ def substituted(cells: Sequence[Cell], values: Sequence[Any], run: Callable[[], 
     signal handler can come before.
     """
     frame = Frame(cells)
-    restore = partial(deque, map(store, cells, list(map(get_value, cells))), 0)
+    restore: Any = partial(deque, map(store, cells, list(map(get_value, cells))), 0)
     leave = partial(setattr, local, "frame", frame.parent)
     failed = True
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from .containers import holds_state
 
 _LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "functools", "builtins")
-_FUNCTIONS = types.FunctionType | types.MethodType | functools.partial
+_FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
 
 _Where = tuple[Callable[..., Any], tuple[Any, ...]]  # how to look there: a function and its arguments

@@ -90,7 +90,15 @@ class LiveList(list[Any]):
         )
 
     append = extend = insert = remove = pop = clear = sort = reverse = _fixed
-    __delitem__ = __iadd__ = __imul__ = _fixed  # type: ignore[assignment]
+    __delitem__ = __iadd__ = __imul__ = _fixed
 
 
-jax.tree_util.register_pytree_node(LiveList, lambda live: (list(live), None), lambda _, items: list(items))
+def _flatten(live: LiveList) -> tuple[list[Any], None]:
+    return list(live), None
+
+
+def _unflatten(_: None, items: Iterable[Any]) -> Any:
+    return list(items)
+
+
+jax.tree_util.register_pytree_node(LiveList, _flatten, _unflatten)

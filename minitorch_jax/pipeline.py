@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from . import interrupts
 from .cell import Cell, get_value, lend, lendings, store, store_all
 
-_config = jax.config
+_config: Any = jax.config
 
 
 def fresh_copies(values: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ some structure changes. A Spec is the pytree's static part; from it and new leav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -227,8 +227,8 @@ def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:
     return [(GetAttrKey(path), leaf) for path, leaf in zip(spec.paths, leaves, strict=True)], spec
 
 
-def _unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
-    return build(spec, leaves, cells.birth_here(f"A copy of {spec.node[1].__name__}"))
+def _unflatten(spec: Spec, leaves: Iterable[Any]) -> Any:
+    return build(spec, list(leaves), cells.birth_here(f"A copy of {spec.node[1].__name__}"))
 
 
 class IdMap:

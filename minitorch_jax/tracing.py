@@ -136,7 +136,7 @@ class Shortcut:
     ) -> None:
         self.version = structure.version
         self.types, self.place, self.reached = types, place, reached
-        self.object = weakref.ref(objects[0]) if place >= 0 else None
+        self.object: Any = weakref.ref(objects[0]) if place >= 0 else None
         self.binding = weakref.ref(binding)
 
 

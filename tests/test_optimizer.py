@@ -1726,15 +1726,17 @@ def test_dtypes_never_change(name: str, dtype: Any) -> None:
     assert not np.array_equal(before, np.asarray(model[0].weight, np.float32))
 
 
-def test_a_low_precision_step_is_rounded_once() -> None:
-    """1 - 1.1 * 0.0022 is computed in float32; in bfloat16 throughout, it would be rounded three times."""
-    point = Point(1.0, dtype=jnp.bfloat16)
-    opt = mt.Optimizer([point], lr=1.1)
-    give(point, 0.0022)
-    gradient = float(point.grads()[0][0])
-    opt.step()
-    expected = np.asarray(1.0 - 1.1 * gradient).astype(jnp.bfloat16)
-    assert float(point.weight[0]) == float(expected)
+@pytest.mark.parametrize(("dtype", "lr"), [(jnp.bfloat16, 1.003), (jnp.float16, 1.0003)], ids=["bf16", "f16"])
+def test_a_low_precision_step_is_computed_in_float32_and_rounded_once(dtype: Any, lr: float) -> None:
+    """In the parameter's own precision `lr` would be 1, and the result 0."""
+    point = Point(1.0, 3.0, dtype=dtype)
+    for opt in (mt.Optimizer([point], lr=lr), optim.SGD([point], lr=lr, weight_decay=1e-9)):
+        point.weight = jnp.asarray([1.0, 3.0], dtype)
+        give(point, 1.0)
+        opt.step()
+        expected = np.asarray(np.float32([1.0, 3.0]) - np.float32(lr), dtype)
+        assert_array_equal(np.asarray(point.weight), expected)
+        assert float(point.weight[0]) < 0
 
 
 def test_repr() -> None:

@@ -696,6 +696,9 @@ def test_modules_inside_other_pytrees(mlp):
 
 def dropped(call):
     """The texts of the DroppedUpdateWarnings during a call and the death of what it gave."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # what earlier tests have left
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()

@@ -47,7 +47,7 @@ class _Numbered(Module):
         new._replace([*self._modules(), *other._modules()])
         return new
 
-    def __iadd__(self, other: Iterable[Module]) -> Any:
+    def __iadd__(self, other: Any) -> Any:
         return self.extend(other)
 
     def __setitem__(self, index: Any, module: Any) -> None:
@@ -143,8 +143,8 @@ class ModuleList(_Numbered):
         (3, 18)
     """
 
-    def __init__(self, modules: Iterable[Module] = ()) -> None:
-        self._replace(modules)
+    def __init__(self, modules: Iterable[Module] | None = None) -> None:
+        self._replace(modules or ())
 
     def __getitem__(self, index: Any) -> Any:
         """A module; for a slice, a ModuleList."""
@@ -163,8 +163,8 @@ class ModuleDict(Module):
         (['a', 'b'], True)
     """
 
-    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] = ()) -> None:
-        self.update(modules)
+    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] | None = None) -> None:
+        self.update(modules or ())
 
     def _modules(self) -> dict[str, Module]:
         return {name: module for name, module in vars(self).items() if isinstance(module, Module)}

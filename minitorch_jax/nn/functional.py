@@ -143,6 +143,8 @@ def cross_entropy(
     if jnp.issubdtype(target.dtype, jnp.floating):
         if target.shape != input.shape:
             raise ValueError(f"probabilities must have the input's shape {input.shape}; got {target.shape}")
+        if ignore_index >= 0:
+            raise ValueError("ignore_index is for class numbers; these targets are probabilities")
         smooth = target.astype(input.dtype) * (1 - label_smoothing) + label_smoothing / classes
         loss = -(weights * smooth * log_p).sum(axis)
         count: Any = max(loss.size, 1)

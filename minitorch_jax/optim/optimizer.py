@@ -492,7 +492,7 @@ def _wide(value: Any) -> Any:
 def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that are static: booleans, by their default or their value, and strings."""
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}  # type: ignore[misc]
-    flags = {}
+    flags: dict[str, Any] = {}
     for name, value in settings.items():
         default = defaults.get(name)
         if isinstance(default, bool) or name == "skip_nonfinite":

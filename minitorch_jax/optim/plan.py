@@ -136,14 +136,17 @@ def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: lis
     h = SimpleNamespace(**{name: opt._hyper.given_number(name) for name in opt._hyper.given}, **opt._flags)
     values = {c: a for module in foreign for c, a in zip(module.cells, module.arrays(), strict=True)}
     state = {cell: opt._state[cell] for cell in every if cell in opt._state}
+    begun = set()  # parameters whose state begins now: they count their steps from here
     for cell in trainable:
         if cell not in state or not state[cell][1]:
             with jax.enable_x64(True) if cell in values and values[cell].dtype == np.float64 else nullcontext():
                 p = jnp.asarray(values[cell]) if cell in values else cell.value
                 leaves, tree = jax.tree.flatten(type(opt).init_state(p, h))
             state[cell] = tree, [Cell(leaf, "state", birth=cell.birth) for leaf in unaliased(leaves, [p])]
-    if every != opt._order:
-        old = {cell: i for i, cell in enumerate(opt._order)}
+            if leaves and cell in opt._state:
+                begun.add(cell)
+    if every != opt._order or begun:
+        old = {cell: i for i, cell in enumerate(opt._order) if cell not in begun}
         steps = opt._steps.value
         if isinstance(steps, jax.core.Tracer) or np.ndim(steps) != 1:
             columns = [steps[..., old[c]] if c in old else jnp.zeros_like(steps[..., -1]) for c in every]

@@ -92,4 +92,4 @@ class SGD(Optimizer):
             return p - h.lr * g, s
         b = jnp.where(h.t == 1, g, h.momentum * s.momentum_buffer + (1 - h.dampening) * g)
         d = g + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, g, b)
-        return p - h.lr * d, SGDState(b)
+        return p - h.lr * d, SGDState(jnp.where(h.momentum == 0, s.momentum_buffer, b))
