@@ -50,9 +50,9 @@ class Encoding:
         is_key = jnp.issubdtype(self.dtype, jax.dtypes.prng_key)
         dtype = np.dtype(np.uint32) if is_key else np.dtype(self.dtype)
         if dtype.itemsize > 2:
-            value = jax.lax.bitcast_convert_type(jnp.asarray(value).astype(np.uint16), dtype)
+            value = jax.lax.bitcast_convert_type(jnp.round(jnp.asarray(value)).astype(np.uint16), dtype)
         else:
-            value = value.astype(dtype)
+            value = jnp.round(jnp.asarray(value)).astype(dtype)
         if is_key:
             value = jax.random.wrap_key_data(value, impl=str(self.dtype._impl.name))
         return value

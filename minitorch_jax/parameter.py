@@ -60,7 +60,15 @@ class Parameter(_Declaration):
                 f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
                 " `Parameter(array.astype(float))`, or `Buffer(array)` for what is not trained."
             )
-        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=True, birth=cells.birth_here())
+        lent = isinstance(array, jax.Array)  # anything else was copied in
+        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=lent, birth=cells.birth_here())
+
+
+def fresh_parameter(array: jax.Array) -> Parameter:
+    """A Parameter around an array that was just computed, so that nobody else holds its buffer: not copied either."""
+    parameter = Parameter(array)
+    parameter._cell.lent = False
+    return parameter
 
 
 class Buffer(_Declaration):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..module import Module
-from ..parameter import Parameter
+from ..parameter import fresh_parameter
 from ..random import next_key
 from . import init
 
@@ -49,8 +49,8 @@ class Linear(Module):
         self.in_features, self.out_features = in_features, out_features
         weight_key, bias_key = jax.random.split(next_key(key))
         bound = 1 / math.sqrt(in_features) if in_features else 0.0
-        self.weight = Parameter(init.uniform(weight_key, (out_features, in_features), -bound, bound, dtype))
-        self.bias = Parameter(init.uniform(bias_key, (out_features,), -bound, bound, dtype)) if bias else None
+        self.weight = fresh_parameter(init.uniform(weight_key, (out_features, in_features), -bound, bound, dtype))
+        self.bias = fresh_parameter(init.uniform(bias_key, (out_features,), -bound, bound, dtype)) if bias else None
 
     def forward(self, input: jax.Array) -> jax.Array:
         if input.ndim == 0 or input.shape[-1] != self.in_features:

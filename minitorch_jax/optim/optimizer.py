@@ -124,9 +124,12 @@ class Optimizer(Stateful):
         if plan is None or plan.version is not structure.version or plan.ids != [*map(id, self.modules)]:
             plan = self._plan_now()
         grads = list(map(get_value, plan.grads))
+        inline = not at_top_level()
+        if inline:
+            self._check_writable(plan)
         if plan.fresh or (grads and grads[0] is None):
             self._look_for_missing(plan, grads)
-        if not at_top_level():
+        if inline:
             self._step_inline(plan, grads)
         elif plan.foreign:
             self._step_foreign(plan, grads)
@@ -150,17 +153,19 @@ class Optimizer(Stateful):
         """How many steps have been taken: the argument of schedules."""
         return self._counts()[0]
 
-    def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
+    def _check_writable(self, plan: Plan) -> None:
+        """Within a trace: raise unless what a step changes belongs to this very trace."""
         if plan.foreign:
             raise TypeError(
                 "NumPy modules are updated in place, which cannot be traced: call step() outside of transforms"
             )
-        label = f"{type(self).__name__}.step()"
         for cell in plan.owned:
-            cells.check_writable(cell, f"what {label} updates", self)
+            cells.check_writable(cell, f"what {type(self).__name__}.step() updates", self)
+
+    def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
         new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value)
         for cell, value in zip(plan.owned, new, strict=True):
-            cells.write(cell, value, f"a {cell.kind} updated by {label}", self)
+            cells.write(cell, value, f"a {cell.kind} updated by {type(self).__name__}.step()", self)
 
     def _step_foreign(self, plan: Plan, grads: list[Any]) -> None:
         """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""

@@ -1,0 +1,70 @@
+"""Imports go one way, nothing imports the package root, and the core knows neither its adapters nor other libraries."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minitorch_jax"
+FILES = {
+    ".".join(("minitorch_jax", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(module, path):
+    """The modules that a file imports, as absolute names."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in FILES else base
+
+
+GRAPH = {module: set(imports(module, path)) for module, path in FILES.items()}
+
+
+def test_the_import_graph_has_no_cycle():
+    inner = {module: {name for name in names if name in FILES and name != module} for module, names in GRAPH.items()}
+    order = list(TopologicalSorter(inner).static_order())  # raises CycleError
+    for above in ("module", "tracing"):
+        assert (
+            order.index("minitorch_jax.cell")
+            < order.index("minitorch_jax.stateful")
+            < order.index(f"minitorch_jax.{above}")
+        )
+    assert len(order) == len(FILES) > 15
+
+
+def test_nothing_imports_the_package_root():
+    roots = {module: names & {"minitorch_jax", "minitorch_jax.adapters"} for module, names in GRAPH.items()}
+    assert not any(roots.values()), roots
+
+
+def test_nn_and_optim_do_not_know_each_other():
+    for module, names in GRAPH.items():
+        for mine, other in (("nn", "optim"), ("optim", "nn")):
+            if module.startswith(f"minitorch_jax.{mine}"):
+                assert not any(name.startswith(f"minitorch_jax.{other}") for name in names), module
+
+
+def test_only_jax_and_numpy_are_imported():
+    outside = {name.partition(".")[0] for names in GRAPH.values() for name in names}
+    assert outside - set(sys.stdlib_module_names) <= {"jax", "numpy", "minitorch_jax"}
+
+
+def test_importing_starts_no_device_and_loads_no_extra():
+    code = """
+import sys, minitorch_jax, minitorch_jax.nn, minitorch_jax.optim
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+assert not {"torch", "optax", "flax", "sklearn", "matplotlib", "pytest"} & set(sys.modules)
+assert not any(name.startswith("minitorch_jax.adapters") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
