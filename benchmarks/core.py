@@ -2,7 +2,7 @@
 
 Each row runs both sides in one process, in turn, round by round; a ratio is the median of the rounds' ratios. Nothing is
 asserted. The peer passes its learning rate as a number, as such loops are written; a second row keeps it on the device,
-which saves the peer a transfer in each call, at the price of making that array by hand. Times are microseconds per call, of calls whose results are not waited for one by one, but once per round.
+which saves the peer a transfer at each call. Times are microseconds per call; a round waits once, for its last call.
 """
 
 from __future__ import annotations
