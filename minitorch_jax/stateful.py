@@ -235,12 +235,12 @@ class IdMap:
     """A map from objects, by identity, that does not keep them alive (and does not need their hash)."""
 
     def __init__(self) -> None:
-        self._items: dict[int, tuple[Any, Any]] = {}
+        self.items: dict[int, tuple[Any, Any]] = {}
 
     def get(self, key: Any) -> Any:
-        item = self._items.get(id(key))
+        item = self.items.get(id(key))
         return item[1] if item is not None and item[0]() is key else None
 
     def set(self, key: Any, value: Any) -> None:
-        number, items = id(key), self._items
+        number, items = id(key), self.items
         items[number] = (ref(key, lambda _: items.pop(number, None)), value)

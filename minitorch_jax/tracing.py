@@ -121,21 +121,15 @@ class Binding:
     def fits(self, walks: list[Walk]) -> bool:
         return [reference() for reference in self.walks] == walks
 
-    def values(self) -> list[list[Any]]:
-        """What the program is given besides what it updates in place, and the data."""
-        return [list(map(get_value, group)) for group in self.groups]
-
 
 class Shortcut:
     """The last call's binding, for calls that differ from it only in data: one object or none, among flat arguments."""
 
-    __slots__ = ("version", "types", "place", "object", "reached", "binding")
+    __slots__ = ("version", "types", "place", "object", "binding")
 
-    def __init__(
-        self, types: tuple[type, ...], place: int, objects: list[Any], reached: list[Any], binding: Binding
-    ) -> None:
+    def __init__(self, types: tuple[type, ...], place: int, objects: list[Any], binding: Binding) -> None:
         self.version = structure.version
-        self.types, self.place, self.reached = types, place, reached
+        self.types, self.place = types, place
         self.object: Any = weakref.ref(objects[0]) if place >= 0 else None
         self.binding = weakref.ref(binding)
 
@@ -162,11 +156,10 @@ except ImportError:
 
 
 class _Now(threading.local):
-    """The call that a thread is making: JAX may trace the program again at any."""
+    """What a thread that runs a program for the first time hands to the tracing of it."""
 
     call: Any = None
-    traced: Traced | None = None  # a trace that the program's next run is to use
-    first = False  # called by `run_first`
+    traced: Traced | None = None  # made already, to find out what the function reaches
 
 
 class Program:
@@ -195,13 +188,14 @@ class Program:
 
     def _traced_body(self, *args: Any) -> list[Any]:
         now = self.now
-        traced = now.traced if now.first else None
-        now.traced = None
+        if now.call is None:  # JAX traces, for inputs that are new to it
+            raise FirstRun
+        traced, now.traced = now.traced, None
         inputs = tuple(map(jax.typeof, jax.tree.leaves(args[1:]))), _context()
         if traced is None and self.last is not None and self.last[0] == inputs:
             traced = self.last[1]  # the same again, but for which gradients there are to add to
         if traced is None:
-            fn, call_args, kwargs, reached, lifted = self.now.call
+            fn, call_args, kwargs, reached, lifted = now.call
             arguments = Arguments(fn, call_args, kwargs)
             arguments.objects += reached
             values = self.values_for_trace(list(map(get_value, lifted)), *args)
@@ -212,9 +206,6 @@ class Program:
                 self.compiled = Compiled(self._traced_body, self.name)
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
-            if not now.first:
-                now.traced = traced
-                raise FirstRun
         self.num_traces += 1
         self.last = inputs, traced
         return self.body(traced, *args)
@@ -249,37 +240,37 @@ class Function:
             and short.version is structure.version
             and short.types == tuple(map(type, args))
             and not kwargs
-            and (short.place < 0 or short.object() is args[short.place])
+            and ((place := short.place) < 0 or short.object() is args[place])
             and (not self.places or not closures.rebound(self.places))
             and (binding := short.binding()) is not None
             and binding.partition is binding.program.partition
         ):
-            data = args if short.place < 0 else args[: short.place] + args[short.place + 1 :]
-            reached = short.reached
-        else:
-            binding, data, reached = self._bind(fn, args, kwargs)
-        program = binding.program
-        now = program.now
-        now.call = fn, args, kwargs, reached, binding.cells
+            data = args[1:] if place == 0 else args if place < 0 else args[:place] + args[place + 1 :]
+            train, rest = binding.groups
+            try:
+                others = list(map(get_value, train)), list(map(get_value, rest)), data
+                return binding.pipeline.run(others, binding.program.calls_back), binding
+            except FirstRun:
+                pass
+        return self._run_slowly(fn, args, kwargs)
+
+    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
+        """`run`, the long way, and for a program's first run with these shapes."""
+        binding, data, reached = self._bind(fn, args, kwargs)
+        others = (*[list(map(get_value, group)) for group in binding.groups], data)
+        now = binding.program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run((*binding.values(), data), program.calls_back), binding
+                return binding.pipeline.run(others, binding.program.calls_back), binding
         except FirstRun:
             pass
-        except Repartition:
-            return self.run(fn, args, kwargs)
-        finally:
-            now.call = None
-        return self._run_first(fn, args, kwargs, binding, data, reached), binding
-
-    def _run_first(self, fn: Any, args: Any, kwargs: Any, binding: Binding, data: Any, reached: list[Any]) -> list[Any]:
-        now = binding.program.now
         now.call = fn, args, kwargs, reached, binding.cells
-        now.first = True
         try:
-            return binding.pipeline.run_first((*binding.values(), data))
+            return binding.pipeline.run_first(others), binding
+        except Repartition:
+            return self._run_slowly(fn, args, kwargs)
         finally:
-            now.first, now.traced, now.call = False, None, None
+            now.traced = now.call = None
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -304,7 +295,7 @@ class Function:
             and call.treedef is FLAT
         ):
             place = call.template.index(OBJECT) if own else -1
-            self.shortcut = Shortcut(tuple(map(type, args)), place, call.objects, reached, binding)
+            self.shortcut = Shortcut(tuple(map(type, args)), place, call.objects, binding)
         return binding, call.data, reached
 
     def add_reached(self, args: Arguments) -> None:
@@ -370,8 +361,8 @@ class Functions:
         self._methods = IdMap()  # of objects: dicts by function
 
     def get(self, fn: Any) -> Function:
-        function: Function | None = self._plain.get(fn)
-        return self._new(fn) if function is None else function
+        known = self._plain.items.get(id(fn))
+        return known[1] if known is not None and known[0]() is fn else self._new(fn)
 
     def _new(self, fn: Any) -> Function:
         try:

@@ -1,0 +1,50 @@
+"""What the README shows is run: the first loop, and the errors that it quotes."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+def test_the_first_loop_trains():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 64)).astype(np.float32)
+    names = {"batches": [(x, np.arange(32) % 10)] * 20}
+    first = BLOCKS[0].replace("    opt.step() ", "    losses.append(float(loss))\n    opt.step() ")
+    names["losses"] = []
+    exec(first, names)
+    assert len(names["losses"]) == 20
+    assert names["losses"][-1] < 0.5 * names["losses"][0]
+
+
+def test_the_specifications_loop_runs():
+    names = {}
+    exec(BLOCKS[0].partition("for x, y")[0], names)
+    names |= {"modules": [names["model"]], "lr": 0.5}
+    names["model"].grads()[1] = jnp.ones(128)
+    before = np.array(names["model"][0].bias)
+    exec(BLOCKS[1], names)
+    np.testing.assert_allclose(names["model"][0].bias, before - 0.5, rtol=1e-6)
+
+
+def quoted_errors():
+    block = next(block for block in BLOCKS if block.startswith(">>>"))
+    return re.findall(r">>> (.*)\n(\w+): (.*)\n", block)
+
+
+@pytest.mark.parametrize("code, error, message", quoted_errors())
+def test_the_errors_are_the_ones_quoted(code, error, message):
+    names = {"x": jnp.ones((32, 64))}
+    exec(BLOCKS[0].partition("for x, y")[0], names)
+    with pytest.raises(Exception, match=re.escape(message)) as caught:
+        eval(code, names)
+    assert isinstance(caught.value, {"AttributeError": AttributeError, "TypeError": TypeError}.get(error, ValueError))
+
+
+def test_four_errors_are_quoted():
+    assert len(quoted_errors()) == 4
