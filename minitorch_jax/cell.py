@@ -26,8 +26,8 @@ from jax.extend import core as jax_core
 from .encoding import Encoding
 
 TWO_SPELLINGS = (
-    "Either pass it in and return it, `opt, loss = jax.jit(step)(opt, x, y)`, where `step` works on its argument and"
-    " returns it; or run the stateful code with `mt.backward` and `opt.step()` outside of plain JAX transforms."
+    "Either pass it in and return it (`return opt, loss` in `step`): `opt, loss = jax.jit(step)(opt, x, y)`; or run the"
+    " stateful code outside of plain JAX transforms, where `mt.backward` and `opt.step()` compile it themselves."
 )
 
 

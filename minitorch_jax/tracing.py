@@ -170,7 +170,6 @@ class Program:
         self.trainable = [cell.trainable for cell in lifted]
         self.partition = Partition(traced.used, traced.written, self.trainable)
         self.calls_back = traced.calls_back
-        self.num_traces = 0
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
@@ -206,7 +205,6 @@ class Program:
                 self.compiled = Compiled(self._traced_body, self.name)
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
-        self.num_traces += 1
         self.last = inputs, traced
         return self.body(traced, *args)
 

@@ -165,7 +165,7 @@ class Optimizer(Stateful):
     def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
         new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value)
         for cell, value in zip(plan.owned, new, strict=True):
-            cells.write(cell, value, f"a {cell.kind} updated by {type(self).__name__}.step()", self)
+            cells.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
 
     def _step_foreign(self, plan: Plan, grads: list[Any]) -> None:
         """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""
