@@ -485,6 +485,30 @@ def test_what_nobody_holds_is_updated_in_place():
     assert all(array.is_deleted() for array in old)
 
 
+def test_shardings_stay():
+    """Of parameters, momentum and gradients, over steps and over copies for readers."""
+    auto = jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    sharded, plain = make_model(), make_model()
+    sharded.to(whole)
+    sharded[0].weight = jax.device_put(sharded[0].weight, split)
+    for model in (sharded, plain):
+        opt = optim.SGD([model], lr=0.1, momentum=0.9)
+        for _ in range(3):
+            read = model[0].weight
+            train(model, opt, 1)
+            assert not read.is_deleted()
+        momentum = opt.state_dict()["state"]["0.0.weight"]["momentum_buffer"]
+        if model is sharded:
+            for array in (model[0].weight, momentum, model[0].grads()[0]):
+                assert array.sharding.is_equivalent_to(split, 2)
+            assert model[2].weight.sharding.is_equivalent_to(whole, 2)
+    for a, b in zip(sharded.parameters(), plain.parameters(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 
