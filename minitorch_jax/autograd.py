@@ -14,6 +14,7 @@ import numpy as np
 from . import cell as cells
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, at_top_level, get_value
+from .pipeline import placed
 from .stateful import Walk, build, walk_of
 from .tracing import Function, Functions, Program, Traced, trace_with_all, unaliased
 
@@ -69,6 +70,9 @@ class _GradientProgram(Program):
         (loss, aux, written), grads = _value_and_grad(traced, values, data, part.train)
         changed = dict(zip(traced.written, written, strict=True))
         written = [changed.get(i, values[i]) for i in part.written]
+        if self.places:
+            grads = [placed(grad, self.places[i]) for grad, i in zip(grads, part.train, strict=True)]
+            written = [placed(value, self.places[i]) for value, i in zip(written, part.written, strict=True)]
         if self.accumulate:
             old = owned[: len(grads)]
             stored = [new if acc is None else acc + new for acc, new in zip(old, grads, strict=True)] + written

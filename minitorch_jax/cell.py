@@ -313,6 +313,8 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
         raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
     if local.frame is None:
         lend(cell)
+        if at_top_level() and getattr(cell.value, "sharding", None) != getattr(value, "sharding", None):
+            structure_changed()  # compiled functions keep results where they were
     cell.value = value
 
 

@@ -452,6 +452,7 @@ class Module(Stateful):
             raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
         for cell in new:
             cells.lend(cell)
+        cells.structure_changed()  # the arrays may lie elsewhere
         cells.store_all(list(new), [value for _, value in new.values()])
         return IncompatibleKeys(missing, unexpected)
 

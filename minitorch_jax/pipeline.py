@@ -21,6 +21,24 @@ def fresh_copies(values: list[Any]) -> list[Any]:
     return jax.device_put(values, may_alias=False)
 
 
+Placement = tuple[Any, ...]  # of each cell its sharding, None on one device; empty if that is all of them
+
+
+def placement(cells: Sequence[Cell]) -> Placement:
+    """Where the cells' arrays are. XLA would give results whichever sharding it likes; ours stay where they were."""
+    found = []
+    for cell in cells:
+        known = isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
+        sharding = cell.value.sharding if known else None
+        found.append(sharding if sharding is not None and len(sharding.device_set) > 1 else None)
+    return tuple(found) if any(sharding is not None for sharding in found) else ()
+
+
+def placed(value: Any, sharding: Any) -> Any:
+    """`value` of a traced computation, in the sharding that its cell has."""
+    return value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)
+
+
 class Compiled:
     """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else."""
 

@@ -21,7 +21,7 @@ from . import closures
 from .arguments import FLAT, OBJECT, Arguments
 from .cell import Cell, Frame, get_value, structure
 from .containers import holds_state
-from .pipeline import Compiled, Pipeline
+from .pipeline import Compiled, Pipeline, placement
 from .stateful import IdMap, Walk, walk_of
 
 
@@ -168,6 +168,7 @@ class Program:
     def __init__(self, name: str, check: Callable[..., Any], traced: Traced, lifted: Sequence[Cell]) -> None:
         self.name, self.check = name, check
         self.trainable = [cell.trainable for cell in lifted]
+        self.places = placement(lifted)
         self.partition = Partition(traced.used, traced.written, self.trainable)
         self.calls_back = traced.calls_back
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
@@ -280,7 +281,7 @@ class Function:
         walks = [walk_of(obj) for obj in call.objects]
         key = (self.token, call.treedef, call.template)
         binding = walks[0].bindings.get(key) if walks else None
-        if binding is None or not binding.fits(walks):
+        if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.cells):
             binding = self._bind_slowly(call, walks)
         if binding.partition is not binding.program.partition:
             binding.regroup()
@@ -308,15 +309,15 @@ class Function:
     def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
         with self.lock:
             lifted, alias = unique_cells(walks)
-            key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias)
+            key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted))
             program = self.programs.get(key)
             if program is None:
                 before = len(args.objects)
                 traced, lifted = trace_with_all(args, self.check, self.met)
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
-                    _, alias = unique_cells(walks)
-                    key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias)
+                    lifted, alias = unique_cells(walks)
+                    key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted))
                 program = self.programs.get(key)
                 if program is None:
                     program = self.programs[key] = self.make_program(self.name, self.check, traced, lifted)

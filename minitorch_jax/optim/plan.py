@@ -15,7 +15,7 @@ from .. import cell as cells
 from ..cell import Cell
 from ..live import LiveList
 from ..module import Module
-from ..pipeline import Compiled, Pipeline
+from ..pipeline import Compiled, Pipeline, Placement, placed, placement
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign
@@ -53,6 +53,7 @@ class Plan:
             tuple(tree for tree, _ in held),
             tuple(order[cell] for cell in updated),
             len(order),
+            placement(self.owned),
         )
         self.compiled, self.update = _update_for(key)
         self.run = Pipeline(self.compiled, self.owned, self.owned).run
@@ -180,6 +181,7 @@ def _make_update(
     trees: Sequence[Any],
     positions: Sequence[int],
     num_steps: int,
+    places: Placement,
 ) -> Callable[..., Any]:
     """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
     skip_nonfinite = dict(flags)["skip_nonfinite"]
@@ -209,7 +211,10 @@ def _make_update(
             new_params, new_states = kept[: len(params)], kept[len(params) :]
             skipped = steps.at[num_steps + 1].add(1)
             new_steps = jnp.where(finite, new_steps, skipped)
-        out = [*new_params[:num_native], *new_states, new_steps, *new_params[num_native:]]
+        out = [*new_params[:num_native], *new_states, new_steps]
+        if places:
+            out = [placed(value, place) for value, place in zip(out, places, strict=True)]
+        out += new_params[num_native:]
         return unaliased(out, [*jax.tree.leaves((grads, values)), *foreign])
 
     return update
