@@ -155,6 +155,7 @@ def test_interrupts_at_random_instants_lose_and_tear_nothing():
     assert hit >= 2000
 
 
+@pytest.mark.slow
 def test_interrupts_while_tracing_and_compiling():
     """Every few microseconds to milliseconds of the first calls, where JAX runs Python after using up its inputs."""
     again = "jax.clear_caches(); mt.optim.plan._updates.clear(); opt._plan = None; mt.cell.structure_changed()"
