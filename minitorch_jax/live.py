@@ -37,17 +37,11 @@ class LiveList(list[Any]):
             values, places = [value], range(len(self))[index : index + 1 or None]
             super().__getitem__(index)  # IndexError, as for any list
         targets = [(super(LiveList, self).__getitem__(place), self._paths[place]) for place in places]
-        if self._gradients:
-            new = [
-                checked(item, cell.value, f"the gradient of {p}")
-                for (cell, p), item in zip(targets, values, strict=True)
-            ]
-            for (cell, path), item in zip(targets, new, strict=True):
-                write_gradient(cell, item, f"the gradient of {path}")
-        else:
-            new = [checked(item, cell.value, path) for (cell, path), item in zip(targets, values, strict=True)]
-            for (cell, path), item in zip(targets, new, strict=True):
-                assign(cell, item, path, self._owner)
+        labels = [f"the gradient of {path}" if self._gradients else path for _, path in targets]
+        new = [checked(v, cell.value, label) for v, (cell, _), label in zip(values, targets, labels, strict=True)]
+        write = write_gradient if self._gradients else assign
+        for item, (cell, _), label in zip(new, targets, labels, strict=True):  # all have been checked
+            write(cell, item, label, self._owner)
 
     def cells(self) -> list[Cell]:
         """The parameters' cells, for the optimizer."""

@@ -100,19 +100,14 @@ class Buffer(_Declaration):
 
 def read_gradient(param: Cell) -> Any:
     """The accumulated gradient of a parameter: zeros where there is none."""
-    grad = param.grad
-    if grad is None:
-        raise RuntimeError("only parameters have gradients")
-    value = cells.read(grad)
+    value = cells.read(param.grad)
     return jnp.zeros_like(param.value) if value is None else value
 
 
-def write_gradient(param: Cell, value: Any, label: str) -> None:
-    grad = param.grad
-    if grad is None:
-        raise RuntimeError("only parameters have gradients")
-    cells.write(grad, checked(value, param.value, label), label)
-    grad.reached = True
+def write_gradient(param: Cell, value: Any, label: str, owner: Any = None) -> None:
+    """Give a parameter's gradient a new value, checked."""
+    cells.write(param.grad, checked(value, param.value, label), label, owner)
+    param.grad.reached = True
 
 
 def checked(value: Any, old: Any, label: str) -> Any:

@@ -46,9 +46,9 @@ class Foreign:
                 )
         return list(found)
 
-    def gradients(self) -> list[Any]:
-        """The gradients, aligned with the parameters; zeros where the module has None."""
-        arrays, grads = self.arrays(), list(self.module.grads())
+    def gradients(self, arrays: list[Any]) -> list[Any]:
+        """The gradients, aligned with the parameters' `arrays`; zeros where the module has None."""
+        grads = list(self.module.grads())
         if len(grads) != len(arrays):
             raise ValueError(
                 f"{self.label} gives {len(arrays)} parameters and {len(grads)} gradients: they must be aligned"

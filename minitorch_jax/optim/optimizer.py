@@ -120,9 +120,7 @@ class Optimizer(Stateful):
 
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
-        plan: Plan = self._plan
-        if plan is None or plan.version is not structure.version or plan.ids != [*map(id, self.modules)]:
-            plan = self._plan_now()
+        plan = self._plan_now()
         grads = list(map(get_value, plan.grads))
         inline = not at_top_level()
         if inline:
@@ -170,15 +168,18 @@ class Optimizer(Stateful):
     def _step_foreign(self, plan: Plan, grads: list[Any]) -> None:
         """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""
         landing = [Cell(None, "foreign") for foreign in plan.foreign for _ in foreign.cells]
-        given = [array for foreign in plan.foreign for array in foreign.arrays()]
-        missing = [array for foreign in plan.foreign for array in foreign.gradients()]
-        wide = any(np.asarray(array).dtype == np.float64 for array in given)
+        by_module = [foreign.arrays() for foreign in plan.foreign]
+        arrays = [array for found in by_module for array in found]
+        gradients = [
+            g for foreign, found in zip(plan.foreign, by_module, strict=True) for g in foreign.gradients(found)
+        ]
+        wide = any(array.dtype == np.float64 for array in arrays)
         with jax.enable_x64(True) if wide else nullcontext():
             values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
             interrupts.hold()
             try:
                 pipeline = Pipeline(plan.compiled, [*plan.owned, *landing], plan.owned)
-                pipeline.run((grads, values, given, missing))
+                pipeline.run((grads, values, arrays, gradients))
                 new = iter([np.asarray(cell.value) for cell in landing])
                 for foreign in plan.foreign:
                     foreign.write([next(new) for _ in foreign.cells])
