@@ -7,10 +7,14 @@ from .autograd import grad as grad
 from .autograd import value_and_grad as value_and_grad
 from .cell import DroppedUpdateWarning as DroppedUpdateWarning
 from .cell import TraceError as TraceError
+from .compile import jit as jit
+from .compile import scan as scan
 from .module import Module as Module
 from .optim import Optimizer as Optimizer
 from .parameter import Buffer as Buffer
 from .parameter import Parameter as Parameter
+from .random import next_key as next_key
+from .random import rng as rng
 from .random import seed as seed
 
 __version__ = "0.1.0"

@@ -13,6 +13,25 @@ from jax.tree_util import tree_flatten, tree_map, tree_unflatten
 
 from .containers import holds_state, is_array
 
+
+class Fixed:
+    """An argument that is static because the user says so."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Fixed and type(self.value) is type(other.value) and bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
 FLAT = jax.tree.structure(0)  # stands for positional arguments without containers
 DATA, OBJECT, STATIC, CONTAINER = "data", "object", "static", "container"
 _codes: dict[type, str] = {}
@@ -55,6 +74,13 @@ class Arguments:
             ]
         self.template = tuple(template)
 
+    def count_data(self, first: int) -> int:
+        """How many of the data belong to the `first` positional arguments."""
+        if self.treedef is not FLAT:
+            treedef: Any = self.treedef
+            first = sum(child.num_leaves for child in treedef.children()[0].children()[:first])
+        return self.template[:first].count(DATA)
+
     def run(self, data: Sequence[Any]) -> Any:
         """Call the function with `data` in the data's places."""
         objects, arrays = iter(self.objects), iter(data)
@@ -87,8 +113,9 @@ def check_hashable(leaves: Sequence[Any], codes: Sequence[str]) -> None:
             try:
                 hash(leaf)
             except TypeError:
+                value = leaf.value if type(leaf) is Fixed else leaf
                 raise TypeError(
-                    f"an argument is a {type(leaf).__name__}, which is neither an array or a module nor hashable. Pass"
+                    f"an argument is a {type(value).__name__}, which is neither an array or a module nor hashable. Pass"
                     " arrays, numbers, modules, pytrees of them, or hashable static values."
                 ) from None
 

@@ -16,7 +16,7 @@ from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, at_top_level, get_value
 from .pipeline import placed
 from .stateful import Walk, build, walk_of
-from .tracing import Function, Functions, Program, Traced, trace_with_all, unaliased
+from .tracing import Function, Functions, Partition, Program, Purpose, Traced, trace_with_all, unaliased
 
 
 def _check_loss(loss: Any, name: str) -> Any:
@@ -42,10 +42,10 @@ def _check_loss(loss: Any, name: str) -> Any:
 class _GradientProgram(Program):
     """Loss and gradients. With `accumulate`, gradients are added to accumulators, the first of the owned cells."""
 
+    differentiates = True
     accumulate = False
 
-    def group(self, lifted: list[Cell]) -> Any:
-        part = self.partition
+    def group(self, lifted: list[Cell], part: Partition) -> Any:
         train = [lifted[i] for i in part.train]
         if not train:
             raise _no_parameter(self.name, lifted)
@@ -54,19 +54,18 @@ class _GradientProgram(Program):
             grad.reached = True
         owned = [*grads, *(lifted[i] for i in part.owned)]
         stored = [*grads, *(lifted[i] for i in part.written)]
-        return stored, owned, train, [lifted[i] for i in part.rest]
+        return stored, owned, (), train, [lifted[i] for i in part.rest]
 
-    def values_for_trace(self, values: list[Any], owned: Any, train: Any, rest: Any, data: Any) -> list[Any]:
-        part = self.partition
+    def values_for_trace(self, values: list[Any], part: Partition, *args: Any) -> list[Any]:
+        owned, train, rest, _ = args
         self.spread(part.owned, owned[len(owned) - len(part.owned) :], values)
         self.spread(part.train, train, values)
         self.spread(part.rest, rest, values)
         return values
 
-    def body(self, traced: Traced, owned: Any, train: Any, rest: Any, data: Any) -> list[Any]:
-        part = self.partition
-        values: list[Any] = [None] * len(self.trainable)
-        self.values_for_trace(values, owned, train, rest, data)
+    def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
+        owned, train, rest, data = args
+        values = self.values_for_trace([None] * len(self.trainable), part, *args)
         (loss, aux, written), grads = _value_and_grad(traced, values, data, part.train)
         changed = dict(zip(traced.written, written, strict=True))
         written = [changed.get(i, values[i]) for i in part.written]
@@ -75,7 +74,7 @@ class _GradientProgram(Program):
             written = [placed(value, self.places[i]) for value, i in zip(written, part.written, strict=True)]
         if self.accumulate:
             old = owned[: len(grads)]
-            stored = [new if acc is None else acc + new for acc, new in zip(old, grads, strict=True)] + written
+            stored = [cells.added(acc, new) for acc, new in zip(old, grads, strict=True)] + written
             rest_out: tuple[Any, ...] = (loss, aux)
         else:
             stored, rest_out = written, (loss, aux, grads)
@@ -127,7 +126,7 @@ def _functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
                 )
             return _check_loss(out[0], name), wrap_output(out[1], objects)
 
-        return Function(fn, program, check)
+        return Function(fn, program, Purpose(check))
 
     return Functions(make)
 
@@ -175,7 +174,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     for param, new in grads.items():
         if param.grad is not None:
             param.grad.reached = True
-            cells.write(param.grad, new if param.grad.value is None else param.grad.value + new, "a gradient")
+            cells.write(param.grad, cells.added(cells.gradient(param.grad), new), "a gradient")
     return (loss, unwrap_output(aux, objects)) if has_aux else loss
 
 
@@ -189,13 +188,14 @@ def _objects(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[st
 def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
     """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
     function.add_reached(call)
-    traced, lifted = trace_with_all(call, function.check)
+    traced, lifted = trace_with_all(call, function.purpose)
+    touch_all(call.objects)
     train = [i for i in traced.used if lifted[i].trainable]
     if not train:
         raise _no_parameter(function.name, lifted)
     values = list(map(get_value, lifted))
     (loss, aux, written), grads = _value_and_grad(traced, values, call.data, train)
-    paths = _paths(call.objects)
+    paths = paths_of(call.objects)
     for i in train if accumulate else ():
         cells.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])
     for i, value in zip(traced.written, written, strict=True):
@@ -203,7 +203,16 @@ def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any,
     return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
 
 
-def _paths(objects: list[Any]) -> dict[Cell, str]:
+def touch_all(objects: list[Any]) -> None:
+    """Let the run around this one know what an inner run has reached."""
+    frame = cells.local.frame
+    if frame is not None:
+        for obj in objects:
+            for cell in walk_of(obj).cells:
+                frame.touch(cell, obj)
+
+
+def paths_of(objects: list[Any]) -> dict[Cell, str]:
     """What to call the cells of some objects in messages."""
     return {
         cell: f"{type(obj).__name__}.{path}"

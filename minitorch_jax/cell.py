@@ -26,8 +26,14 @@ from jax.extend import core as jax_core
 from .encoding import Encoding
 
 TWO_SPELLINGS = (
-    "Either pass it in and return it (`return opt, loss` in `step`): `opt, loss = jax.jit(step)(opt, x, y)`; or run the"
-    " stateful code outside of plain JAX transforms, where `mt.backward` and `opt.step()` compile it themselves."
+    "Either pass it in and return it (`return opt, loss` in `step`): `opt, loss = jax.jit(step)(opt, x, y)`; or compile"
+    " the stateful code with `mt.jit(step)`, which keeps what it changes."
+)
+_DRAWN = (
+    "a random number was drawn inside a JAX transform (by a random layer, or a constructor without `key=`) from a stream"
+    " outside of it: that would advance only while tracing, so every run would draw the same numbers. Pass a key"
+    " to the transformed function, such as `mt.next_key()` or `jax.random.key(0)`, and draw from that: `with"
+    " mt.rng(key): ...`, or `nn.Linear(3, 2, key=key)`; or compile the stateful code with `mt.jit`."
 )
 
 
@@ -110,6 +116,66 @@ def lend(cell: Cell) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Gradients that are not there
+
+
+class _Consumed:
+    """Stands for a gradient that a compiled function computed, used up in an optimizer's step, and did not give out."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "CONSUMED"
+
+    def __reduce__(self) -> str:
+        return "CONSUMED"
+
+
+CONSUMED = _Consumed()
+jax.tree_util.register_pytree_node(_Consumed, lambda _: ((), None), lambda *_: CONSUMED)
+
+
+class Unread:
+    """What a gradient's cell holds in a compiled function until it is written: its value, and who looked at it."""
+
+    __slots__ = ("value", "frame")
+
+    def __init__(self, value: Any, frame: Frame) -> None:
+        self.value, self.frame = value, frame
+
+
+def gradient(cell: Cell) -> Any:
+    """The gradient that a cell holds: an array, or None for zeros."""
+    value = cell.value
+    if type(value) is Unread:
+        value.frame.observed.add(cell)
+        value = value.value
+    return unless_consumed(value)
+
+
+def unless_consumed(value: Any) -> Any:
+    """A gradient's value, or the error that says that it is not there any more."""
+    if value is CONSUMED:
+        raise RuntimeError(
+            "this gradient was computed inside a function compiled by mt.jit (or mt.scan) and used up there by"
+            " opt.step(); to give every gradient out would cost time and memory at each call. Return what you need from"
+            " the function, or compile it with `mt.jit(keep_grads=True)`; to go on from here, call zero_grad() first."
+        )
+    return value
+
+
+def added(before: Any, new: Any) -> Any:
+    """The sum of a gradient's value (None for zeros) and another one."""
+    return new if unless_consumed(before) is None else before + new
+
+
+def held(cell: Cell) -> Any:
+    """What a cell holds, for another run to begin with."""
+    value = cell.value
+    return value.value if type(value) is Unread else value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The cell
 
 
@@ -147,10 +213,11 @@ def birth_here(label: str | None = None) -> Birth | None:
 class Cell:
     """One value that changes over time.
 
-    `value` is a `jax.Array`, while it is traced a tracer, `None` for a gradient of zeros that was never written, or
-    whatever leaf `jax.tree.map` put there. `lent` says that someone outside may hold the array's buffer, so that it must
-    be copied before it is donated. (The reference count of the array would not tell: `jax.device_put` and others give
-    new array objects that share the buffer, and die with it.)
+    `value` is a `jax.Array`, while it is traced a tracer, `None` for a gradient of zeros that was never written,
+    `CONSUMED` for one that stayed inside a compiled function, or whatever leaf `jax.tree.map` put there. `lent` says
+    that someone outside may hold the array's buffer, so that it must be copied before it is donated. (The reference
+    count of the array would not tell: `jax.device_put` and others give new array objects that share the buffer, and die
+    with it.)
     """
 
     __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "__weakref__")
@@ -185,7 +252,8 @@ class Cell:
         lend(self)
         memo[id(self)] = new
         if self.grad is not None and new.grad is not None:
-            new.grad.value, new.grad.lent = self.grad.value, True
+            new.grad.value = held(self.grad) if held(self.grad) is CONSUMED else gradient(self.grad)
+            new.grad.lent = True
             lend(self.grad)
         return new
 
@@ -197,7 +265,7 @@ class Cell:
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
-            self.grad.value = jnp.array(state[0])
+            self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(state[0])
 
     def __repr__(self) -> str:
         return f"Cell({self.kind}, {self.value!r})"
@@ -217,21 +285,28 @@ store: Callable[[Cell, Any], None] = vars(Cell)["value"].__set__  # the C slot s
 
 
 class Frame:
-    """One run of stateful code with tracers in place of values: which cells were lifted, and which were met besides."""
+    """One run of stateful code with tracers in place of values: which cells were lifted, and which were met besides.
 
-    __slots__ = ("known", "own", "met", "undo", "parent", "state")
+    In the run of a loss function no gradient may be touched; with `gradients`, they are lifted too.
+    """
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
+    __slots__ = ("known", "own", "met", "undo", "parent", "state", "gradients", "observed", "consumed", "statics")
+
+    def __init__(self, cells: Iterable[Cell], gradients: bool = False) -> None:
         self.known = set(cells)
         self.own: dict[int, Any] = {}  # cells and modules made during the run, by id
         self.met: dict[int, tuple[Any, Cell]] = {}  # reached, but not lifted: (owner, cell)
         self.undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # what takes back changes to static parts
+        self.statics: list[tuple[Any, str, Any]] = []  # which those were: (module, attribute, value before)
         self.parent = local.frame
         self.state: Any = None
+        self.gradients = gradients
+        self.observed: set[Cell] = set()  # gradients looked at before they were written
+        self.consumed: dict[Cell, Any] = {}  # gradients that an optimizer's step has used
 
     def touch(self, cell: Cell, owner: Any) -> None:
         if cell not in self.known and id(cell) not in self.own:
-            if cell.kind == "gradient":
+            if cell.kind == "gradient" and not self.gradients:
                 raise TraceError(
                     "accumulated gradients were read or changed inside a loss function, which runs only while it is"
                     " traced. Call zero_grad(), accumulate() and grads() outside of it."
@@ -252,8 +327,10 @@ def read(cell: Cell, owner: Any = None) -> Any:
         lend(cell)
     else:
         local.frame.touch(cell, owner)
-    if cell.birth is not None and cell.kind == "gradient":
-        cell.birth.dirty.pop(id(cell), None)
+    if cell.kind == "gradient":
+        if cell.birth is not None:
+            cell.birth.dirty.pop(id(cell), None)
+        return gradient(cell)
     return cell.value if cell.encoding is None else cell.encoding.decode(cell.value)
 
 
@@ -272,7 +349,7 @@ def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
     if frame is not None and frame.state == state:
         _note_write(frame, cell, owner)
         return
-    raise changed_by_closure(label)
+    raise TraceError(_DRAWN) if cell.kind == "stream" else changed_by_closure(label)
 
 
 def changed_by_closure(label: str) -> TraceError:
@@ -336,13 +413,15 @@ def clear(cells: Sequence[Cell]) -> None:
     deque(map(store, cells, repeat(None)), 0)
 
 
-def substituted(cells: Sequence[Cell], values: Sequence[Any], run: Callable[[], Any]) -> tuple[Any, list[Any], Frame]:
-    """Run `run()` while `cells` hold `values`; give its result, the cells' values at the end, and the frame.
+def substituted(
+    cells: Sequence[Cell], values: Sequence[Any], run: Callable[[Frame], Any], gradients: bool = False
+) -> tuple[Any, list[Any], Frame]:
+    """Run `run(frame)` while `cells` hold `values`; give its result, the cells' values at the end, and the frame.
 
     The cells get their own values back whatever happens: each clean-up is a single C call in a `finally`, which no
     signal handler can come before.
     """
-    frame = Frame(cells)
+    frame = Frame(cells, gradients)
     restore: Any = partial(deque, map(store, cells, list(map(get_value, cells))), 0)
     leave = partial(setattr, local, "frame", frame.parent)
     failed = True
@@ -350,7 +429,7 @@ def substituted(cells: Sequence[Cell], values: Sequence[Any], run: Callable[[], 
         frame.state = trace_state()
         local.frame = frame
         deque(map(store, cells, values), 0)
-        out = run()
+        out = run(frame)
         new = list(map(get_value, cells))
         failed = False
     finally:

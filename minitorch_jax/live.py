@@ -22,7 +22,7 @@ class LiveList(list[Any]):
         self._owner = owner
 
     def _read(self, cell: Cell) -> Any:
-        return read_gradient(cell) if self._gradients else cells.read(cell, self._owner)
+        return read_gradient(cell, self._owner) if self._gradients else cells.read(cell, self._owner)
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)

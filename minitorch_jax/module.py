@@ -122,6 +122,7 @@ class Module(Stateful):
         else:  # a plain value: taken back if the run fails
             undo = (vars(self).pop, (name, None)) if old is missing else (vars(self).__setitem__, (name, old))
             cells.local.frame.undo.append(undo)
+            cells.local.frame.statics.append((self, name, old))
         self._cells.pop(name, None)
         vars(self)[name] = new
         cells.structure_changed()
@@ -330,7 +331,8 @@ class Module(Stateful):
             label = f"the gradient of {path}"
             grad = checked(value, cell.value, label)
             cells.check_writable(cell.grad, label, self)
-            new.append(grad if cell.grad.value is None else cell.grad.value + grad)
+            before = cells.gradient(cell.grad)
+            new.append(grad if before is None else before + grad)
         for _, cell in targets:
             cells.lend(cell.grad)
             cell.grad.reached = True
@@ -393,7 +395,7 @@ class Module(Stateful):
     def _map_arrays(self, function: Callable[[list[Any]], list[Any]], floating_only: bool = False) -> Self:
         walk = walk_of(self)
         chosen = [c for c in walk.cells if c.encoding is None or not floating_only]
-        chosen += [c.grad for c in walk.params if c.grad is not None and c.grad.value is not None]
+        chosen += [c.grad for c in walk.params if hasattr(c.grad.value, "dtype")]
         for cell in chosen:
             cells.check_writable(cell, f"a {cell.kind} of {type(self).__name__}", self)
         new = function([cell.value for cell in chosen])
@@ -484,6 +486,10 @@ class Module(Stateful):
         own = tuple([(name, walker.cell(cell, join(path, name))) for name, cell in self._own_cells()])
         items = tuple([(name, walker.visit(value, join(path, name))) for name, value in vars(self).items()])
         return own, items
+
+    @classmethod
+    def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
+        return ((join(path, name), node) for name, node in payload[1])
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Module:

@@ -98,9 +98,9 @@ class Buffer(_Declaration):
         self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=cells.birth_here())
 
 
-def read_gradient(param: Cell) -> Any:
+def read_gradient(param: Cell, owner: Any = None) -> Any:
     """The accumulated gradient of a parameter: zeros where there is none."""
-    value = cells.read(param.grad)
+    value = cells.read(param.grad, owner)
     return jnp.zeros_like(param.value) if value is None else value
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import chain, starmap
+from itertools import chain, islice, repeat, starmap
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from . import interrupts
-from .cell import Cell, get_value, lend, lendings, store, store_all
+from .cell import CONSUMED, Cell, get_value, lend, lendings, store, store_all
 
 _config: Any = jax.config
 
@@ -60,37 +60,46 @@ class Compiled:
 class Pipeline:
     """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
 
-    `compiled` may be one for many pipelines. `last_seen` is `lendings.last` at a time when no owned cell was lent.
+    `compiled` may be one for many pipelines. `dropped` are gradients that it uses up and does not give out. `last_seen`
+    is `lendings.last` at a time when no owned cell was lent.
     """
 
-    __slots__ = ("compiled", "stored", "owned", "last_seen")
+    __slots__ = ("compiled", "stored", "owned", "dropped", "last_seen")
 
-    def __init__(self, compiled: Compiled, stored: Sequence[Cell], owned: Sequence[Cell]) -> None:
-        self.compiled, self.stored, self.owned = compiled, stored, owned
+    def __init__(
+        self, compiled: Compiled, stored: Sequence[Cell], owned: Sequence[Cell], dropped: Sequence[Cell] = ()
+    ) -> None:
+        self.compiled, self.stored, self.owned, self.dropped = compiled, stored, owned, dropped
         self.last_seen: object = None
 
-    def run(self, others: tuple[Any, ...], fallible: bool = False) -> list[Any]:
+    def run(self, others: tuple[Any, ...], fallible: bool = False, donated: Sequence[Any] = ()) -> list[Any]:
         """Call, store the first results, return the rest.
 
         From the start of the call to the last store there is no bytecode at which Python could handle a signal, so a
         Ctrl-C comes before everything or after everything. (Where JAX itself has to run Python, to trace and to compile,
         the signal is put off from the end of tracing on.) `fallible`: the program may fail while it runs, as it may
-        under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded.
+        under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded. `donated`:
+        further arrays that may be used up.
         """
         if fallible or _config.jax_debug_nans or _config.jax_debug_infs:
-            return self._run_slowly(others)
+            return self._run_slowly(others, donated)
         last = lendings.last
         values = list(map(get_value, self.owned))
         if self.last_seen is not last:
             self._copy_lent(values)
+        values += donated
         results = chain.from_iterable(starmap(self.compiled.donating, ((values, others),)))
         try:
-            deque(map(store, self.stored, results), 0)
+            if self.dropped:
+                new = chain(islice(results, len(self.stored)), repeat(CONSUMED))
+                deque(map(store, chain(self.stored, self.dropped), new), 0)
+            else:
+                deque(map(store, self.stored, results), 0)
             rest = list(results)
         finally:
             interrupts.release()
         if self.last_seen is not last:
-            for cell in self.owned:  # their arrays are new, and ours alone
+            for cell in self.stored:  # their arrays are new, and ours alone
                 cell.lent = False
             self.last_seen = last
         return rest
@@ -102,16 +111,16 @@ class Pipeline:
             for i, copied in zip(lent, fresh_copies([values[i] for i in lent]), strict=True):
                 values[i] = copied
 
-    def run_first(self, others: tuple[Any, ...]) -> list[Any]:
+    def run_first(self, others: tuple[Any, ...], donated: Sequence[Any] = ()) -> list[Any]:
         """`run` for a program that has not run yet: on copies, and awaited, since memory may turn out not to suffice."""
         values = list(map(get_value, self.owned))
-        held = [i for i, value in enumerate(values) if value is not None]
+        held = [i for i, value in enumerate(values) if isinstance(value, jax.Array)]
         for i, copied in zip(held, fresh_copies([values[i] for i in held]), strict=True):
             values[i] = copied
-        return self._await(self.compiled.donating, values, others)
+        return self._await(self.compiled.donating, [*values, *donated], others)
 
-    def _run_slowly(self, others: tuple[Any, ...]) -> list[Any]:
-        return self._await(self.compiled.keeping, list(map(get_value, self.owned)), others)
+    def _run_slowly(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
+        return self._await(self.compiled.keeping, [*map(get_value, self.owned), *donated], others)
 
     def _await(self, compiled: Callable[..., Any], values: list[Any], others: tuple[Any, ...]) -> list[Any]:
         try:
@@ -121,5 +130,6 @@ class Pipeline:
             interrupts.release()
         for cell in self.stored:
             lend(cell)
-        store_all(self.stored, results)
+        new = [*results[: len(self.stored)], *repeat(CONSUMED, len(self.dropped))]
+        store_all([*self.stored, *self.dropped], new)
         return list(results[len(self.stored) :])

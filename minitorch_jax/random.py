@@ -1,47 +1,102 @@
-"""The stream of random keys that constructors draw from."""
+"""The streams of random keys that random layers and constructors draw from."""
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from . import cell as cells
 from .cell import Cell
+from .stateful import Builder, Node, Stateful, Walker
 
 
-class Stream:
-    """A sequence of random keys: `next()` gives a new one and moves on."""
+class Stream(Stateful):
+    """A sequence of random keys: `next()` gives a new one and moves on.
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._cell: Cell | None = None  # made at the first use: importing the package starts no device
+    Its one cell holds the data of a key, which are plain integers: an array of keys would leave JAX's fast path.
+    """
 
-    def seed(self, seed: int) -> None:
-        self._seed, self._cell = seed, None
+    __slots__ = ("cell", "impl")
 
-    def next(self) -> Any:
+    def __init__(self, key: jax.Array) -> None:
+        self._walk = None
+        self.impl = str(jax.random.key_impl(key))
+        self.cell = Cell(jax.random.key_data(key), "stream", birth=cells.birth_here())
+
+    def next(self) -> jax.Array:
         """A key that no other draw has given."""
-        if not cells.at_top_level():
-            raise cells.TraceError(
-                "a module was constructed inside a JAX transform without `key=`: the global random stream would advance"
-                " only while tracing, so every run would draw the same numbers. Pass a key, e.g."
-                " `jax.vmap(lambda key: nn.Linear(3, 2, key=key))(jax.random.split(jax.random.key(0), 8))`."
-            )
-        if self._cell is None:
-            self._cell = Cell(jax.random.key(self._seed), "stream")
-        self._cell.value, key = jax.random.split(self._cell.value)
+        cells.check_writable(self.cell, "the random stream", self)
+        advance = _advance_now if cells.at_top_level() else _advance
+        data, key = advance(self.cell.value, self.impl)
+        cells.write(self.cell, data, "the random stream", self)
         return key
 
+    def _describe(self, walker: Walker, path: str) -> Node:
+        return walker.cell(self.cell, path), self.impl
 
-_global = Stream(0)
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Stream:
+        self = object.__new__(cls)
+        self._walk = None
+        self.cell, self.impl = builder.cells[payload[0]], payload[1]
+        builder.objects.append(self)
+        return self
+
+
+def _advance(data: Any, impl: str) -> tuple[Any, jax.Array]:
+    following, key = jax.random.split(jax.random.wrap_key_data(data, impl=impl))
+    return jax.random.key_data(following), key
+
+
+_advance_now = partial(jax.jit, static_argnums=1)(_advance)
+
+
+class _Local(threading.local):
+    stream: Stream | None = None
+
+
+_local = _Local()
+_seed = 0  # of the main thread's stream
+_threads = itertools.count(1)
+
+
+def current() -> Stream:
+    """The stream that this thread draws from: that of `rng`, or one of its own."""
+    stream = _local.stream
+    if stream is None:
+        with jax.ensure_compile_time_eval():
+            key = jax.random.key(_seed)
+            if threading.current_thread() is not threading.main_thread():
+                key = jax.random.fold_in(key, next(_threads))
+            stream = _local.stream = _outside(key)
+    return stream
+
+
+def _outside(key: jax.Array) -> Stream:
+    """A stream that belongs to no trace, wherever it is made."""
+    stream = Stream(key)
+    stream.cell.birth = None
+    frame = cells.local.frame
+    if frame is not None:
+        frame.own.pop(id(stream.cell), None)
+    return stream
 
 
 def seed(n: int) -> None:
-    """Restart the global stream of random keys, from which constructors without `key=` draw.
+    """Restart the stream of random keys that random layers, and constructors without `key=`, draw from.
+
+    Each thread has a stream of its own, so that threads can train at the same time: `seed` restarts that of the thread
+    that calls it. A thread that never does gets one derived from the main thread's seed and a running number.
 
     Args:
-        n: any integer that fits 32 bits; the stream starts as `seed(0)`.
+        n: any integer that fits 32 bits; the main thread's stream starts as `seed(0)`.
 
     Raises:
         TypeError: if `n` is not an integer.
@@ -54,11 +109,79 @@ def seed(n: int) -> None:
         >>> bool((a == b).all())
         True
     """
+    global _seed
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"seed() takes an integer, not {n!r}")
-    _global.seed(n.__index__())
+    new = jax.random.key(n.__index__())
+    if threading.current_thread() is threading.main_thread():
+        _seed = n.__index__()
+    stream = _local.stream
+    if stream is None:
+        if cells.at_top_level():
+            _local.stream = Stream(new)
+            return
+        stream = current()
+    if str(jax.random.key_impl(new)) != stream.impl:
+        raise ValueError(f"seed() cannot restart a stream of {stream.impl} keys while JAX makes others by default")
+    cells.write(stream.cell, jax.random.key_data(new), "the random stream", stream)
 
 
-def next_key(key: Any = None) -> Any:
-    """`key` if it is given, otherwise the next of the global stream."""
-    return _global.next() if key is None else key
+@contextmanager
+def rng(key: Any) -> Iterator[None]:
+    """Draw from a stream of its own, which starts at `key`, in a `with` block (in this thread).
+
+    This is what a random layer needs inside a plain JAX transform, where the stream of `seed` cannot advance, and what
+    makes a piece of code reproducible on its own.
+
+    Args:
+        key: a `jax.random.key` (shape `()`, traced or not), one of `jax.random.PRNGKey`, or an integer seed.
+
+    Raises:
+        TypeError: if it is neither.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> drop = nn.Dropout(0.5)
+        >>> @jax.jit
+        ... def f(key, x):
+        ...     with mt.rng(key):
+        ...         return drop(x)
+        >>> f(jax.random.key(0), jnp.ones(4)).shape
+        (4,)
+    """
+    if hasattr(key, "__index__") and not isinstance(key, bool | jax.Array):
+        key = jax.random.key(key.__index__())
+    if isinstance(key, jax.Array) and key.ndim == 1 and key.dtype == jnp.uint32:
+        key = jax.random.wrap_key_data(key)  # of `jax.random.PRNGKey`
+    if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
+    before = _local.stream
+    _local.stream = Stream(key)
+    try:
+        yield
+    finally:
+        _local.stream = before
+
+
+def next_key(key: Any = None) -> jax.Array:
+    """A new random key from the current stream, for layers and constructors of one's own.
+
+    Args:
+        key: given back as it is, if not None: for the `key=` of a constructor.
+
+    Raises:
+        TraceError: inside a plain JAX transform without an `rng` of its own.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> class Noise(mt.Module):
+        ...     def forward(self, x):
+        ...         return x + jax.random.normal(mt.next_key(), x.shape)
+        >>> Noise()(jax.numpy.zeros(3)).shape
+        (3,)
+    """
+    if key is None:
+        return current().next()
+    drawn: jax.Array = key
+    return drawn

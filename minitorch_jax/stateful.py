@@ -6,7 +6,7 @@ some structure changes. A Spec is the pytree's static part; from it and new leav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -69,7 +69,7 @@ def _canonical(spec: Spec) -> Spec:
 class Walk:
     """What a walk over an object found: its cells, each once, in the order of its pytree's leaves."""
 
-    __slots__ = ("version", "spec", "cells", "params", "grads", "objects", "watched", "bindings", "__weakref__")
+    __slots__ = ("version", "spec", "cells", "params", "grads", "all", "objects", "watched", "bindings", "__weakref__")
 
     def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
         self.version = version
@@ -77,9 +77,16 @@ class Walk:
         self.cells = found
         self.params = [cell for cell in found if cell.kind == "parameter"]
         self.grads = [cell.grad for cell in self.params]
+        self.all: list[Cell] = []
         self.objects = objects  # the ids of the modules in the tree
         self.watched: list[tuple[Any, str]] = []  # containers whose plain original someone may change
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
+
+    def with_gradients(self) -> list[Cell]:
+        """The cells, and the gradients that are not among them."""
+        if not self.all:
+            self.all = list(dict.fromkeys([*self.cells, *(c.grad for c in self.cells if c.grad is not None)]))
+        return self.all
 
 
 class Walker:
@@ -168,6 +175,11 @@ class Stateful:
 
     def _describe(self, walker: Walker, path: str) -> Node:
         raise NotImplementedError
+
+    @classmethod
+    def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
+        """The parts of what `_describe` gave that are not cells, by path: values, or nodes of what is below."""
+        return iter(())
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Any:

@@ -10,6 +10,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +18,12 @@ from jax.extend import core as jax_core
 from jax.tree_util import tree_unflatten
 
 from . import cell as cells
-from . import closures
-from .arguments import FLAT, OBJECT, Arguments
-from .cell import Cell, Frame, get_value, structure
+from . import closures, interrupts, random
+from .arguments import DATA, FLAT, OBJECT, Arguments, Static
+from .cell import Cell, Frame, Unread, get_value, structure
 from .containers import holds_state
 from .pipeline import Compiled, Pipeline, placement
+from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
 
 
@@ -45,27 +47,69 @@ class FirstRun(Exception):  # noqa: N818
 _run = jax.make_user_context()
 
 
+class Purpose:
+    """What a function is traced for: what becomes of its result, and of gradients."""
+
+    def __init__(
+        self,
+        check: Callable[[Any, list[Any]], Any],  # (result, objects) -> what the traced function returns
+        gradients: bool = False,  # whether gradients are lifted like other cells; a loss function may not touch them
+        keep_grads: bool = True,  # whether those that an optimizer's step has used up are given out
+        statics: bool = True,  # whether static attributes may be other ones at the end
+    ) -> None:
+        self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
+
+    def keeping_grads(self) -> Purpose:
+        """The same with every gradient given out."""
+        return Purpose(self.check, self.gradients, True, self.statics)
+
+
 class Traced:
     """One run of the user's function as a jaxpr over cell values and data."""
 
-    def __init__(self, args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any], check: Any):
+    def __init__(
+        self, args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any], purpose: Purpose
+    ) -> None:
         self.written: list[int] = []
+        self.dropped: list[int] = []  # gradients that end up CONSUMED
+        self.wraps = False  # whether the result holds more than arrays
 
         def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
-            (out, new, frame) = cells.substituted(lifted, values, lambda: check(args.run(data), args.objects))
+            start = list(values)
+
+            def run(frame: Frame) -> Any:
+                if purpose.gradients:
+                    for i, cell in enumerate(lifted):
+                        if cell.kind == "gradient":
+                            cell.value = start[i] = Unread(values[i], frame)
+                out = args.run(data)
+                if not purpose.statics:
+                    _check_statics(frame)
+                return purpose.check(out, args.objects)
+
+            out, new, frame = cells.substituted(lifted, values, run, purpose.gradients)
             if frame.met:
                 raise Met(_owners(frame))
-            self.written = [i for i, value in enumerate(new) if value is not values[i]]
+            self.observed = {i for i, cell in enumerate(lifted) if cell in frame.observed}
+            self.written = [i for i, value in enumerate(new) if value is not start[i]]
+            if not purpose.keep_grads:
+                self.dropped = [
+                    i for i in self.written if i not in self.observed and _is_used_up(frame, lifted[i], new[i])
+                ]
+                self.written = [i for i in self.written if i not in self.dropped]
+            self.wraps = any(isinstance(leaf, Static) for leaf in jax.tree.leaves(out, is_leaf=_is_static))
             return out, [new[i] for i in self.written]
 
         with _run(object()):
             closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
         self._out_tree = jax.tree.structure(shapes)
+        self.shapes = shapes
         self._closed = closed
-        present = [i for i, value in enumerate(values) if value is not None]
+        present = [i for i, value in enumerate(values) if value is not None and value is not cells.CONSUMED]
         used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, jax_core.Var)}
         used |= {v for v in closed.jaxpr.outvars if isinstance(v, jax_core.Var)}
-        self.used = [i for i, var in zip(present, closed.jaxpr.invars, strict=False) if var in used]
+        in_jaxpr = {i for i, var in zip(present, closed.jaxpr.invars, strict=False) if var in used}
+        self.used = sorted(in_jaxpr | self.observed)
         self.present = present
         self.calls_back = bool(closed.effects) or _calls_back(closed.jaxpr)
 
@@ -73,6 +117,30 @@ class Traced:
         """The result and the written cells' new values. `values` of unused cells may be anything."""
         flat = jax_core.jaxpr_as_fun(self._closed)(*[values[i] for i in self.present], *data)
         return tree_unflatten(self._out_tree, flat)
+
+
+def _is_static(leaf: Any) -> bool:
+    return isinstance(leaf, Static)
+
+
+def _is_used_up(frame: Frame, cell: Cell, value: Any) -> bool:
+    return cell.kind == "gradient" and value is not None and frame.consumed.get(cell) is value
+
+
+def _check_statics(frame: Frame) -> None:
+    """Raise if a static attribute of a module that was there before ends with another value than it had."""
+    seen: set[tuple[int, str]] = set()
+    for module, name, before in frame.statics:
+        if id(module) in frame.own or (id(module), name) in seen:
+            continue
+        seen.add((id(module), name))
+        if name not in vars(module) or vars(module)[name] != before:
+            change = "" if name not in vars(module) else f" (to {vars(module)[name]!r})"
+            raise cells.TraceError(
+                f"{type(module).__name__}.{name} was changed{change} inside compiled code: that would happen at the first"
+                f" call only, since later ones run the compiled program. Change it outside (`model.eval()` before the"
+                " call), change it back in the function, or, if it counts something, declare it as a Buffer."
+            )
 
 
 def _owners(frame: Frame) -> list[Any]:
@@ -114,37 +182,62 @@ class Binding:
         self.regroup()
 
     def regroup(self) -> None:
-        self.partition = self.program.partition
-        stored, owned, *self.groups = self.program.group(self.cells)
-        self.pipeline = Pipeline(self.program.compiled, stored, owned)
+        compiled, self.partition = self.program.version
+        stored, owned, dropped, *self.groups = self.program.group(self.cells, self.partition)
+        self.pipeline = Pipeline(compiled, stored, owned, dropped)
 
     def fits(self, walks: list[Walk]) -> bool:
         return [reference() for reference in self.walks] == walks
 
 
 class Shortcut:
-    """The last call's binding, for calls that differ from it only in data: one object or none, among flat arguments."""
+    """The last call's binding, for calls that differ from it only in data: objects and arrays as they are, no more."""
 
-    __slots__ = ("version", "types", "place", "object", "binding")
+    __slots__ = ("version", "types", "objects", "data", "stream", "binding")
 
-    def __init__(self, types: tuple[type, ...], place: int, objects: list[Any], binding: Binding) -> None:
+    def __init__(self, template: tuple[Any, ...], args: tuple[Any, ...], stream: Any, binding: Binding) -> None:
         self.version = structure.version
-        self.types, self.place = types, place
-        self.object: Any = weakref.ref(objects[0]) if place >= 0 else None
+        self.types = tuple(map(type, args))
+        self.objects = [(i, weakref.ref(args[i])) for i, code in enumerate(template) if code is OBJECT]
+        places = [i for i, code in enumerate(template) if code is DATA]
+        first = len(args) - len(places)  # where data begin, if they come last, which is quicker
+        self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
+        self.stream = weakref.ref(stream)
         self.binding = weakref.ref(binding)
+
+    def take(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The data among the arguments."""
+        return args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
+
+
+class _Latest(threading.local):
+    shortcut: Shortcut | None = None
 
 
 class Partition:
-    """Which of the lifted cells a program differentiates, changes, or only reads (as indices)."""
+    """What a program does with the lifted cells (as indices): those it differentiates by, changes, only reads."""
 
-    def __init__(self, used: Sequence[int], written: Sequence[int], trainable: Sequence[bool]) -> None:
+    def __init__(self, used: set[int], written: set[int], dropped: set[int], trainable: Sequence[bool]) -> None:
         self.used, self.written = sorted(used), sorted(written)
+        self.dropped = sorted(dropped - written)
         self.train = [i for i in self.used if trainable[i]]
-        self.owned = [i for i in self.written if i not in self.train]
+        self.owned = [i for i in self.used if i in written and i not in self.train]
         self.rest = [i for i in self.used if i not in self.train and i not in self.owned]
 
     def covers(self, traced: Traced) -> bool:
-        return set(traced.used) <= set(self.used) and set(traced.written) <= set(self.written)
+        return (
+            set(traced.used) <= set(self.used)
+            and set(traced.written) <= set(self.written)
+            and set(self.written) <= {*traced.written, *self.used}  # what is not changed is passed through
+            and traced.dropped == self.dropped
+        )
+
+    def extended(self, traced: Traced, trainable: Sequence[bool]) -> Partition:
+        """One that covers `traced` too, with all gradients given out unless both drop them."""
+        kept = set() if traced.dropped == self.dropped else {*traced.dropped, *self.dropped}
+        mine, theirs = {*self.written, *kept}, {*traced.written, *kept}
+        used = {*self.used, *traced.used, *(mine ^ theirs), *kept}
+        return Partition(used, mine | theirs, {*self.dropped} - kept, trainable)
 
 
 try:  # what else, besides its inputs, a trace depends on: settings such as the default precision
@@ -163,66 +256,93 @@ class _Now(threading.local):
 
 
 class Program:
-    """The compiled form of one function for one structure. Subclasses say what is computed, in `body`."""
+    """The compiled form of one function for one structure. Subclasses say what is computed, in `group` and `body`."""
 
-    def __init__(self, name: str, check: Callable[..., Any], traced: Traced, lifted: Sequence[Cell]) -> None:
-        self.name, self.check = name, check
-        self.trainable = [cell.trainable for cell in lifted]
+    differentiates = False
+
+    def __init__(self, function: Function, traced: Traced, lifted: Sequence[Cell], num_donated: int) -> None:
+        self.name, self.purpose, self.compilations = function.name, function.purpose, function.compilations
+        self.num_donated = num_donated  # of the data, the first ones
+        self.trainable = [self.differentiates and cell.trainable for cell in lifted]
         self.places = placement(lifted)
-        self.partition = Partition(traced.used, traced.written, self.trainable)
-        self.calls_back = traced.calls_back
+        self.calls_back, self.wraps = traced.calls_back, traced.wraps
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
-        self.compiled = Compiled(self._traced_body, name)
+        used, written, dropped = set(traced.used), set(traced.written), set(traced.dropped)
+        self._set(Partition(used, written, dropped, self.trainable))
 
-    def group(self, lifted: list[Cell]) -> Any:
+    def _set(self, partition: Partition) -> None:
+        # one object, so that a thread sees either both old or both new
+        self.version = Compiled(partial(self._traced_body, partition), self.name), partition
+
+    def group(self, lifted: list[Cell], part: Partition) -> Any:
+        """(stored, owned, dropped) cells for the pipeline, and groups of cells whose values are further arguments."""
         raise NotImplementedError
 
-    def body(self, traced: Traced, *args: Any) -> list[Any]:
+    def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
+        """What is computed, from the values of the owned cells, those of the groups, and the data."""
         raise NotImplementedError
 
     def spread(self, indices: Sequence[int], values: Sequence[Any], into: list[Any]) -> None:
         for i, value in zip(indices, values, strict=True):
             into[i] = value
 
-    def _traced_body(self, *args: Any) -> list[Any]:
+    def _traced_body(self, partition: Partition, owned: list[Any], *others: Any) -> list[Any]:
         now = self.now
         if now.call is None:  # JAX traces, for inputs that are new to it
             raise FirstRun
+        if partition is not self.version[1]:  # another thread has found that it takes more
+            raise Repartition
+        if self.num_donated:
+            cut = len(owned) - self.num_donated
+            others = (*others[:-1], (*owned[cut:], *others[-1]))
+            owned = owned[:cut]
         traced, now.traced = now.traced, None
-        inputs = tuple(map(jax.typeof, jax.tree.leaves(args[1:]))), _context()
-        if traced is None and self.last is not None and self.last[0] == inputs:
+        inputs = tuple(map(jax.typeof, jax.tree.leaves(others))), _context()
+        if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
             traced = self.last[1]  # the same again, but for which gradients there are to add to
         if traced is None:
             fn, call_args, kwargs, reached, lifted = now.call
             arguments = Arguments(fn, call_args, kwargs)
             arguments.objects += reached
-            values = self.values_for_trace(list(map(get_value, lifted)), *args)
-            traced = Traced(arguments, lifted, values, args[-1], self.check)
-            if not self.partition.covers(traced):
-                used, written = {*self.partition.used, *traced.used}, {*self.partition.written, *traced.written}
-                self.partition = Partition(list(used), list(written), self.trainable)
-                self.compiled = Compiled(self._traced_body, self.name)
+            values = self.values_for_trace(list(map(get_value, lifted)), partition, owned, *others)
+            traced = Traced(arguments, lifted, values, others[-1], self.purpose)
+            if not partition.covers(traced):
+                if traced.dropped != partition.dropped:
+                    self.purpose = self.purpose.keeping_grads()
+                self._set(partition.extended(traced, self.trainable))
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
+            self.wraps = self.wraps or traced.wraps
         self.last = inputs, traced
-        return self.body(traced, *args)
+        out = self.body(traced, partition, owned, *others)
+        self.compilations.note(now.call)
+        return out
 
-    def values_for_trace(self, values: list[Any], *args: Any) -> list[Any]:
+    def values_for_trace(self, values: list[Any], part: Partition, *args: Any) -> list[Any]:
+        """All cells' values, of which those that are arguments are replaced by these."""
         raise NotImplementedError
 
 
 class Function:
     """A function of the user's, and its programs."""
 
-    def __init__(self, fn: Callable[..., Any], make_program: Callable[..., Program], check: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        program: type[Program],
+        purpose: Purpose,
+        count_donated: Callable[[Arguments], int] | None = None,
+    ) -> None:
         self.name = getattr(fn, "__name__", type(fn).__name__)
-        self.make_program, self.check = make_program, check
+        self.program, self.purpose = program, purpose
+        self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
         self.programs: dict[Any, Program] = {}
+        self.compilations = Compilations(self.name, per_object=not purpose.gradients)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
-        self.shortcut: Shortcut | None = None
+        self.latest = _Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
         self.look(fn)
 
@@ -233,43 +353,72 @@ class Function:
 
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
-        short = self.shortcut
+        short = self.latest.shortcut
         if (
             short is not None
             and short.version is structure.version
             and short.types == tuple(map(type, args))
             and not kwargs
-            and ((place := short.place) < 0 or short.object() is args[place])
+            and short.stream() is random.current()
             and (not self.places or not closures.rebound(self.places))
             and (binding := short.binding()) is not None
-            and binding.partition is binding.program.partition
+            and binding.partition is binding.program.version[1]
         ):
-            data = args[1:] if place == 0 else args if place < 0 else args[:place] + args[place + 1 :]
-            train, rest = binding.groups
-            try:
-                others = list(map(get_value, train)), list(map(get_value, rest)), data
-                return binding.pipeline.run(others, binding.program.calls_back), binding
-            except FirstRun:
-                pass
+            for place, reference in short.objects:
+                if reference() is not args[place]:
+                    break
+            else:
+                others = [list(map(get_value, group)) for group in binding.groups]
+                try:
+                    return binding.pipeline.run((*others, short.take(args)), binding.program.calls_back), binding
+                except FirstRun:
+                    pass
         return self._run_slowly(fn, args, kwargs)
 
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """`run`, the long way, and for a program's first run with these shapes."""
         binding, data, reached = self._bind(fn, args, kwargs)
+        program = binding.program
+        donated, data = data[: program.num_donated], data[program.num_donated :]
         others = (*[list(map(get_value, group)) for group in binding.groups], data)
-        now = binding.program.now
+        now = program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run(others, binding.program.calls_back), binding
+                return binding.pipeline.run(others, program.calls_back, self._not_ours(donated, binding)), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells
         try:
-            return binding.pipeline.run_first(others), binding
+            results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
         except Repartition:
             return self._run_slowly(fn, args, kwargs)
         finally:
             now.traced = now.call = None
+        self.compilations.explain()
+        return results, binding
+
+    def lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`fn`'s program for these arguments, lowered and not run."""
+        binding, data, reached = self._bind(fn, args, kwargs)
+        donated, data = data[: binding.program.num_donated], data[binding.program.num_donated :]
+        others = (*[list(map(get_value, group)) for group in binding.groups], data)
+        owned = [*map(get_value, binding.pipeline.owned), *donated]
+        now = binding.program.now
+        now.call = fn, args, kwargs, reached, binding.cells
+        try:
+            return binding.pipeline.compiled.donating.lower(owned, others)
+        except Repartition:
+            return self.lower(fn, args, kwargs)
+        finally:
+            now.traced = now.call = None
+            interrupts.release()
+
+    def _not_ours(self, donated: Sequence[Any], binding: Binding) -> list[Any]:
+        """Data that may be used up; copies of what our cells hold themselves."""
+        if not donated:
+            return []
+        ours = {id(cell.value) for cell in binding.cells}
+        return [jax.numpy.copy(array) if id(array) in ours else array for array in donated]
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -280,71 +429,77 @@ class Function:
         self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
         key = (self.token, call.treedef, call.template)
-        binding = walks[0].bindings.get(key) if walks else None
+        binding = walks[0].bindings.get(key)
         if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.cells):
             binding = self._bind_slowly(call, walks)
-        if binding.partition is not binding.program.partition:
+        if binding.partition is not binding.program.version[1]:
             binding.regroup()
-        reached = call.objects[own:]
         if (
-            own < 2
-            and not self.met
+            not self.met
             and not any(walk.watched for walk in walks)
             and own + len(call.data) == len(args)
             and call.treedef is FLAT
+            and self.count_donated is None
         ):
-            place = call.template.index(OBJECT) if own else -1
-            self.shortcut = Shortcut(tuple(map(type, args)), place, call.objects, binding)
-        return binding, call.data, reached
+            self.latest.shortcut = Shortcut(call.template, args, call.objects[-1], binding)
+        return binding, call.data, call.objects[own:]
 
     def add_reached(self, args: Arguments) -> None:
-        """Add to the arguments' objects what the function reaches by closure."""
+        """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
         if self.places and closures.rebound(self.places):
             self.look(args.fn)
         args.objects += self.reached
+        args.objects.append(random.current())
         if self.met:  # nothing but a trace can tell whether these are still the ones
             self.met = []
-            trace_with_all(args, self.check, self.met)
+            trace_with_all(args, self.purpose, self.met)
 
     def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
         with self.lock:
-            lifted, alias = unique_cells(walks)
+            lifted, alias = self._unique(walks)
             key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted))
             program = self.programs.get(key)
             if program is None:
                 before = len(args.objects)
-                traced, lifted = trace_with_all(args, self.check, self.met)
+                traced, lifted = trace_with_all(args, self.purpose, self.met)
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
-                    lifted, alias = unique_cells(walks)
+                    lifted, alias = self._unique(walks)
                     key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted))
                 program = self.programs.get(key)
                 if program is None:
-                    program = self.programs[key] = self.make_program(self.name, self.check, traced, lifted)
+                    donated = 0 if self.count_donated is None else self.count_donated(args)
+                    program = self.program(self, traced, lifted, donated)
+                    self.programs[key] = program
             binding = Binding(program, walks, lifted)
-            if walks:
-                bindings = walks[0].bindings
-                if len(bindings) >= 16:
-                    bindings.clear()
-                bindings[self.token, args.treedef, args.template] = binding
+            bindings = walks[0].bindings
+            if len(bindings) >= 16:
+                bindings.clear()
+            bindings[self.token, args.treedef, args.template] = binding
             return binding
 
+    def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
+        return unique_cells(walks, self.purpose.gradients)
 
-def unique_cells(walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
-    """The cells of several objects, each once, and a signature of which of them the objects share."""
-    if len(walks) == 1:
-        return walks[0].cells, ()
+
+def unique_cells(walks: Sequence[Walk], gradients: bool) -> tuple[list[Cell], tuple[int, ...]]:
+    """The cells of the objects, each once, and a signature of which of them the objects share."""
     index: dict[Cell, int] = {}
-    order = [index.setdefault(cell, len(index)) for walk in walks for cell in walk.cells]
+    groups = [walk.with_gradients() if gradients else walk.cells for walk in walks]
+    order = [index.setdefault(cell, len(index)) for group in groups for cell in group]
     return list(index), tuple(order) if len(order) > len(index) else ()
 
 
-def trace_with_all(args: Arguments, check: Any, met: list[Any] | None = None) -> tuple[Traced, list[Cell]]:
+def trace_with_all(
+    args: Arguments, purpose: Purpose, met: list[Any] | None = None, data: Sequence[Any] | None = None
+) -> tuple[Traced, list[Cell]]:
     """Trace the function at the cells' present values, again as long as it reaches objects not in `args.objects`."""
     while True:
-        lifted, _ = unique_cells([walk_of(obj) for obj in args.objects])
+        lifted, _ = unique_cells([walk_of(obj) for obj in args.objects], purpose.gradients)
         try:
-            return Traced(args, lifted, list(map(get_value, lifted)), args.data, check), lifted
+            return Traced(
+                args, lifted, list(map(cells.held, lifted)), args.data if data is None else data, purpose
+            ), lifted
         except Met as error:
             args.objects += error.owners
             if met is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
@@ -121,10 +121,10 @@ class Optimizer(Stateful):
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
         plan = self._plan_now()
-        grads = list(map(get_value, plan.grads))
-        inline = not at_top_level()
+        inline = not at_top_level() or cells.local.frame is not None
         if inline:
             self._check_writable(plan)
+        grads = list(map(cells.gradient if inline else get_value, plan.grads))
         if plan.fresh or (grads and grads[0] is None):
             self._look_for_missing(plan, grads)
         if inline:
@@ -164,6 +164,9 @@ class Optimizer(Stateful):
         new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value)
         for cell, value in zip(plan.owned, new, strict=True):
             cells.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
+        frame = cells.local.frame
+        if frame is not None:
+            frame.consumed.update(zip(plan.grads, grads, strict=True))
 
     def _step_foreign(self, plan: Plan, grads: list[Any]) -> None:
         """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""
@@ -450,11 +453,25 @@ class Optimizer(Stateful):
         flags, schedules = tuple(self._flags.items()), tuple(self._hyper.schedules.items())
         return modules, grads, tuple(state), steps, values, flags, schedules, self._hyper.layout
 
+    @classmethod
+    def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
+        modules, _, _, _, _, flags, schedules, _ = payload
+        for i, node in enumerate(modules):
+            yield join(path, f"modules.{i}"), node
+        for name, value in (*flags, *schedules):
+            yield join(path, name), ("static", type(value), value)
+
     def _leaves(self, walk: Walk) -> list[Any]:
         plan = self._plan_now()
-        shapes = {grad: param.value for grad, param in zip(plan.grads, plan.params, strict=True)}
-        zeros = {c: jnp.zeros_like(p) for c, p in shapes.items() if c.value is None and isinstance(p, jax.Array)}
-        return [zeros.get(c, c.value) for c in walk.cells]
+        made: dict[Cell, Any] = {}
+        for grad, param in zip(plan.grads, plan.params, strict=True):
+            if isinstance(param.value, jax.Array):
+                lost = cells.held(grad) is cells.CONSUMED
+                value = None if lost else cells.gradient(grad)
+                # no value stands for a gradient that is not there any more, but NaN shows wherever it is used
+                filled = jnp.full_like(param.value, jnp.nan if lost else 0) if value is None else value
+                made[grad] = filled
+        return [made.get(c, c.value) for c in walk.cells]
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:

@@ -194,7 +194,7 @@ def _make_update(
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:-1])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree in trees]
-        grads = [*grads, *foreign_grads]
+        grads = [*map(cells.unless_consumed, grads), *foreign_grads]
         numbers = _unpack(values, layout)
         for name, schedule in schedules:
             numbers[name] = jnp.asarray(schedule(steps[num_steps]))

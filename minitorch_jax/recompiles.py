@@ -1,0 +1,212 @@
+"""The record of what a function was compiled for, and warnings that say what changed."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from .arguments import DATA, OBJECT, Arguments
+from .containers import holds_state
+from .stateful import join, walk_of
+
+MANY = 6  # the number of programs of one function from which on each new one is explained
+_REMEMBERED = 32
+
+
+class RecompileWarning(UserWarning):
+    """A function is compiled again and again."""
+
+
+Description = dict[str, str]  # of one program: what each argument and each part of a module was
+
+
+class Compilations:
+    """How many programs a function has, and what each was compiled for.
+
+    One loss function may serve many models, each of which needs a program: with `per_object`, only those for the same
+    model are counted for a warning.
+    """
+
+    def __init__(self, name: str, per_object: bool) -> None:
+        self.name, self.per_object = name, per_object
+        self.count = 0
+        self._known: list[tuple[Any, Description]] = []  # with a reference to the first object
+        self._message: str | None = None
+
+    def note(self, call: tuple[Any, ...]) -> None:
+        """Record that the function is being compiled for `call`, as `tracing` describes one."""
+        fn, args, kwargs, reached, lifted = call
+        objects = Arguments(fn, args, kwargs).objects + reached
+        new = _describe(fn, args, kwargs, reached, lifted)
+        self.count += 1
+        known = [old for ref, old in self._known if not self.per_object or ref() is objects[0]]
+        count = len(known) + 1 if self.per_object else self.count
+        if count >= MANY:
+            self._message = f"{self.name} compiled again: {_difference(known, new)}. It has {count} programs."
+        elif self.count == 1:
+            self._message = _made_anew(fn, objects, self.name)
+        self._known = [*self._known[1 - _REMEMBERED :], (weakref.ref(objects[0]), new)]
+
+    def explain(self) -> None:
+        """Give the warning that the last `note` found due: now that the results are stored."""
+        if self._message is not None:
+            message, self._message = self._message, None
+            warnings.warn(message, RecompileWarning, stacklevel=5)
+
+
+def _difference(known: list[Description], new: Description) -> str:
+    """What changed, against whichever earlier program is nearest; the latest of several."""
+    differing = [[k for k in {**old, **new} if old.get(k) != new.get(k)] for old in known]
+    distance, i = min((len(keys), -i) for i, keys in enumerate(differing))
+    old, keys = known[-i], differing[-i]
+    if not distance:
+        return "its arguments are as they were, so something else that it depends on changed (such as JAX's settings)"
+    changes = []
+    for key in keys[:4]:
+        if key not in old:
+            changes.append(f"{key} is new ({new[key]})")
+        elif key not in new:
+            changes.append(f"{key} is not there any more (it was {old[key]})")
+        else:
+            changes.append(f"{key} went from {old[key]} to {new[key]}")
+    more = f", and {len(keys) - 4} more differences" if len(keys) > 4 else ""
+    return ", ".join(changes) + more
+
+
+# -- what a program is compiled for -----------------------------------------------------------------------------------
+
+
+def _describe(
+    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reached: list[Any], lifted: list[Any]
+) -> Description:
+    """Every argument and every part of the objects, by name."""
+    call = Arguments(fn, args, kwargs)
+    found: Description = {}
+    names: dict[int, str] = {}
+    for (name, leaf), code in zip(_named_leaves(fn, args, kwargs), call.template, strict=True):
+        if code is OBJECT:
+            names.setdefault(id(leaf), name)
+        else:
+            found[name] = _describe_leaf(leaf) if code is DATA else _short(leaf)
+    shown: set[int] = set()
+    for obj in [*call.objects, *reached]:
+        if id(obj) not in shown:
+            shown.add(id(obj))
+            label = names.get(id(obj), type(obj).__name__)
+            while f"{label} " in found:  # two of a class
+                label += "'"
+            found[f"{label} "] = type(obj).__name__
+            found.update(_describe_object(obj, label, {id(cell) for cell in lifted}))
+    return found
+
+
+def _named_leaves(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Leaves of the arguments, named as the function's signature names them."""
+    names = _parameter_names(fn, len(args))
+    for name, value in [*zip(names, args, strict=True), *sorted(kwargs.items())]:
+        for path, leaf in tree_flatten_with_path(value, is_leaf=holds_state)[0]:
+            yield name + keystr(path), leaf
+
+
+def _parameter_names(fn: Any, count: int) -> list[str]:
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
+    more = [f"{rest}[{i}]" for i in range(count - len(positional))]
+    return [*positional, *more][:count]
+
+
+def _describe_leaf(leaf: Any) -> str:
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        weak = ", weakly typed" if isinstance(leaf, jax.Array) and leaf.aval.weak_type else ""
+        return _describe_array(leaf) + weak
+    return f"a Python {type(leaf).__name__}"
+
+
+def _describe_array(array: Any) -> str:
+    """`float32[32,784]`."""
+    sharding = getattr(array, "sharding", None)
+    spread = isinstance(array, jax.Array) and sharding is not None and len(sharding.device_set) > 1
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]" + (f" on {sharding}" if spread else "")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _describe_object(obj: Any, label: str, lifted: set[int]) -> Description:
+    walk = walk_of(obj)
+    found = dict(_statics(walk.spec.node, label))
+    for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+        if hasattr(cell.value, "shape"):
+            frozen = ", frozen" if cell.kind == "parameter" and not cell.trainable else ""
+            found[join(label, path)] = _describe_array(cell.value) + frozen
+        if cell.grad is not None and id(cell.grad) in lifted:
+            value = cell.grad.value
+            found[f"the gradient of {join(label, path)}"] = (
+                _describe_array(value) if hasattr(value, "shape") else "zeros that were never written"
+            )
+    return found
+
+
+def _statics(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The static values in a Spec's node, by path."""
+    if node[0] == "static":
+        yield path, _short(node[2])
+    elif node[0] == "object":
+        for inner_path, inner in node[1]._statics(node[2], path):
+            yield from _statics(inner, inner_path)
+    elif node[0] in ("list", "tuple"):
+        yield f"len({path})", str(len(node[1]))
+        for i, inner in enumerate(node[1]):
+            yield from _statics(inner, join(path, str(i)))
+    elif node[0] == "dict":
+        for key, inner in node[1]:
+            yield from _statics(inner, join(path, key))
+
+
+# -- functions that are made anew at each call ------------------------------------------------------------------------
+
+
+class _Maker:
+    """The last function made from some code, what it was used on, and how many came and went before it."""
+
+    def __init__(self, fn: Any, obj: Any, before: int) -> None:
+        self.fn, self.object, self.before = weakref.ref(fn), weakref.ref(obj), before
+
+
+_makers: weakref.WeakKeyDictionary[types.CodeType, _Maker] = weakref.WeakKeyDictionary()
+
+
+def _made_anew(fn: Any, objects: list[Any], name: str) -> str | None:
+    """What to say if `fn` is one of many, made from the same code, used on the same object, and thrown away."""
+    while hasattr(fn, "__wrapped__"):
+        fn = fn.__wrapped__
+    if not isinstance(fn, types.FunctionType) or not objects:
+        return None
+    code = fn.__code__
+    last = _makers.get(code)
+    again = last is not None and last.fn() is None and last.object() is objects[0]
+    before = last.before + 1 if last is not None and again else 0
+    _makers[code] = _Maker(fn, objects[0], before)
+    if before < MANY - 1:
+        return None
+    captured = ", ".join(v for v in code.co_freevars)
+    advice = f", and give it {captured} as arguments instead of capturing them" if captured else ""
+    return (
+        f"{name} compiled again: it is a new function at each call ({code.co_filename}:{code.co_firstlineno}), the"
+        f" {before + 1}th so far, and what was compiled for the last one is of no use to it. Define it once, outside of"
+        f" the loop{advice}."
+    )
