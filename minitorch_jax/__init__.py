@@ -11,10 +11,13 @@ from .compile import jit as jit
 from .compile import scan as scan
 from .module import Module as Module
 from .optim import Optimizer as Optimizer
+from .pack import pack as pack
+from .pack import unpack as unpack
 from .parameter import Buffer as Buffer
 from .parameter import Parameter as Parameter
 from .random import next_key as next_key
 from .random import rng as rng
 from .random import seed as seed
+from .recompiles import RecompileWarning as RecompileWarning
 
 __version__ = "0.1.0"

@@ -45,42 +45,47 @@ class _GradientProgram(Program):
     differentiates = True
     accumulate = False
 
-    def group(self, lifted: list[Cell], part: Partition) -> Any:
-        train = [lifted[i] for i in part.train]
+    def group(self, stored: list[Cell], part: Partition) -> Any:
+        train = [stored[j] for j in part.train]
         if not train:
-            raise _no_parameter(self.name, lifted)
+            raise _no_parameter(self.name, stored)
         grads = [cell.grad for cell in train] if self.accumulate else []
         for grad in grads:
             grad.reached = True
-        owned = [*grads, *(lifted[i] for i in part.owned)]
-        stored = [*grads, *(lifted[i] for i in part.written)]
-        return stored, owned, (), train, [lifted[i] for i in part.rest]
+        owned = [*grads, *(stored[j] for j in part.owned)]
+        return [*grads, *(stored[j] for j in part.written)], owned, (), train, [stored[j] for j in part.rest]
 
-    def values_for_trace(self, values: list[Any], part: Partition, *args: Any) -> list[Any]:
+    def stored_values(self, part: Partition, *args: Any) -> dict[int, Any]:
         owned, train, rest, _ = args
-        self.spread(part.owned, owned[len(owned) - len(part.owned) :], values)
-        self.spread(part.train, train, values)
-        self.spread(part.rest, rest, values)
-        return values
+        owned = owned[len(owned) - len(part.owned) :]
+        return dict(zip([*part.owned, *part.train, *part.rest], [*owned, *train, *rest], strict=True))
+
+    def train_parts(self, part: Partition) -> list[int]:
+        """The parameters that the loss is differentiated by, views one by one."""
+        chosen = set(part.train)
+        return [i for i, j in enumerate(self.layout.of) if j in chosen]
 
     def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
         owned, train, rest, data = args
-        values = self.values_for_trace([None] * len(self.trainable), part, *args)
-        (loss, aux, written), grads = _value_and_grad(traced, values, data, part.train)
-        changed = dict(zip(traced.written, written, strict=True))
-        written = [changed.get(i, values[i]) for i in part.written]
-        if self.places:
-            grads = [placed(grad, self.places[i]) for grad, i in zip(grads, part.train, strict=True)]
-            written = [placed(value, self.places[i]) for value, i in zip(written, part.written, strict=True)]
+        old = self.stored_values(part, *args)
+        values = self.values_of([None] * len(self.layout.of), part, *args)
+        parts = self.train_parts(part)
+        (loss, aux, written), grads = _value_and_grad(traced, values, data, parts)
+        changed = self.new_values(part, traced, written, old)
         if self.accumulate:
-            old = owned[: len(grads)]
-            stored = [cells.added(acc, new) for acc, new in zip(old, grads, strict=True)] + written
+            by_part = dict(zip(parts, grads, strict=True))
+            new = [self.layout.joined(j, by_part.__getitem__, None) for j in part.train]
+            new = (
+                [placed(grad, self.places[j]) for grad, j in zip(new, part.train, strict=True)] if self.places else new
+            )
+            stored = [cells.added(acc, grad) for acc, grad in zip(owned[: len(new)], new, strict=True)] + changed
             rest_out: tuple[Any, ...] = (loss, aux)
         else:
-            stored, rest_out = written, (loss, aux, grads)
+            if self.places:
+                grads = [placed(grad, self.places[self.layout.of[i]]) for grad, i in zip(grads, parts, strict=True)]
+            stored, rest_out = changed, (loss, aux, grads)
         flat, tree = jax.tree.flatten(rest_out)
-        inputs = jax.tree.leaves((owned, train, rest, data))
-        out = unaliased([*stored, *flat], inputs)
+        out = unaliased([*stored, *flat], jax.tree.leaves((owned, train, rest, data)))
         return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
 
 
@@ -251,7 +256,8 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
         function = _returning[has_aux].get(inner)
         if at_top_level():
             (loss, aux, grads), binding = function.run(inner, args, kwargs)
-            by_cell = dict(zip(binding.groups[0], grads, strict=True))
+            program: Any = binding.program
+            by_cell = dict(zip([binding.cells[i] for i in program.train_parts(binding.partition)], grads, strict=True))
             objects = _objects(function, inner, args, kwargs)
         else:
             loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)

@@ -109,6 +109,9 @@ class _Lendings:
 lendings = _Lendings()  # its `last` is another object after each lending: while it is the same, nothing was lent
 
 
+gradients = _Lendings()  # its `last` is another object after a gradient was given a value outside of `mt.jit`
+
+
 def lend(cell: Cell) -> None:
     """Record that someone outside may hold this cell's buffer from now on."""
     cell.lent = True
@@ -220,7 +223,7 @@ class Cell:
     with it.)
     """
 
-    __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "__weakref__")
+    __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "pack", "__weakref__")
 
     def __init__(
         self,
@@ -239,6 +242,7 @@ class Cell:
         self.encoding = encoding
         self.birth = birth
         self.reached = False  # of a gradient: whether any loss has ever given one
+        self.pack: Any = None  # the Pack that holds its value, if it is a view of one
         self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
         frame = local.frame
         if frame is not None:
@@ -282,6 +286,8 @@ def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | 
 
 get_value = attrgetter("value")
 store: Callable[[Cell, Any], None] = vars(Cell)["value"].__set__  # the C slot setter
+load: Callable[[Cell], Any] = vars(Cell)["value"].__get__  # and getter: what a cell holds itself
+PACKED = object()  # what a view holds itself
 
 
 class Frame:
@@ -380,7 +386,8 @@ def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -
 def _note_write(frame: Frame, cell: Cell, owner: Any) -> None:
     if cell not in frame.known and id(cell) not in frame.own:
         frame.touch(cell, owner)
-        frame.undo.append((store, (cell, cell.value)))
+        frame.undo.append((store, (cell, load(cell))))
+        store(cell, cell.value)  # a view now holds its value itself, and the pack stays as it is
 
 
 def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
@@ -390,6 +397,7 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
         raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
     if local.frame is None:
         lend(cell)
+        gradients.last = object()
         if at_top_level() and getattr(cell.value, "sharding", None) != getattr(value, "sharding", None):
             structure_changed()  # compiled functions keep results where they were
     cell.value = value
@@ -403,13 +411,34 @@ def mark_used(cells: Iterable[Cell]) -> None:
             cell.birth.dirty.pop(id(cell), None)
 
 
-def store_all(cells: Sequence[Cell], values: Iterable[Any]) -> None:
+def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
     """Store `values`, already computed, in one C call: all of them or, if the interrupt came first, none."""
+    gradients.last = object()
+    if any([cell.pack is not None for cell in cells]):
+        cells, values = _into_packs(cells, values)
     deque(map(store, cells, values), 0)
+
+
+def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell], list[Any]]:
+    """For views, their packed cells with new values."""
+    plain: list[tuple[Cell, Any]] = []
+    packed: dict[Any, list[tuple[Cell, Any]]] = {}
+    for cell, value in zip(cells, values, strict=True):
+        if cell.pack is not None and load(cell) is PACKED:
+            sharding = getattr(value, "sharding", None)
+            if sharding is not None and sharding != getattr(cell.pack.cell.value, "sharding", sharding):
+                cell.pack.release(cell)  # its array lies elsewhere from now on
+            else:
+                packed.setdefault(cell.pack, []).append((cell, value))
+                continue
+        plain.append((cell, value))
+    plain += [(pack.cell, pack.with_parts(new)) for pack, new in packed.items()]
+    return [cell for cell, _ in plain], [value for _, value in plain]
 
 
 def clear(cells: Sequence[Cell]) -> None:
     """Set the cells to None (gradients: zeros) in one C call."""
+    gradients.last = object()
     deque(map(store, cells, repeat(None)), 0)
 
 
@@ -422,7 +451,7 @@ def substituted(
     signal handler can come before.
     """
     frame = Frame(cells, gradients)
-    restore: Any = partial(deque, map(store, cells, list(map(get_value, cells))), 0)
+    restore: Any = partial(deque, map(store, cells, list(map(load, cells))), 0)
     leave = partial(setattr, local, "frame", frame.parent)
     failed = True
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterator
+from operator import is_, itemgetter
 from typing import Any
 
 from .containers import holds_state
@@ -22,15 +23,45 @@ Place = tuple[Callable[..., Any], tuple[Any, ...], Any]  # the same, and what wa
 
 
 def search(fn: Any) -> list[Place]:
-    """Where `fn` finds modules and optimizers (and functions that lead to them); `rebound` looks there again."""
+    """Where `fn` finds modules and optimizers (and functions that lead to them); a `Watch` looks there again."""
     found: list[Place] = []
     _function(fn, found, set(), 0)
     return found
 
 
-def rebound(places: list[Place]) -> bool:
-    """Whether any of the places holds another object than it did."""
-    return any([look(*where) is not was for look, where, was in places])
+class Watch:
+    """Notices when any of some places holds another object than it did."""
+
+    __slots__ = ("_tables", "_others")
+
+    def __init__(self, places: list[Place]) -> None:
+        by_table: dict[int, tuple[Any, dict[str, Any]]] = {}  # globals, and other dicts
+        self._others = []
+        for look, where, was in places:
+            table = getattr(look, "__self__", None)
+            if type(table) is dict and was is not None:
+                by_table.setdefault(id(table), (table, {}))[1][where[0]] = was
+            else:
+                self._others.append((look, where, was))
+        # all names of a dict in one call; a name that appears twice lets `itemgetter` give a tuple always
+        self._tables = [
+            (itemgetter(*names, next(iter(names))), table, (*names.values(), next(iter(names.values()))))
+            for table, names in by_table.values()
+        ]
+
+    def rebound(self) -> bool:
+        """Whether any does."""
+        for get, table, were in self._tables:
+            try:
+                now = get(table)
+            except KeyError:
+                return True
+            if not all(map(is_, now, were)):
+                return True
+        for look, where, was in self._others:
+            if look(*where) is not was:
+                return True
+        return False
 
 
 def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:

@@ -19,7 +19,6 @@ from .arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
 from .autograd import paths_of, touch_all
 from .cell import CONSUMED, Cell, at_top_level, held
 from .containers import holds_state
-from .pipeline import placed
 from .stateful import IdMap
 from .tracing import Function, Functions, Partition, Program, Purpose, Traced, trace_with_all, unaliased
 
@@ -27,26 +26,21 @@ from .tracing import Function, Functions, Partition, Program, Purpose, Traced, t
 class _WholeProgram(Program):
     """Everything that a function does."""
 
-    def group(self, lifted: list[Cell], part: Partition) -> Any:
-        for i in (*part.written, *part.dropped):
-            lifted[i].reached = True
-        stored, owned, dropped = ([lifted[i] for i in indices] for indices in (part.written, part.owned, part.dropped))
-        return stored, owned, dropped, [lifted[i] for i in part.rest]
+    def group(self, stored: list[Cell], part: Partition) -> Any:
+        for j in (*part.written, *part.dropped):
+            stored[j].reached = True
+        written, owned, dropped = ([stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped))
+        return written, owned, dropped, [stored[j] for j in part.rest]
 
-    def values_for_trace(self, values: list[Any], part: Partition, *args: Any) -> list[Any]:
+    def stored_values(self, part: Partition, *args: Any) -> dict[int, Any]:
         owned, rest, _ = args
-        self.spread(part.owned, owned, values)
-        self.spread(part.rest, rest, values)
-        return values
+        return dict(zip([*part.owned, *part.rest], [*owned, *rest], strict=True))
 
     def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
         owned, rest, data = args
-        values = self.values_for_trace([None] * len(self.trainable), part, *args)
+        values = self.values_of([None] * len(self.layout.of), part, *args)
         out, written = traced(values, data)
-        changed = dict(zip(traced.written, written, strict=True))
-        stored = [changed.get(i, values[i]) for i in part.written]
-        if self.places:
-            stored = [placed(value, self.places[i]) for value, i in zip(stored, part.written, strict=True)]
+        stored = self.new_values(part, traced, written, self.stored_values(part, *args))
         flat, tree = jax.tree.flatten(out)
         all_out = unaliased([*stored, *flat], jax.tree.leaves((owned, rest, data)))
         return [*all_out[: len(stored)], jax.tree.unflatten(tree, all_out[len(stored) :])]

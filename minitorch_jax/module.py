@@ -14,6 +14,7 @@ from . import cell as cells
 from .cell import Cell
 from .containers import TrackedDict, TrackedList, convert, describe, is_array
 from .live import LiveList
+from .pack import release
 from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked
 from .stateful import Builder, Node, Stateful, Walker, join, walk_of
 
@@ -284,9 +285,11 @@ class Module(Stateful):
     def zero_grad(self) -> None:
         """Reset all gradients of this module and those below it to zeros."""
         walk = walk_of(self)
-        if not cells.at_top_level():
-            for cell in walk.params:
-                cells.check_writable(cell.grad, f"the gradient of a {type(self).__name__}", self)
+        if cells.at_top_level() and cells.local.frame is None:
+            cells.clear(walk.stored_grads)
+            return
+        for cell in walk.params:
+            cells.check_writable(cell.grad, f"the gradient of a {type(self).__name__}", self)
         cells.clear(walk.grads)
 
     def accumulate(self, grads: Any) -> None:
@@ -343,6 +346,7 @@ class Module(Stateful):
         for cell in walk_of(self).params:
             if cell.trainable is not bool(requires_grad):
                 self._restructure(f"{type(self).__name__} (freeze or unfreeze)")
+                release(cell)
                 cell.trainable = bool(requires_grad)
         return self
 
@@ -399,6 +403,8 @@ class Module(Stateful):
         for cell in chosen:
             cells.check_writable(cell, f"a {cell.kind} of {type(self).__name__}", self)
         new = function([cell.value for cell in chosen])
+        for cell in walk.params:
+            release(cell)
         cells.structure_changed()
         cells.store_all(chosen, new)  # `lent` stays as it was: the new arrays may share the old ones' buffers
         return self

@@ -11,9 +11,28 @@ import jax
 import jax.numpy as jnp
 
 from . import interrupts
-from .cell import CONSUMED, Cell, get_value, lend, lendings, store, store_all
+from .cell import CONSUMED, Cell, get_value, gradients, lend, lendings, store, store_all
 
 _config: Any = jax.config
+
+
+def _is_debugging() -> bool:
+    """Whether JAX is to look for NaN or infinity in results, and so may raise when they have been computed."""
+    return _config.jax_debug_nans or _config.jax_debug_infs
+
+
+is_debugging: Callable[[], bool] = _is_debugging
+
+try:  # the same at a third of the price, where this JAX has it
+    from jax._src.config import debug_infs as _infs
+    from jax._src.config import debug_nans as _nans
+
+    def is_debugging() -> bool:
+        return _nans.value or _infs.value
+
+    is_debugging()
+except (ImportError, AttributeError):
+    is_debugging = _is_debugging
 
 
 def fresh_copies(values: list[Any]) -> list[Any]:
@@ -26,8 +45,11 @@ Placement = tuple[Any, ...]  # of each cell its sharding, None on one device; em
 
 def placement(cells: Sequence[Cell]) -> Placement:
     """Where the cells' arrays are. XLA would give results whichever sharding it likes; ours stay where they were."""
-    found = []
+    found: list[Any] = []
     for cell in cells:
+        if cell.pack is not None:
+            found.append(None)
+            continue
         known = isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
         sharding = cell.value.sharding if known else None
         found.append(sharding if sharding is not None and len(sharding.device_set) > 1 else None)
@@ -81,7 +103,7 @@ class Pipeline:
         under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded. `donated`:
         further arrays that may be used up.
         """
-        if fallible or _config.jax_debug_nans or _config.jax_debug_infs:
+        if fallible or is_debugging():
             return self._run_slowly(others, donated)
         last = lendings.last
         values = list(map(get_value, self.owned))
@@ -89,20 +111,25 @@ class Pipeline:
             self._copy_lent(values)
         values += donated
         results = chain.from_iterable(starmap(self.compiled.donating, ((values, others),)))
+        new = chain(islice(results, len(self.stored)), repeat(CONSUMED))
         try:
-            if self.dropped:
-                new = chain(islice(results, len(self.stored)), repeat(CONSUMED))
-                deque(map(store, chain(self.stored, self.dropped), new), 0)
-            else:
-                deque(map(store, self.stored, results), 0)
+            deque(map(store, chain(self.stored, self.dropped), new), 0)
             rest = list(results)
         finally:
             interrupts.release()
+        gradients.last = object()
         if self.last_seen is not last:
             for cell in self.stored:  # their arrays are new, and ours alone
                 cell.lent = False
             self.last_seen = last
         return rest
+
+    def run_again(self, others: tuple[Any, ...]) -> list[Any]:
+        """`run`, where all is as it was at the end of the last one (and nothing is to be compiled)."""
+        values = list(map(get_value, self.owned))
+        results = chain.from_iterable(starmap(self.compiled.donating, ((values, others),)))
+        deque(map(store, self.stored, results), 0)
+        return list(results)
 
     def _copy_lent(self, values: list[Any]) -> None:
         """Put copies into `values` for what someone else may hold; the cells keep the original until results come."""

@@ -62,20 +62,20 @@ class _Local(threading.local):
     stream: Stream | None = None
 
 
-_local = _Local()
+local = _Local()
 _seed = 0  # of the main thread's stream
 _threads = itertools.count(1)
 
 
 def current() -> Stream:
     """The stream that this thread draws from: that of `rng`, or one of its own."""
-    stream = _local.stream
+    stream = local.stream
     if stream is None:
         with jax.ensure_compile_time_eval():
             key = jax.random.key(_seed)
             if threading.current_thread() is not threading.main_thread():
                 key = jax.random.fold_in(key, next(_threads))
-            stream = _local.stream = _outside(key)
+            stream = local.stream = _outside(key)
     return stream
 
 
@@ -115,10 +115,10 @@ def seed(n: int) -> None:
     new = jax.random.key(n.__index__())
     if threading.current_thread() is threading.main_thread():
         _seed = n.__index__()
-    stream = _local.stream
+    stream = local.stream
     if stream is None:
         if cells.at_top_level():
-            _local.stream = Stream(new)
+            local.stream = Stream(new)
             return
         stream = current()
     if str(jax.random.key_impl(new)) != stream.impl:
@@ -156,12 +156,12 @@ def rng(key: Any) -> Iterator[None]:
         key = jax.random.wrap_key_data(key)  # of `jax.random.PRNGKey`
     if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
-    before = _local.stream
-    _local.stream = Stream(key)
+    before = local.stream
+    local.stream = Stream(key)
     try:
         yield
     finally:
-        _local.stream = before
+        local.stream = before
 
 
 def next_key(key: Any = None) -> jax.Array:

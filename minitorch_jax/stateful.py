@@ -69,7 +69,10 @@ def _canonical(spec: Spec) -> Spec:
 class Walk:
     """What a walk over an object found: its cells, each once, in the order of its pytree's leaves."""
 
-    __slots__ = ("version", "spec", "cells", "params", "grads", "all", "objects", "watched", "bindings", "__weakref__")
+    __slots__ = (
+        *("version", "spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
+        *("bindings", "__weakref__"),
+    )
 
     def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
         self.version = version
@@ -77,6 +80,8 @@ class Walk:
         self.cells = found
         self.params = [cell for cell in found if cell.kind == "parameter"]
         self.grads = [cell.grad for cell in self.params]
+        self.packs = {cell.pack for cell in found if cell.pack is not None}
+        self.stored_grads = list(dict.fromkeys(g if g.pack is None else g.pack.cell for g in self.grads))
         self.all: list[Cell] = []
         self.objects = objects  # the ids of the modules in the tree
         self.watched: list[tuple[Any, str]] = []  # containers whose plain original someone may change
@@ -207,7 +212,9 @@ def _rewalk(obj: Any) -> Walk:
     facts = tuple([(cell.kind, cell.trainable, cell.encoding) for cell in walker.cells])
     spec = _canonical(Spec(node, facts, tuple(walker.paths)))
     old = obj._walk
-    if old is not None and old.spec is spec and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
+    packs = {cell.pack for cell in walker.cells if cell.pack is not None}
+    same = old is not None and old.spec is spec and old.packs == packs
+    if same and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
         old.version, old.objects, old.watched = version, set(walker.objects), walker.watched
         return old
     walk = Walk(version, spec, walker.cells, set(walker.objects))

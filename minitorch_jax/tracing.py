@@ -20,9 +20,10 @@ from jax.tree_util import tree_unflatten
 from . import cell as cells
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments, Static
-from .cell import Cell, Frame, Unread, get_value, structure
+from .cell import Cell, Frame, Unread, get_value, gradients, lendings, structure
 from .containers import holds_state
-from .pipeline import Compiled, Pipeline, placement
+from .pack import KEPT, Layout, stored_cells
+from .pipeline import Compiled, Pipeline, is_debugging, placed, placement
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
 
@@ -92,11 +93,13 @@ class Traced:
                 raise Met(_owners(frame))
             self.observed = {i for i, cell in enumerate(lifted) if cell in frame.observed}
             self.written = [i for i, value in enumerate(new) if value is not start[i]]
-            if not purpose.keep_grads:
-                self.dropped = [
-                    i for i in self.written if i not in self.observed and _is_used_up(frame, lifted[i], new[i])
-                ]
-                self.written = [i for i in self.written if i not in self.dropped]
+            self.dropped = [
+                i
+                for i in self.written
+                if new[i] is cells.CONSUMED
+                or (not purpose.keep_grads and i not in self.observed and _is_used_up(frame, lifted[i], new[i]))
+            ]
+            self.written = [i for i in self.written if i not in self.dropped]
             self.wraps = any(isinstance(leaf, Static) for leaf in jax.tree.leaves(out, is_leaf=_is_static))
             return out, [new[i] for i in self.written]
 
@@ -173,17 +176,18 @@ def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
 class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
-    __slots__ = ("program", "walks", "cells", "groups", "partition", "pipeline", "__weakref__")
+    __slots__ = ("program", "walks", "cells", "stored", "groups", "partition", "pipeline", "__weakref__")
 
     def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
         self.program = program
         self.walks = [weakref.ref(walk) for walk in walks]
         self.cells = lifted
+        self.stored = stored_cells(lifted)
         self.regroup()
 
     def regroup(self) -> None:
         compiled, self.partition = self.program.version
-        stored, owned, dropped, *self.groups = self.program.group(self.cells, self.partition)
+        stored, owned, dropped, *self.groups = self.program.group(self.stored, self.partition)
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
 
     def fits(self, walks: list[Walk]) -> bool:
@@ -191,23 +195,59 @@ class Binding:
 
 
 class Shortcut:
-    """The last call's binding, for calls that differ from it only in data: objects and arrays as they are, no more."""
+    """The last call's binding, for calls that differ from it only in data: objects and arrays as they are, no more.
 
-    __slots__ = ("version", "types", "objects", "data", "stream", "binding")
+    `settled` is `lendings.last` and `gradients.last` after the last call: while they are the same, all that its pipeline
+    owns is ours alone, and the gradients that it drops have been dropped.
+    """
 
-    def __init__(self, template: tuple[Any, ...], args: tuple[Any, ...], stream: Any, binding: Binding) -> None:
+    __slots__ = ("version", "types", "objects", "data", "stream", "watch", "binding", "settled", "gradients")
+
+    def __init__(
+        self, template: tuple[Any, ...], args: tuple[Any, ...], stream: Any, watch: closures.Watch, binding: Binding
+    ) -> None:
         self.version = structure.version
         self.types = tuple(map(type, args))
         self.objects = [(i, weakref.ref(args[i])) for i, code in enumerate(template) if code is OBJECT]
         places = [i for i, code in enumerate(template) if code is DATA]
         first = len(args) - len(places)  # where data begin, if they come last, which is quicker
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
-        self.stream = weakref.ref(stream)
+        self.stream, self.watch = stream, watch
         self.binding = weakref.ref(binding)
+        self.settled: object = None
+        self.gradients: object = None
 
-    def take(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The data among the arguments."""
-        return args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
+    def run(self, args: tuple[Any, ...]) -> tuple[list[Any], Binding] | None:
+        """The call's results, or None if it is another kind of call."""
+        if (
+            self.version is not structure.version
+            or self.types != tuple(map(type, args))
+            or random.local.stream is not self.stream
+            or self.watch.rebound()
+        ):
+            return None
+        for place, reference in self.objects:
+            if reference() is not args[place]:
+                return None
+        binding = self.binding()
+        if binding is None or binding.partition is not binding.program.version[1]:
+            return None
+        data = args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
+        others = (*[list(map(get_value, group)) for group in binding.groups], data)
+        program, pipeline = binding.program, binding.pipeline
+        if (
+            self.settled is lendings.last
+            and self.gradients is gradients.last
+            and not program.calls_back
+            and not is_debugging()
+        ):
+            results = pipeline.run_again(others)
+            if program.writes_gradients:
+                gradients.last = self.gradients = object()
+            return results, binding
+        results = pipeline.run(others, program.calls_back)
+        self.settled, self.gradients = pipeline.last_seen, gradients.last
+        return results, binding
 
 
 class _Latest(threading.local):
@@ -215,7 +255,7 @@ class _Latest(threading.local):
 
 
 class Partition:
-    """What a program does with the lifted cells (as indices): those it differentiates by, changes, only reads."""
+    """What a program does with the stored cells (as indices): those it differentiates by, changes, only reads."""
 
     def __init__(self, used: set[int], written: set[int], dropped: set[int], trainable: Sequence[bool]) -> None:
         self.used, self.written = sorted(used), sorted(written)
@@ -224,19 +264,19 @@ class Partition:
         self.owned = [i for i in self.used if i in written and i not in self.train]
         self.rest = [i for i in self.used if i not in self.train and i not in self.owned]
 
-    def covers(self, traced: Traced) -> bool:
+    def covers(self, other: Partition) -> bool:
         return (
-            set(traced.used) <= set(self.used)
-            and set(traced.written) <= set(self.written)
-            and set(self.written) <= {*traced.written, *self.used}  # what is not changed is passed through
-            and traced.dropped == self.dropped
+            set(other.used) <= set(self.used)
+            and set(other.written) <= set(self.written)
+            and set(self.written) <= {*other.written, *self.used}  # what is not changed is passed through
+            and other.dropped == self.dropped
         )
 
-    def extended(self, traced: Traced, trainable: Sequence[bool]) -> Partition:
-        """One that covers `traced` too, with all gradients given out unless both drop them."""
-        kept = set() if traced.dropped == self.dropped else {*traced.dropped, *self.dropped}
-        mine, theirs = {*self.written, *kept}, {*traced.written, *kept}
-        used = {*self.used, *traced.used, *(mine ^ theirs), *kept}
+    def extended(self, other: Partition, trainable: Sequence[bool]) -> Partition:
+        """One that covers `other` too, with all gradients given out unless both drop them."""
+        kept = set() if other.dropped == self.dropped else {*other.dropped, *self.dropped}
+        mine, theirs = {*self.written, *kept}, {*other.written, *kept}
+        used = {*self.used, *other.used, *(mine ^ theirs), *kept}
         return Partition(used, mine | theirs, {*self.dropped} - kept, trainable)
 
 
@@ -263,14 +303,35 @@ class Program:
     def __init__(self, function: Function, traced: Traced, lifted: Sequence[Cell], num_donated: int) -> None:
         self.name, self.purpose, self.compilations = function.name, function.purpose, function.compilations
         self.num_donated = num_donated  # of the data, the first ones
-        self.trainable = [self.differentiates and cell.trainable for cell in lifted]
-        self.places = placement(lifted)
+        self.layout = Layout(lifted)
+        stored = self.layout.stored
+        self.trainable = [self.differentiates and cell.trainable for cell in stored]
+        self.places = placement(stored)
         self.calls_back, self.wraps = traced.calls_back, traced.wraps
+        self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
-        used, written, dropped = set(traced.used), set(traced.written), set(traced.dropped)
-        self._set(Partition(used, written, dropped, self.trainable))
+        self._set(self._partition(traced))
+
+    def _partition(self, traced: Traced) -> Partition:
+        """What `traced` does with the cells, for the stored ones."""
+        of, packs = self.layout.of, self.layout.packs
+        used, written, dropped = ({of[i] for i in parts} for parts in (traced.used, traced.written, traced.dropped))
+        if packs:
+            values = dict(zip(traced.written, traced.shapes[1], strict=True))
+            for j in packs:
+                views = packs[j][0]
+                if j in dropped and all(values.get(i) is None for i in views):
+                    written.discard(j)  # no gradient of the pack is given out
+                elif j in dropped:  # some are: then all
+                    self.purpose = self.purpose.keeping_grads()
+                    self.now.traced = None
+                    dropped.discard(j)
+                    written.add(j)
+                if j in written and not set(views) <= set(traced.written):
+                    used.add(j)
+        return Partition(used, written, dropped, self.trainable)
 
     def _set(self, partition: Partition) -> None:
         # one object, so that a thread sees either both old or both new
@@ -283,10 +344,6 @@ class Program:
     def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
         """What is computed, from the values of the owned cells, those of the groups, and the data."""
         raise NotImplementedError
-
-    def spread(self, indices: Sequence[int], values: Sequence[Any], into: list[Any]) -> None:
-        for i, value in zip(indices, values, strict=True):
-            into[i] = value
 
     def _traced_body(self, partition: Partition, owned: list[Any], *others: Any) -> list[Any]:
         now = self.now
@@ -306,12 +363,13 @@ class Program:
             fn, call_args, kwargs, reached, lifted = now.call
             arguments = Arguments(fn, call_args, kwargs)
             arguments.objects += reached
-            values = self.values_for_trace(list(map(get_value, lifted)), partition, owned, *others)
+            values = self.values_of(list(map(cells.held, lifted)), partition, owned, *others)
             traced = Traced(arguments, lifted, values, others[-1], self.purpose)
-            if not partition.covers(traced):
-                if traced.dropped != partition.dropped:
+            needed = self._partition(traced)
+            if not partition.covers(needed):
+                if needed.dropped != partition.dropped:
                     self.purpose = self.purpose.keeping_grads()
-                self._set(partition.extended(traced, self.trainable))
+                self._set(partition.extended(needed, self.trainable))
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps
@@ -320,9 +378,19 @@ class Program:
         self.compilations.note(now.call)
         return out
 
-    def values_for_trace(self, values: list[Any], part: Partition, *args: Any) -> list[Any]:
-        """All cells' values, of which those that are arguments are replaced by these."""
+    def values_of(self, values: list[Any], part: Partition, *args: Any) -> list[Any]:
+        """The lifted cells' values: `values`, but for those that come from the arguments."""
+        return self.layout.cut(self.stored_values(part, *args), values)
+
+    def stored_values(self, part: Partition, *args: Any) -> dict[int, Any]:
+        """The values of stored cells among the arguments."""
         raise NotImplementedError
+
+    def new_values(self, part: Partition, traced: Traced, written: Sequence[Any], old: dict[int, Any]) -> list[Any]:
+        """The changed stored cells' new values, from those that the trace gave."""
+        changed = dict(zip(traced.written, written, strict=True))
+        new = [self.layout.joined(j, lambda i: changed.get(i, KEPT), old.get(j)) for j in part.written]
+        return [placed(v, self.places[j]) for v, j in zip(new, part.written, strict=True)] if self.places else new
 
 
 class Function:
@@ -348,31 +416,20 @@ class Function:
 
     def look(self, fn: Callable[..., Any]) -> None:
         """Find by name what `fn` reaches by closure."""
-        self.places = closures.search(fn)
-        self.reached = list({id(was): was for _, _, was in self.places if holds_state(was)}.values())
+        places = closures.search(fn)
+        self.watch = closures.Watch(places)
+        self.reached = list({id(was): was for _, _, was in places if holds_state(was)}.values())
 
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
         short = self.latest.shortcut
-        if (
-            short is not None
-            and short.version is structure.version
-            and short.types == tuple(map(type, args))
-            and not kwargs
-            and short.stream() is random.current()
-            and (not self.places or not closures.rebound(self.places))
-            and (binding := short.binding()) is not None
-            and binding.partition is binding.program.version[1]
-        ):
-            for place, reference in short.objects:
-                if reference() is not args[place]:
-                    break
-            else:
-                others = [list(map(get_value, group)) for group in binding.groups]
-                try:
-                    return binding.pipeline.run((*others, short.take(args)), binding.program.calls_back), binding
-                except FirstRun:
-                    pass
+        if short is not None and not kwargs:
+            try:
+                done = short.run(args)
+            except FirstRun:
+                done = None
+            if done is not None:
+                return done
         return self._run_slowly(fn, args, kwargs)
 
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
@@ -417,7 +474,7 @@ class Function:
         """Data that may be used up; copies of what our cells hold themselves."""
         if not donated:
             return []
-        ours = {id(cell.value) for cell in binding.cells}
+        ours = {id(cell.value) for cell in binding.stored}
         return [jax.numpy.copy(array) if id(array) in ours else array for array in donated]
 
     def _bind(
@@ -430,7 +487,7 @@ class Function:
         walks = [walk_of(obj) for obj in call.objects]
         key = (self.token, call.treedef, call.template)
         binding = walks[0].bindings.get(key)
-        if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.cells):
+        if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.stored):
             binding = self._bind_slowly(call, walks)
         if binding.partition is not binding.program.version[1]:
             binding.regroup()
@@ -441,12 +498,12 @@ class Function:
             and call.treedef is FLAT
             and self.count_donated is None
         ):
-            self.latest.shortcut = Shortcut(call.template, args, call.objects[-1], binding)
+            self.latest.shortcut = Shortcut(call.template, args, call.objects[-1], self.watch, binding)
         return binding, call.data, call.objects[own:]
 
     def add_reached(self, args: Arguments) -> None:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
-        if self.places and closures.rebound(self.places):
+        if self.watch.rebound():
             self.look(args.fn)
         args.objects += self.reached
         args.objects.append(random.current())
@@ -457,7 +514,7 @@ class Function:
     def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
         with self.lock:
             lifted, alias = self._unique(walks)
-            key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted))
+            key = self._key(args, walks, lifted, alias)
             program = self.programs.get(key)
             if program is None:
                 before = len(args.objects)
@@ -465,7 +522,7 @@ class Function:
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
                     lifted, alias = self._unique(walks)
-                    key = (args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted))
+                    key = self._key(args, walks, lifted, alias)
                 program = self.programs.get(key)
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
@@ -477,6 +534,11 @@ class Function:
                 bindings.clear()
             bindings[self.token, args.treedef, args.template] = binding
             return binding
+
+    def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any) -> Any:
+        """What a program is compiled for, apart from shapes and dtypes."""
+        packed = Layout(lifted).key if any(cell.pack is not None for cell in lifted) else ()
+        return args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted), packed
 
     def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
         return unique_cells(walks, self.purpose.gradients)

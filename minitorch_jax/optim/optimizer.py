@@ -36,7 +36,8 @@ class Optimizer(Stateful):
     A new optimizer is a subclass with two pure functions of one array, as static methods: `init_state(p, h)`, the state
     of a parameter (any pytree of arrays), and `update(p, g, s, h)`, giving the new parameter and state. `h` holds the
     hyperparameters by name and the 1-based step `t`. Its `__init__` passes hyperparameters on by keyword: numbers become
-    dynamic, booleans and strings static. Arithmetic is in float32 for parameters of fewer bits; dtypes never change.
+    dynamic, booleans and strings static. A rule that treats each element by itself should say so, `elementwise = True`:
+    then packed parameters (`mt.pack`) are updated as one array. Arithmetic is in float32 for parameters of fewer bits; dtypes never change.
 
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
@@ -63,12 +64,17 @@ class Optimizer(Stateful):
 
     __slots__ = ("__dict__",)
     _ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of float hyperparameters, ends included; else >= 0
+    elementwise: ClassVar[bool] = (
+        True  # whether the rule treats each element by itself; a subclass's, unless it says so
+    )
     modules: list[Any]
     lr: Any
     skip_nonfinite: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "elementwise" not in vars(cls) and not {"update", "init_state"}.isdisjoint(vars(cls)):
+            cls.elementwise = False  # not known: it may use norms
         for name in ("init_state", "update"):
             if name in vars(cls) and not isinstance(vars(cls)[name], staticmethod):
                 raise TypeError(
@@ -121,18 +127,20 @@ class Optimizer(Stateful):
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
         plan = self._plan_now()
-        inline = not at_top_level() or cells.local.frame is not None
-        if inline:
+        if not at_top_level() or cells.local.frame is not None:
             self._check_writable(plan)
-        grads = list(map(cells.gradient if inline else get_value, plan.grads))
+            self._look_for_missing(plan, list(map(cells.gradient, plan.grads)))
+            self._step_inline(plan)
+            return
+        if plan.pipeline is None:
+            plan.compile(self)
+        grads = list(map(get_value, plan.held_grads))
         if plan.fresh or (grads and grads[0] is None):
-            self._look_for_missing(plan, grads)
-        if inline:
-            self._step_inline(plan, grads)
-        elif plan.foreign:
+            self._look_for_missing(plan, list(map(get_value, plan.grads)))
+        if plan.foreign:
             self._step_foreign(plan, grads)
         else:
-            plan.run((grads, self._hyper.cell.value))
+            plan.pipeline.run((grads, self._hyper.cell.value))
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
@@ -160,7 +168,8 @@ class Optimizer(Stateful):
         for cell in plan.owned:
             cells.check_writable(cell, f"what {type(self).__name__}.step() updates", self)
 
-    def _step_inline(self, plan: Plan, grads: list[Any]) -> None:
+    def _step_inline(self, plan: Plan) -> None:
+        grads = list(map(cells.gradient, plan.grads))
         new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value)
         for cell, value in zip(plan.owned, new, strict=True):
             cells.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
@@ -181,7 +190,7 @@ class Optimizer(Stateful):
             values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
             interrupts.hold()
             try:
-                pipeline = Pipeline(plan.compiled, [*plan.owned, *landing], plan.owned)
+                pipeline = Pipeline(plan.compiled, [*plan.held, *landing], plan.held)
                 pipeline.run((grads, values, arrays, gradients))
                 new = iter([np.asarray(cell.value) for cell in landing])
                 for foreign in plan.foreign:
@@ -202,7 +211,7 @@ class Optimizer(Stateful):
         plan.fresh = False
         unread = zip(plan.paths, plan.grads, grads, strict=True)
         without = [
-            path for path, cell, grad in unread if grad is None and not cell.reached and path not in self._warned
+            path for path, cell, grad in unread if grad is None and not _is_reached(cell) and path not in self._warned
         ]
         if without:
             shown = ", ".join(without[:8]) + (f" and {len(without) - 8} more" if len(without) > 8 else "")
@@ -486,6 +495,11 @@ class Optimizer(Stateful):
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
         vars(self)["_order"] = [made[p] for p, _, _ in state]
         return self
+
+
+def _is_reached(grad: Cell) -> bool:
+    """Whether any loss has ever given this gradient."""
+    return grad.reached or (grad.pack is not None and grad.pack.cell.reached)
 
 
 def _as_list(modules: Any) -> list[Any]:

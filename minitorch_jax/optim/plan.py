@@ -15,10 +15,12 @@ from .. import cell as cells
 from ..cell import Cell
 from ..live import LiveList
 from ..module import Module
+from ..pack import stored_cells
 from ..pipeline import Compiled, Pipeline, Placement, placed, placement
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign
+from .units import Unit, make_units, over_packs
 
 
 class Plan:
@@ -41,22 +43,35 @@ class Plan:
             self.extra += module.cells
             self.named |= {f"{module.label}.{j}": cell for j, cell in enumerate(module.cells)}
         updated = [*self.params, *self.extra]
-        held = [opt._state[cell] for cell in updated]
-        self.owned = [*self.params, *(c for _, state in held for c in state), opt._steps]
         order = {cell: i for i, cell in enumerate(opt._order)}
-        key = (
-            type(opt),
-            tuple(opt._flags.items()),
-            tuple(opt._hyper.schedules.items()),
-            opt._hyper.layout,
-            len(self.params),
-            tuple(tree for tree, _ in held),
-            tuple(order[cell] for cell in updated),
-            len(order),
-            placement(self.owned),
-        )
-        self.compiled, self.update = _update_for(key)
-        self.run = Pipeline(self.compiled, self.owned, self.owned).run
+        singles = []
+        for cell in updated:
+            tree, state = opt._state[cell]
+            singles.append(Unit(cell, cell.grad, tree, state, (order[cell],)))
+        self.owned = [*self.params, *(c for unit in singles for c in unit.state), opt._steps]
+        self._keys = [
+            (type(opt), tuple(opt._flags.items()), tuple(opt._hyper.schedules.items()), opt._hyper.layout),
+            (len(order), placement(self.owned)),
+        ]
+        self.update = _update_for(self._key(singles, len(self.params)))[1]
+        self.pipeline: Any = None  # made when a step is first taken outside of traces
+
+    def _key(self, units: list[Unit], num_native: int) -> Any:
+        trees, positions = tuple([unit.tree for unit in units]), tuple([unit.positions for unit in units])
+        return (*self._keys[0], num_native, trees, positions, *self._keys[1])
+
+    def compile(self, opt: Any) -> None:
+        """Make the pipeline of a step outside of traces, which takes packed parameters as one."""
+        units = make_units(opt, self.params, self.extra)
+        native = [unit for unit in units if unit.grad is not None]
+        owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), opt._steps]
+        grads = [unit.grad for unit in native]
+        compiled, update = _update_for(self._key(units, len(native)))
+        self.held, self.held_grads = stored_cells(owned), stored_cells(grads)
+        if self.held != owned or self.held_grads != grads:
+            compiled = _packed_update_for(self._key(units, len(native)), update, owned, grads)
+        self.compiled = compiled
+        self.pipeline = Pipeline(compiled, self.held, self.held)
 
 
 def make_plan(opt: Any) -> Plan:
@@ -172,6 +187,20 @@ def _update_for(key: Any) -> tuple[Compiled, Callable[..., Any]]:
     return found
 
 
+_packed_updates: dict[Any, Compiled] = {}
+
+
+def _packed_update_for(
+    key: Any, update: Callable[..., list[Any]], owned: Sequence[Cell], grads: Sequence[Cell]
+) -> Compiled:
+    """The same over packed cells, of which some are taken view by view."""
+    stored_update, layout = over_packs(update, owned, grads)
+    found = _packed_updates.get((key, layout))
+    if found is None:
+        found = _packed_updates[key, layout] = Compiled(stored_update, f"{key[0].__name__}_step")
+    return found
+
+
 def _make_update(
     rule: Any,
     flags: tuple[tuple[str, Any], ...],
@@ -179,14 +208,14 @@ def _make_update(
     layout: tuple[tuple[str, int, int], ...],
     num_native: int,
     trees: Sequence[Any],
-    positions: Sequence[int],
+    positions: Sequence[tuple[int, ...]],
     num_steps: int,
     places: Placement,
 ) -> Callable[..., Any]:
     """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
     skip_nonfinite = dict(flags)["skip_nonfinite"]
     ticks = np.zeros(num_steps + 2, np.int32)
-    ticks[[*positions, num_steps]] = 1
+    ticks[[*(i for places in positions for i in places), num_steps]] = 1
 
     def update(
         owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()
@@ -199,7 +228,7 @@ def _make_update(
         for name, schedule in schedules:
             numbers[name] = jnp.asarray(schedule(steps[num_steps]))
         new_params, new_states = [], []
-        for p, g, s, position in zip(params, grads, states, positions, strict=True):
+        for p, g, s, (position, *_) in zip(params, grads, states, positions, strict=True):
             new_p, new_s = _lifted(rule, p, g, s, numbers, dict(flags), steps[position] + 1)
             new_params.append(new_p)
             new_states += jax.tree.leaves(new_s)

@@ -53,6 +53,7 @@ class SGD(Optimizer):
     """
 
     _ranges: ClassVar = {"dampening": (-3.4e38, 3.4e38)}
+    elementwise = True
 
     def __init__(
         self,

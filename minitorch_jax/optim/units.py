@@ -1,0 +1,95 @@
+"""What a compiled step updates: parameters one by one, and packed ones as one array where the rule allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import cell as cells
+from ..cell import Cell
+from ..pack import Layout, Pack, make_pack
+
+
+class Unit:
+    """A parameter, or a pack of them, with its gradient, its state, and the places of its step counts."""
+
+    __slots__ = ("param", "grad", "tree", "state", "positions")
+
+    def __init__(self, param: Cell, grad: Any, tree: Any, state: list[Cell], positions: tuple[int, ...]) -> None:
+        self.param, self.grad, self.tree, self.state, self.positions = param, grad, tree, state, positions
+
+
+def make_units(opt: Any, params: Sequence[Cell], extra: Sequence[Cell]) -> list[Unit]:
+    """The units of an optimizer, `params` first; states are packed as their parameters are, or unpacked."""
+    order = {cell: i for i, cell in enumerate(opt._order)}
+    mine = set(params)
+    packs = {cell.pack for cell in params if cell.pack is not None}
+    flat = {pack for pack in packs if set(pack.places) <= mine and _is_elementwise(opt, pack, order)}
+    units = []
+    for cell in (*params, *extra):
+        tree, state = opt._state[cell]
+        pack = cell.pack
+        if pack not in flat:
+            for held in state:
+                if held.pack is not None:
+                    held.pack.release(held)
+            units.append(Unit(cell, cell.grad, tree, state, (order[cell],)))
+        elif pack in packs:  # the first of its views
+            packs.discard(pack)
+            views = sorted(pack.places, key=lambda view: pack.places[view].start)
+            packed = [_packed_state([opt._state[v][1][k] for v in views], views, pack) for k in range(tree.num_leaves)]
+            positions = tuple([order[view] for view in views])
+            units.append(Unit(pack.cell, pack.cell.grad, tree, packed, positions))
+    return units
+
+
+def _is_elementwise(opt: Any, pack: Pack, order: dict[Cell, int]) -> bool:
+    """Whether the rule may be applied to the flat array: it says so, and all its parts have gone the same steps."""
+    if not type(opt).elementwise:
+        return False
+    steps = np.asarray(opt._steps.value)
+    trees = {opt._state[view][0] for view in pack.places}
+    if len(trees) != 1 or len({int(steps[order[view]]) for view in pack.places}) != 1:
+        return False
+    dtypes = {tuple([c.value.dtype for c in opt._state[view][1]]) for view in pack.places}
+    shapes_fit = all(c.value.shape == place.shape for view, place in pack.places.items() for c in opt._state[view][1])
+    return len(dtypes) == 1 and shapes_fit
+
+
+def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
+    """One part of the state of a pack's parameters, packed in the same places."""
+    known = parts[0].pack
+    places = [pack.places[view] for view in views]
+    if known is None or any(
+        part.pack is not known or known.places[part].start != place.start
+        for part, place in zip(parts, places, strict=True)
+    ):
+        for part in parts:
+            if part.pack is not None:
+                part.pack.release(part)
+        known = make_pack(parts, places, pack.length, parts[0].value.dtype, "state")
+        cells.structure_changed()
+    for gone in set(known.places) - set(parts):  # of a parameter that has left its pack, and keeps its state as it is
+        known.release(gone)
+    cell: Cell = known.cell
+    return cell
+
+
+def over_packs(
+    update: Callable[..., list[Any]], owned: Sequence[Cell], grads: Sequence[Cell]
+) -> tuple[Callable[..., list[Any]], Any]:
+    """`update` of cells' values as a function of the values that are stored for them, and what it depends on."""
+    layout, grad_layout = Layout(owned), Layout(grads)
+
+    def stored_update(
+        stored: list[Any], stored_grads: list[Any], values: Any, arrays: Sequence[Any] = (), more: Sequence[Any] = ()
+    ) -> list[Any]:
+        parts = layout.cut(dict(enumerate(stored)), [None] * len(owned))
+        part_grads = grad_layout.cut(dict(enumerate(stored_grads)), [None] * len(grads))
+        new = update(parts, part_grads, values, arrays, more)
+        joined = [layout.joined(j, new.__getitem__, old) for j, old in enumerate(stored)]
+        return [*joined, *new[len(owned) :]]
+
+    return stored_update, (layout.key, grad_layout.key)

@@ -1,0 +1,294 @@
+"""Packing: many small cells as views of one flat array.
+
+A compiled call costs about half a microsecond for each array that goes in or comes out. `pack` lays small parameters end
+to end in one array, and their gradients in another; an optimizer's step then takes one array for all of them (and one for
+each part of its state). The cells stay the same objects, so modules, ties and optimizers need not know: each becomes a
+`View`, and programs take the packed cells and slice them inside (`Layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import cell as cells
+from .cell import CONSUMED, PACKED, Cell, load, store
+from .stateful import walk_of
+
+
+class View(Cell):
+    """A cell whose value is a part of a packed one. (While code runs with tracers in cells, it holds one of its own.)"""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        own = load(self)
+        return self.pack.part(self) if own is PACKED else own
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        if load(self) is PACKED:
+            cells.store_all([self], [new])
+        else:
+            store(self, new)
+
+
+class Place:
+    """Where a view is in its pack."""
+
+    __slots__ = ("start", "size", "shape")
+
+    def __init__(self, start: int, shape: tuple[int, ...]) -> None:
+        self.start, self.shape = start, shape
+        self.size = int(np.prod(shape))
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+
+@partial(jax.jit, static_argnums=2)
+def _part(flat: Any, start: int, shape: tuple[int, ...]) -> Any:
+    return jax.lax.dynamic_slice(flat, (start,), (int(np.prod(shape)),)).reshape(shape)
+
+
+@jax.jit
+def _replaced(flat: Any, start: int, new: Any) -> Any:
+    return jax.lax.dynamic_update_slice(flat, new.reshape(-1), (start,))
+
+
+class Pack:
+    """A flat cell, and the views of it that are alive."""
+
+    def __init__(self, cell: Cell, length: int, dtype: Any) -> None:
+        self.cell, self.length, self.dtype = cell, length, dtype
+        self.places: WeakKeyDictionary[Cell, Place] = WeakKeyDictionary()
+        self._parts: tuple[Any, WeakKeyDictionary[Cell, Any]] = (
+            None,
+            WeakKeyDictionary(),
+        )  # already cut out, of which array
+
+    def add(self, view: Cell, place: Place) -> None:
+        """Make a cell a view; its value is in the flat array already."""
+        self.places[view] = place
+        view.pack = self
+        view.__class__ = View
+        store(view, PACKED)
+
+    def part(self, view: Cell) -> Any:
+        """A view's value: an array of its own."""
+        flat = self.cell.value
+        if flat is None or flat is CONSUMED:
+            return flat
+        if self._parts[0] is not flat:
+            self._parts = flat, WeakKeyDictionary()
+        found = self._parts[1].get(view)
+        if found is None:
+            place = self.places[view]
+            with jax.ensure_compile_time_eval():
+                found = self._parts[1][view] = _part(flat, place.start, place.shape)
+        return found
+
+    def with_parts(self, new: Iterable[tuple[Cell, Any]]) -> Any:
+        """The flat array with other values for some views."""
+        flat = self.cell.value
+        pairs = [(self.places[view], value) for view, value in new]
+        if all(value is None or value is CONSUMED for _, value in pairs) and len(pairs) == len(self.places):
+            return pairs[0][1]
+        with jax.ensure_compile_time_eval():
+            if not isinstance(flat, jax.Array):
+                flat = jnp.zeros(self.length, self.dtype)
+            for place, value in pairs:
+                value = jnp.zeros(place.shape, self.dtype) if value is None else value
+                flat = _replaced(flat, place.start, value)
+        return flat
+
+    def release(self, view: Cell) -> None:
+        """Give a cell its own array again."""
+        value = view.value
+        view.__class__ = Cell
+        view.pack = None
+        store(view, value)
+        view.lent = False
+        del self.places[view]
+        cells.structure_changed()
+
+
+def release(cell: Cell) -> None:
+    """Take a cell, and its gradient, out of their packs."""
+    for view in (cell, cell.grad):
+        if view is not None and view.pack is not None:
+            view.pack.release(view)
+
+
+def make_pack(parts: Sequence[Cell], places: Sequence[Place], length: int, dtype: Any, kind: str) -> Pack:
+    """Pack cells of one dtype into a new flat cell."""
+    values = [part.value for part in parts]
+    flat: Any = None
+    if any(isinstance(value, jax.Array) for value in values):
+        pieces, end = [], 0
+        for value, place in zip(values, places, strict=True):
+            pieces += [np.zeros(place.start - end, dtype)] if place.start > end else []
+            pieces.append(np.zeros(place.size, dtype) if value is None else np.asarray(value).reshape(-1))
+            end = place.end
+        pieces.append(np.zeros(length - end, dtype))
+        device = next(value.sharding for value in values if isinstance(value, jax.Array))
+        flat = jax.device_put(np.concatenate(pieces), device, may_alias=False)
+    elif any(value is CONSUMED for value in values):
+        flat = CONSUMED
+    pack = Pack(Cell(flat, kind), length, dtype)
+    for part, place in zip(parts, places, strict=True):
+        pack.add(part, place)
+    return pack
+
+
+def pack(*modules: Any, max_size: int = 1024) -> None:
+    """Lay the small parameters of modules end to end in one array, and their gradients in another, in place.
+
+    Nothing else changes: reading, assigning, tying, freezing, `state_dict`, pytrees and copies work as before (copies are
+    not packed). An optimizer over packed modules keeps its state packed too, where its rule works element by element,
+    and applies it to the parameters one by one, inside the same program, where it does not. `step()` then costs the same
+    for any number of parameters, and an eager loop over many small ones about half. The price is compile time: each
+    packed array is cut out of the flat one by a kernel of its own in every program that uses it (docs/performance.md).
+
+    Packed are trainable parameters on one device; what is frozen, sharded, moved or converted later leaves its pack.
+    Modules trained by different optimizers should be packed by calls of their own.
+
+    Args:
+        *modules: Modules; those that are packed already are packed anew, together.
+        max_size: pack arrays of at most so many elements; for larger ones the copy costs more than it saves.
+
+    Raises:
+        TypeError: if something is not a Module.
+        ValueError: if no module is given.
+        TraceError: inside a JAX transform or a compiled function.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> model = nn.Sequential(*[nn.Linear(4, 4, key=jax.random.key(i)) for i in range(10)])
+        >>> opt = mt.Optimizer([model], lr=0.1)
+        >>> mt.pack(model)
+        >>> loss = mt.backward(lambda x: model(x).sum(), jnp.ones((2, 4)))
+        >>> opt.step()
+        >>> model[0].weight.shape, model.num_parameters()
+        ((4, 4), 200)
+    """
+    params = _parameters("pack", modules)
+    for cell in params:
+        release(cell)
+    groups: dict[Any, list[Cell]] = {}
+    for cell in params:
+        value = cell.value
+        single = isinstance(value, jax.Array) and len(value.sharding.device_set) == 1
+        if cell.trainable and single and 0 < value.size <= max_size:
+            groups.setdefault((value.dtype, value.sharding), []).append(cell)
+    for (dtype, _), members in groups.items():
+        if len(members) > 1:
+            places, end = [], 0
+            for cell in members:
+                places.append(Place(end, cell.value.shape))
+                end = places[-1].end
+            packed = make_pack(members, places, end, dtype, "packed")
+            packed.cell.trainable = True
+            packed.cell.grad = make_pack([c.grad for c in members], places, end, dtype, "gradient").cell
+    cells.structure_changed()
+
+
+def unpack(*modules: Any) -> None:
+    """Undo `pack`: every parameter has an array of its own again. Raises as `pack`."""
+    for cell in _parameters("unpack", modules):
+        release(cell)
+
+
+def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
+    """The modules' parameters, each once."""
+    if not modules:
+        raise ValueError(f"mt.{name} takes one or more modules; it was given none")
+    for module in modules:
+        if not hasattr(module, "_cells"):
+            raise TypeError(f"mt.{name} takes Modules, not {type(module).__name__}: `mt.{name}(model)`")
+        cells.check_restructurable(module._birth, type(module).__name__, f"was given to mt.{name}")
+        if not cells.at_top_level():
+            raise cells.TraceError(f"mt.{name} was called inside a JAX transform: call it before")
+    return list(dict.fromkeys(cell for module in modules for cell in walk_of(module).params))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs over packed cells
+
+
+class Layout:
+    """Some cells, and the cells that programs take for them: packed ones for views, else themselves."""
+
+    def __init__(self, parts: Sequence[Cell]) -> None:
+        self.parts = len(parts)
+        index: dict[Cell, int] = {}
+        self.of = [index.setdefault(part if part.pack is None else part.pack.cell, len(index)) for part in parts]
+        self.stored = list(index)
+        self.places: list[Place | None] = [None if part.pack is None else part.pack.places[part] for part in parts]
+        self.packs: dict[int, tuple[list[int], int, Any]] = {}  # of packed cells: (their views, length, dtype)
+        for i, part in enumerate(parts):
+            if part.pack is not None:
+                views, _, _ = self.packs.setdefault(self.of[i], ([], part.pack.length, part.pack.dtype))
+                views.append(i)
+        for views, _, _ in self.packs.values():
+            views.sort(key=lambda i: self.places[i].start)  # type: ignore[union-attr]
+        self.key: Any = ()
+        if self.packs:
+            starts = tuple(place and (place.start, place.shape) for place in self.places)
+            self.key = tuple(self.of), starts, tuple(length for _, length, _ in self.packs.values())
+
+    def cut(self, values: dict[int, Any], parts: list[Any]) -> list[Any]:
+        """Put the values of stored cells, by index, into the places of `parts`, cutting packed ones up."""
+        if not self.packs and len(values) == self.parts:
+            return [values[i] for i in range(self.parts)]
+        for i, (j, place) in enumerate(zip(self.of, self.places, strict=True)):
+            if j in values:
+                flat = values[j]
+                absent = flat is None or flat is CONSUMED
+                parts[i] = flat if place is None or absent else flat[place.start : place.end].reshape(place.shape)
+        return parts
+
+    def joined(self, j: int, changed: Callable[[int], Any], old: Any) -> Any:
+        """The new value of stored cell `j`: `changed(i)` gives a part's new value, or KEPT for what `old` has."""
+        if j not in self.packs:
+            new = changed(self.of.index(j) if self.packs else j)
+            return old if new is KEPT else new
+        views, length, dtype = self.packs[j]
+        new = {i: changed(i) for i in views}
+        if all(value is None for value in new.values()):
+            return None
+        pieces: list[Any] = []
+        end = 0
+
+        def keep(upto: int) -> None:
+            if upto > end:
+                pieces.append(old[end:upto] if isinstance(old, jax.Array) else jnp.zeros(upto - end, dtype))
+
+        for i in views:
+            place: Any = self.places[i]
+            if new[i] is not KEPT:
+                keep(place.start)
+                value = new[i]
+                pieces.append(jnp.zeros(place.size, dtype) if value is None else value.reshape(-1))
+                end = place.end
+        keep(length)
+        return jnp.concatenate(pieces)
+
+
+KEPT = object()
+
+
+def stored_cells(parts: Sequence[Cell]) -> list[Cell]:
+    """The cells that hold the values of `parts`, each once."""
+    if all(part.pack is None for part in parts):
+        return list(parts)
+    return list(dict.fromkeys(part if part.pack is None else part.pack.cell for part in parts))
