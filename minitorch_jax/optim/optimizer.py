@@ -36,8 +36,9 @@ class Optimizer(Stateful):
     A new optimizer is a subclass with two pure functions of one array, as static methods: `init_state(p, h)`, the state
     of a parameter (any pytree of arrays), and `update(p, g, s, h)`, giving the new parameter and state. `h` holds the
     hyperparameters by name and the 1-based step `t`. Its `__init__` passes hyperparameters on by keyword: numbers become
-    dynamic, booleans and strings static. A rule that treats each element by itself should say so, `elementwise = True`:
-    then packed parameters (`mt.pack`) are updated as one array. Arithmetic is in float32 for parameters of fewer bits; dtypes never change.
+    dynamic, booleans and strings static. Arithmetic is in float32 for parameters of fewer bits; dtypes never change. A
+    rule that treats each element by itself should say so with `elementwise = True`: then packed parameters (`mt.pack`)
+    are updated as one array.
 
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which

@@ -88,9 +88,14 @@ class SGD(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = (-g if h.maximize else g) + h.weight_decay * p
+        g = -g if h.maximize else g
         if not s:
-            return p - h.lr * g, s
-        b = jnp.where(h.t == 1, g, h.momentum * s.momentum_buffer + (1 - h.dampening) * g)
-        d = g + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, g, b)
-        return p - h.lr * d, SGDState(jnp.where(h.momentum == 0, s.momentum_buffer, b))
+            return p - h.lr * (g + h.weight_decay * p), s
+        gp = g + h.weight_decay * p
+        b = jnp.where(h.t == 1, gp, h.momentum * s.momentum_buffer + (1 - h.dampening) * gp)
+        b = jnp.where(h.momentum == 0, s.momentum_buffer, b)
+        # first all of b, in place, then p: without the barrier XLA computes b twice, and copies what is overwritten
+        b, p = jax.lax.optimization_barrier((b, p))
+        gp = g + h.weight_decay * p
+        d = gp + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, gp, b)
+        return p - h.lr * d, SGDState(b)
