@@ -1,0 +1,127 @@
+"""Our sides: how users of minitorch_jax write the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import minitorch_jax as mt
+from minitorch_jax import nn, optim
+
+from .problems import LR, MLP, MOMENTUM, Arrays
+from .timing import Side
+
+
+class Flat(mt.Module):
+    """A module that is nothing but parameters."""
+
+    def __init__(self, problem: Arrays) -> None:
+        for i, array in enumerate(problem.parameters()):
+            setattr(self, f"p{i}", mt.Parameter(array))
+
+
+def make_optimizer(rule: str, modules: list[Any]) -> mt.Optimizer:
+    """The optimizer that all sides know under the name `rule`."""
+    if rule == "momentum":
+        return optim.SGD(modules, lr=LR, momentum=MOMENTUM)
+    if rule == "adam":
+        return vars(optim)["Adam"](modules, lr=LR)  # which may not be there yet
+    return mt.Optimizer(modules, lr=LR)
+
+
+def step(problem: Arrays, rule: str = "sgd", packed: bool = False) -> Side:
+    """`opt.step()` alone."""
+    model = Flat(problem)
+    if packed:
+        mt.pack(model)
+    opt = make_optimizer(rule, [model])
+    model.accumulate([jnp.asarray(grad) for grad in problem.gradients()])
+
+    def run(calls: int) -> int:
+        for _ in range(calls):
+            opt.step()
+        return opt.num_steps  # waits for the last update, and lends no parameter, which would then be copied
+
+    return Side(run, value=lambda _: model.p0)
+
+
+def make_model(problem: MLP) -> nn.Sequential:
+    layers: list[mt.Module] = []
+    for weight, bias in problem.weights():
+        linear = nn.Linear(problem.width, problem.width, key=jax.random.key(0))
+        linear.weight, linear.bias = weight, bias
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+class Training:
+    """A model, its optimizer, its data, and one step of the three-call loop."""
+
+    def __init__(self, problem: MLP, packed: bool = False) -> None:
+        self.model = make_model(problem)
+        if packed:
+            mt.pack(self.model)
+        self.opt = mt.Optimizer([self.model], lr=LR)
+        self.x, self.y = map(jnp.asarray, problem.data())
+
+        def loss_fn(model: nn.Sequential, x: jax.Array, y: jax.Array) -> jax.Array:
+            return nn.functional.mse_loss(model(x), y)
+
+        self.loss_fn = loss_fn  # a new one each time, which is compiled anew
+
+    def step(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        self.opt.zero_grad()
+        loss = mt.backward(self.loss_fn, self.model, x, y)
+        self.opt.step()
+        return loss
+
+
+def three_calls(problem: MLP, packed: bool = False) -> Side:
+    """`zero_grad`, `backward` and `step`, eagerly."""
+    training = Training(problem, packed)
+    model, opt, x, y, loss_fn = training.model, training.opt, training.x, training.y, training.loss_fn
+
+    def run(calls: int) -> tuple[jax.Array, int]:
+        for _ in range(calls):
+            opt.zero_grad()
+            loss = mt.backward(loss_fn, model, x, y)
+            opt.step()
+        return loss, opt.num_steps  # which waits for the last update
+
+    return Side(run, value=lambda result: result[0])
+
+
+def compiled(problem: MLP) -> Side:
+    """The same three lines under `mt.jit`."""
+    training = Training(problem)
+    model, opt, x, y, loss_fn = training.model, training.opt, training.x, training.y, training.loss_fn
+
+    @mt.jit
+    def train_step(x: jax.Array, y: jax.Array) -> jax.Array:
+        opt.zero_grad()
+        loss = mt.backward(loss_fn, model, x, y)
+        opt.step()
+        return loss
+
+    def run(calls: int) -> jax.Array:
+        for _ in range(calls):
+            loss = train_step(x, y)
+        return loss
+
+    return Side(run)
+
+
+def scanned(problem: MLP, steps: int) -> Side:
+    """The same three lines under `mt.scan`."""
+    training = Training(problem)
+    xs, ys = (jnp.stack([array] * steps) for array in (training.x, training.y))
+    train_step = training.step
+
+    def run(calls: int) -> jax.Array:
+        for _ in range(calls):
+            losses = mt.scan(train_step, xs, ys)
+        return losses
+
+    return Side(run, steps=steps)

@@ -1,0 +1,232 @@
+"""What is measured: groups of sides that do the same work, and the rows that compare two of them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from minitorch_jax import optim
+
+from . import memory, ours, timing
+from .peers import equinox, hand, nnx, numpy, optax, torch
+from .problems import MLP, Arrays
+from .timing import Side, Times
+
+Makers = Mapping[str, Callable[[], Side]]
+
+
+class Effort(NamedTuple):
+    """How long to measure."""
+
+    rounds: int
+    block: float  # about how many seconds a side runs in a round
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison of two sides of a group: the ratio ours / peer must be at most `aim`, if there is one."""
+
+    ours: str
+    peer: str
+    aim: float | None = None
+    per_array: int | None = None  # also tell the difference of the two, divided by this number of packed arrays
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sides that are measured together: `measure(names, effort)` gives the figures of those that are named."""
+
+    key: str
+    title: str
+    rows: Sequence[Row]
+    measure: Callable[[Sequence[str], Effort], Times]
+    unit: str = "s"
+
+
+class Sizes(NamedTuple):
+    """How large the work is."""
+
+    arrays: Sequence[int]
+    depths: Sequence[int]
+    wide: MLP
+    among_peers: MLP
+    large: int
+    first: int  # depth of the network whose first call is measured
+
+
+FULL = Sizes((4, 40, 400, 2000), (2, 20, 100), MLP(3, 512, 128), MLP(20, 32), 50_000_000, 100)
+QUICK = Sizes((4, 40), (2, 4), MLP(3, 64, 32), MLP(3, 32), 1_000_000, 3)
+SCAN = 20  # steps in one program
+
+STEP, PACKED_STEP, FOUR = "step()", "packed step()", "step() of 4 arrays"
+HAND, HAND_DEVICE = "jax.jit by hand", "jax.jit by hand, lr on device"
+NUMPY, FOREACH, FUSED = "NumPy loop", "torch foreach", "torch fused"
+LOOP, PACKED_LOOP, JIT, SCANNED = "three-call loop", "packed three-call loop", "mt.jit", f"mt.scan of {SCAN} steps"
+TWO, TWO_DEVICE = "two jax.jit calls by hand", "two jax.jit calls, lr on device"
+HAND_FUSED, HAND_SCAN = "fused jax.jit by hand", f"lax.scan by hand of {SCAN} steps"
+NNX, NNX_CACHED, NNX_PARTIAL = "nnx.jit", "nnx.cached_partial", "nnx.jit_partial"
+EQUINOX, OPTAX = "equinox filter_jit", "optax under jax.jit"
+
+
+def steady(makers: Makers) -> Callable[[Sequence[str], Effort], Times]:
+    """Time per step when everything is compiled."""
+
+    def measure(names: Sequence[str], effort: Effort) -> Times:
+        sides = {name: make() for name, make in makers.items() if name in names}
+        try:
+            return timing.steady(sides, effort.rounds, effort.block)
+        finally:
+            for side in sides.values():
+                side.close()
+            sides.clear()
+            gc.collect()
+
+    return measure
+
+
+def first_calls(makers: Makers) -> Callable[[Sequence[str], Effort], Times]:
+    """Time of the first call."""
+
+    def measure(names: Sequence[str], effort: Effort) -> Times:
+        chosen = {name: make for name, make in makers.items() if name in names}
+        return timing.first_calls(chosen, max(2, effort.rounds // 6))
+
+    return measure
+
+
+def updates(count: int) -> Group:
+    """`step()` on many small arrays."""
+    problem = Arrays(count, 16)
+    makers = {
+        STEP: partial(ours.step, problem),
+        HAND: partial(hand.step, problem),
+        HAND_DEVICE: partial(hand.step, problem, lr_on_device=True),
+        FOUR: partial(ours.step, Arrays(4, 16)),
+        PACKED_STEP: partial(ours.step, problem, packed=True),
+        NUMPY: partial(numpy.step, problem),
+        FOREACH: partial(torch.step, problem, "foreach"),
+        FUSED: partial(torch.step, problem, "fused"),
+    }
+    aims = {4: 1.3, 40: 1.2, 400: 1.15, 2000: 1.15}
+    rows = [Row(STEP, HAND, aims[count]), *(Row(STEP, peer) for peer in (HAND_DEVICE, NUMPY, FOREACH, FUSED))]
+    rows += [Row(PACKED_STEP, FOUR, 25 / 15), *(Row(PACKED_STEP, peer) for peer in (HAND, NUMPY, FUSED))]
+    return Group(f"step/{count}", f"step(), {count} arrays of 16 floats", rows, steady(makers))
+
+
+def network(problem: MLP) -> str:
+    return f"MLP of depth {problem.depth}, width {problem.width}, batch {problem.batch}"
+
+
+def training(problem: MLP, shallow: bool, deep: bool) -> Group:
+    """A training step, against hand-written JAX; `shallow` and `deep` are the ends of what is measured."""
+    makers = {
+        JIT: partial(ours.compiled, problem),
+        HAND_FUSED: partial(hand.fused, problem),
+        LOOP: partial(ours.three_calls, problem),
+        TWO: partial(hand.two_calls, problem),
+        TWO_DEVICE: partial(hand.two_calls, problem, lr_on_device=True),
+    }
+    loop_aim = 1.3 if shallow else 1.1 if deep else 1.15
+    rows = [Row(JIT, HAND_FUSED, 1.2 if shallow else 1.05), Row(LOOP, TWO, loop_aim), Row(LOOP, TWO_DEVICE)]
+    if shallow:
+        makers |= {SCANNED: partial(ours.scanned, problem, SCAN), HAND_SCAN: partial(hand.scanned, problem, SCAN)}
+        rows.append(Row(SCANNED, HAND_SCAN, 1.1))
+    if deep:
+        makers |= {PACKED_LOOP: partial(ours.three_calls, problem, packed=True)}
+        rows += [Row(PACKED_LOOP, TWO, 0.6), Row(PACKED_LOOP, HAND_FUSED)]
+    return Group(f"train/{problem.depth}", f"training step, {network(problem)}", rows, steady(makers))
+
+
+def wide(problem: MLP) -> Group:
+    """A training step with much to compute."""
+    makers = {
+        JIT: partial(ours.compiled, problem),
+        HAND_FUSED: partial(hand.fused, problem),
+        LOOP: partial(ours.three_calls, problem),
+        TWO: partial(hand.two_calls, problem),
+        FUSED: partial(torch.train, problem, "fused"),
+    }
+    rows = [Row(JIT, HAND_FUSED, 1.2), Row(LOOP, TWO), Row(JIT, FUSED)]
+    return Group("wide", f"training step, {network(problem)}", rows, steady(makers))
+
+
+def among_peers(problem: MLP) -> Group:
+    """A training step, against everybody."""
+    makers = {
+        JIT: partial(ours.compiled, problem),
+        HAND_FUSED: partial(hand.fused, problem),
+        OPTAX: partial(optax.train, problem),
+        EQUINOX: partial(equinox.train, problem),
+        NNX: partial(nnx.train, problem),
+        NNX_CACHED: partial(nnx.train_cached, problem),
+        NNX_PARTIAL: partial(nnx.train_partial, problem),
+        FOREACH: partial(torch.train, problem, "foreach"),
+        FUSED: partial(torch.train, problem, "fused"),
+        NUMPY: partial(numpy.train, problem),
+        SCANNED: partial(ours.scanned, problem, SCAN),
+        LOOP: partial(ours.three_calls, problem),
+        PACKED_LOOP: partial(ours.three_calls, problem, packed=True),
+        TWO: partial(hand.two_calls, problem),
+    }
+    rows = [Row(JIT, HAND_FUSED, 1.05), Row(JIT, NNX, 1 / 8), Row(JIT, EQUINOX, 1 / 2)]
+    rows += [Row(JIT, peer) for peer in (NNX_CACHED, NNX_PARTIAL, OPTAX, FOREACH, FUSED, NUMPY)]
+    rows += [Row(SCANNED, HAND_FUSED), Row(LOOP, TWO), Row(PACKED_LOOP, TWO)]
+    return Group("peers", f"training step among peers, {network(problem)}", rows, steady(makers))
+
+
+def large(size: int, rule: str, name: str) -> Group:
+    """`step()` on one large array."""
+    problem = Arrays(1, size)
+    makers = {STEP: partial(ours.step, problem, rule)}
+    if rule == "sgd":
+        makers |= {HAND: partial(hand.step, problem), NUMPY: partial(numpy.step, problem)}
+        rows = [Row(STEP, HAND, 1.05), Row(STEP, NUMPY, 1 / 3)]
+    else:
+        makers |= {OPTAX: partial(optax.step, problem, rule)}
+        rows = [Row(STEP, OPTAX, 1.0)]
+    makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FOREACH, FUSED)}
+    rows += [Row(STEP, FOREACH), Row(STEP, FUSED)]
+    return Group(f"large/{rule}", f"{name}, one array of {size:,} floats", rows, steady(makers))
+
+
+def peak_memory(size: int) -> Group:
+    rows = [Row(memory.OURS, memory.LEAST, 1.05), Row(memory.OURS, memory.HAND)]
+    title = f"peak memory of SGD, one array of {size:,} floats"
+    return Group("memory", title, rows, lambda names, effort: memory.measure(names, size), unit="B")
+
+
+def first(depth: int) -> Group:
+    """Trace and compilation."""
+    problem = MLP(depth, 16)
+    makers: dict[str, Any] = {
+        JIT: partial(ours.compiled, problem),
+        HAND_FUSED: partial(hand.fused, problem),
+        LOOP: partial(ours.three_calls, problem),
+        TWO: partial(hand.two_calls, problem),
+        PACKED_LOOP: partial(ours.three_calls, problem, packed=True),
+    }
+    rows = [Row(JIT, HAND_FUSED, 1.3), Row(LOOP, TWO, 1.3), Row(PACKED_LOOP, LOOP, per_array=2 * depth)]
+    return Group("first", f"first call, {network(problem)}", rows, first_calls(makers))
+
+
+def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
+    """All groups, and notes on what cannot be measured here."""
+    sizes, notes = QUICK if quick else FULL, []
+    groups = [updates(count) for count in sizes.arrays]
+    ends = sizes.depths[0], sizes.depths[-1]
+    groups += [training(MLP(depth, 16), depth == ends[0], depth == ends[1]) for depth in sizes.depths]
+    groups += [wide(sizes.wide), among_peers(sizes.among_peers)]
+    groups += [large(sizes.large, "sgd", "SGD"), large(sizes.large, "momentum", "SGD with momentum")]
+    if hasattr(optim, "Adam"):
+        groups.append(large(sizes.large, "adam", "Adam"))
+    else:
+        notes.append("Adam: not measured: minitorch_jax.optim has no Adam yet")
+    why = memory.unavailable()
+    if why is None:
+        groups.append(peak_memory(sizes.large))
+    else:
+        notes.append(f"peak memory: not measured: {why}")
+    return [*groups, first(sizes.first)], notes

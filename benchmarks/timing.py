@@ -1,0 +1,133 @@
+"""Timing of several sides in one process, in turn, round by round; and the check that they compute the same."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+TOLERANCE = 1e-4  # by which the sides' results may differ after each of the first steps, relatively
+STEPS_CHECKED = 3
+
+Times = dict[str, list[float]]  # of each side, the seconds per step of each round
+
+
+class Side:
+    """One way to do some work: `run(calls)` does it that often and gives what to wait for, its last call's result.
+
+    `value(result)` is what is compared between the sides: the loss or, for an update alone, a parameter; the result
+    itself unless it is given. With `steps` above 1, one call does that many steps, and gives an array of their losses.
+    """
+
+    def __init__(self, run: Callable[[int], Any], value: Callable[[Any], Any] = lambda result: result, steps: int = 1):
+        self.run = run
+        self.value = value
+        self.steps = steps
+
+    def seconds(self, calls: int, warm: int = 0) -> float:
+        """The time of `calls` calls, after `warm` ones that are not counted; the last one is waited for."""
+        if warm:
+            jax.block_until_ready(self.run(warm))
+        start = time.perf_counter()
+        jax.block_until_ready(self.run(calls))
+        return time.perf_counter() - start
+
+    def first(self) -> NDArray[Any]:
+        """The values of the first steps."""
+        if self.steps > 1:
+            return np.array(self.value(self.run(1)))[:STEPS_CHECKED]
+        return np.array([_sample(self.value(self.run(1))) for _ in range(STEPS_CHECKED)])
+
+    def close(self) -> None:
+        """Free what is held outside of this process."""
+
+
+def _sample(value: Any) -> Any:
+    """A copy of an array's first numbers; NumPy's view of a whole one would keep its buffer from being donated."""
+    return np.array(value[:16] if np.ndim(value) else value)
+
+
+def check_same(results: Mapping[str, NDArray[Any]]) -> None:
+    """Raise unless all sides trained, and gave the same results in their first steps."""
+    (reference, expected), *_ = results.items()
+    for name, result in results.items():
+        if not np.abs(result[-1] - result[0]).max() > 10 * TOLERANCE * np.abs(result[0]).max():
+            raise RuntimeError(f"{name} does not train: its first results are {result.tolist()}")
+        if not np.allclose(result, expected, rtol=TOLERANCE, atol=0):
+            raise RuntimeError(
+                f"{name} computes something else than {reference}: {result.tolist()} and {expected.tolist()}"
+            )
+
+
+def steady(sides: Mapping[str, Side], rounds: int, block: float) -> Times:
+    """The time of a step when everything is compiled; `block` is about how long a side runs in a round, in seconds."""
+    check_same({name: side.first() for name, side in sides.items()})
+    calls = {name: _calls_for(side, block) for name, side in sides.items()}
+    times: Times = {name: [] for name in sides}
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection would fall on whoever's turn it is
+    try:
+        for i in range(rounds):
+            gc.collect()
+            for name in list(sides)[:: -1 if i % 2 else 1]:
+                side = sides[name]
+                count = calls[name]
+                warm = max(1, count // 10)  # after which the processor's caches are this side's again
+                times[name].append(side.seconds(count, warm) / (count * side.steps))
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return times
+
+
+def _calls_for(side: Side, block: float) -> int:
+    calls, seconds = 1, side.seconds(1)
+    while seconds < block / 4:
+        calls *= 4
+        seconds = side.seconds(calls)
+    return max(4, round(calls * block / seconds))
+
+
+def first_calls(makers: Mapping[str, Callable[[], Side]], rounds: int) -> Times:
+    """The time of the first call, trace and compilation included: each time of new functions, with empty caches."""
+    times: Times = {name: [] for name in makers}
+    for i in range(-1, rounds):  # the first round is not counted: it loads parts of the libraries
+        results = {}
+        for name in list(makers)[:: -1 if i % 2 else 1]:
+            jax.clear_caches()
+            side = makers[name]()
+            gc.collect()
+            seconds = side.seconds(1)
+            if i >= 0:
+                times[name].append(seconds)
+            else:
+                results[name] = side.first()
+        if results:
+            check_same(results)
+    return times
+
+
+class Summary(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def summary(values: Sequence[float]) -> Summary:
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return Summary(statistics.median(ordered), ordered[quarter], ordered[-1 - quarter])
+
+
+def ratio(times: Times, ours: str, peer: str) -> Summary:
+    """Of the rounds' ratios: what disturbs a whole round disturbs both sides."""
+    return summary([a / b for a, b in zip(times[ours], times[peer], strict=True)])

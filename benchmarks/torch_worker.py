@@ -1,0 +1,139 @@
+"""The process that runs torch: `python -m benchmarks.torch_worker`. It is told what to do by lines of JSON, and answers so.
+
+It imports no JAX. Its messages are `make` (set up some work), `tune` (find the number of threads that suits it), `run`
+(do it n times, and say how long that took), and `drop` (forget it).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import CORES
+from .problems import LR, MLP, MOMENTUM, Arrays
+
+Run = Callable[[int], torch.Tensor]
+
+
+@dataclass
+class Work:
+    """Something to do, and the number of threads to do it with."""
+
+    run: Run
+    threads: int = CORES
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_optimizer(params: list[torch.Tensor], variant: str, rule: str = "sgd") -> torch.optim.Optimizer:
+    flags: Any = {variant: True}  # foreach or fused
+    if rule == "adam":
+        return torch.optim.Adam(params, lr=LR, **flags)
+    return torch.optim.SGD(params, lr=LR, momentum=MOMENTUM if rule == "momentum" else 0, **flags)
+
+
+def make_step(problem: Arrays, variant: str, rule: str) -> Run:
+    """The update alone."""
+    params = [torch.tensor(p, device=DEVICE) for p in problem.parameters()]
+    for p, g in zip(params, problem.gradients(), strict=True):
+        p.grad = torch.tensor(g, device=DEVICE)
+    optimizer = make_optimizer(params, variant, rule)
+
+    def run(calls: int) -> torch.Tensor:
+        for _ in range(calls):
+            optimizer.step()
+        return params[0][:16]
+
+    return run
+
+
+def make_train(problem: MLP, variant: str) -> Run:
+    """The usual loop."""
+    layers: list[torch.nn.Module] = []
+    for weight, bias in problem.weights():
+        linear = torch.nn.Linear(problem.width, problem.width)
+        linear.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+        layers += [linear, torch.nn.Tanh()]
+    model = torch.nn.Sequential(*layers).to(DEVICE)
+    optimizer = make_optimizer(list(model.parameters()), variant)
+    x, y = (torch.tensor(array, device=DEVICE) for array in problem.data())
+    loss_fn = torch.nn.functional.mse_loss
+
+    def run(calls: int) -> torch.Tensor:
+        for _ in range(calls):
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+        return loss.detach()
+
+    return run
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def tune(work: Work) -> int:
+    """Choose between one thread and all: for small tensors, threads that wait for each other cost more than they give."""
+    medians = {}
+    for threads in {1, CORES}:
+        work.threads = threads
+        medians[threads] = statistics.median(timed(work, 3, 1)["seconds"] for _ in range(5))
+    work.threads = min(medians, key=lambda threads: medians[threads])
+    return work.threads
+
+
+def timed(work: Work, calls: int, warm: int) -> dict[str, Any]:
+    """The time of `calls` calls, after `warm` ones that are not counted, and the last one's value."""
+    run = work.run
+    torch.set_num_threads(work.threads)
+    if warm:
+        run(warm)
+        wait()
+    start = time.perf_counter()
+    value = run(calls)
+    wait()
+    return {"seconds": time.perf_counter() - start, "value": value.tolist()}
+
+
+def answer(works: dict[int, Work], message: dict[str, Any]) -> Any:
+    """What a message asks for."""
+    match message:
+        case {"do": "make", "key": key, "work": "step", "problem": problem, "variant": variant, "rule": rule}:
+            works[key] = Work(make_step(Arrays(*problem), variant, rule))
+        case {"do": "make", "key": key, "work": "train", "problem": problem, "variant": variant}:
+            works[key] = Work(make_train(MLP(*problem), variant))
+        case {"do": "tune", "key": key}:
+            return tune(works[key])
+        case {"do": "run", "key": key, "calls": calls, "warm": warm}:
+            return timed(works[key], calls, warm)
+        case {"do": "drop", "key": key}:
+            del works[key]
+        case _:
+            raise ValueError(f"no such message: {message}")
+    return None
+
+
+def main() -> None:
+    works: dict[int, Work] = {}
+    for line in sys.stdin:
+        try:
+            reply: dict[str, Any] = {"result": answer(works, json.loads(line))}
+        except Exception:
+            reply = {"error": traceback.format_exc()}
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()
