@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterator
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from .containers import holds_state
@@ -17,6 +17,7 @@ from .containers import holds_state
 _LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "functools", "builtins")
 _FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
+_get_contents = attrgetter("cell_contents")
 
 _Where = tuple[Callable[..., Any], tuple[Any, ...]]  # how to look there: a function and its arguments
 Place = tuple[Callable[..., Any], tuple[Any, ...], Any]  # the same, and what was found
@@ -32,18 +33,22 @@ def search(fn: Any) -> list[Place]:
 class Watch:
     """Notices when any of some places holds another object than it did."""
 
-    __slots__ = ("_tables", "_others")
+    __slots__ = ("_tables", "_variables", "_contents", "_others")
 
     def __init__(self, places: list[Place]) -> None:
         by_table: dict[int, tuple[Any, dict[str, Any]]] = {}  # globals, and other dicts
+        self._variables, self._contents = [], []  # of closures
         self._others = []
         for look, where, was in places:
             table = getattr(look, "__self__", None)
             if type(table) is dict and was is not None:
                 by_table.setdefault(id(table), (table, {}))[1][where[0]] = was
+            elif look is _contents:
+                self._variables.append(where[0])
+                self._contents.append(was)
             else:
                 self._others.append((look, where, was))
-        # all names of a dict in one call; a name that appears twice lets `itemgetter` give a tuple always
+        # all names of a dict in one call; the first one once more, so that `itemgetter` always gives a tuple
         self._tables = [
             (itemgetter(*names, next(iter(names))), table, (*names.values(), next(iter(names.values()))))
             for table, names in by_table.values()
@@ -51,13 +56,14 @@ class Watch:
 
     def rebound(self) -> bool:
         """Whether any does."""
-        for get, table, were in self._tables:
-            try:
-                now = get(table)
-            except KeyError:
+        try:
+            if self._variables and not all(map(is_, map(_get_contents, self._variables), self._contents)):
                 return True
-            if not all(map(is_, now, were)):
-                return True
+            for get, table, were in self._tables:
+                if not all(map(is_, get(table), were)):
+                    return True
+        except (KeyError, ValueError):  # deleted
+            return True
         for look, where, was in self._others:
             if look(*where) is not was:
                 return True

@@ -86,12 +86,13 @@ class Jitted:
         purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads, statics=False)
         self._target, self._function = target, Function(target, _WholeProgram, purpose, count)
         self._function.name = self._function.compilations.name = getattr(fn, "__name__", type(fn).__name__)
+        self._changes_args = self._arranges or bool(self._before or self._kwargs)
         self._warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not at_top_level() or cells.local.frame is not None:
             return self.__wrapped__(*args, **kwargs)  # part of the program that is being traced
-        if self._arranges or self._before or self._kwargs:
+        if self._changes_args:
             args, kwargs = self._arrange(args, kwargs)
         (out,), binding = self._function.run(self._target, args, kwargs)
         if self._function.met and not self._warned:

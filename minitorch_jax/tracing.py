@@ -20,10 +20,10 @@ from jax.tree_util import tree_unflatten
 from . import cell as cells
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments, Static
-from .cell import Cell, Frame, Unread, get_value, gradients, lendings, structure
+from .cell import Cell, Frame, Unread, get_value, gradients, lendings, structure, structure_changed
 from .containers import holds_state
 from .pack import KEPT, Layout, stored_cells
-from .pipeline import Compiled, Pipeline, is_debugging, placed, placement
+from .pipeline import Compiled, Pipeline, is_debugging, placed, placement, repeated
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
 
@@ -176,7 +176,7 @@ def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
 class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
-    __slots__ = ("program", "walks", "cells", "stored", "groups", "partition", "pipeline", "__weakref__")
+    __slots__ = ("program", "walks", "cells", "stored", "groups", "partition", "pipeline", "run_again", "__weakref__")
 
     def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
         self.program = program
@@ -189,6 +189,11 @@ class Binding:
         compiled, self.partition = self.program.version
         stored, owned, dropped, *self.groups = self.program.group(self.stored, self.partition)
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
+        self.run_again = repeated(self.pipeline, self.groups)
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether the program uses or changes a cell."""
+        return cell in self.pipeline.stored or any(cell in group for group in self.groups)
 
     def fits(self, walks: list[Walk]) -> bool:
         return [reference() for reference in self.walks] == walks
@@ -197,56 +202,59 @@ class Binding:
 class Shortcut:
     """The last call's binding, for calls that differ from it only in data: objects and arrays as they are, no more.
 
-    `settled` is `lendings.last` and `gradients.last` after the last call: while they are the same, all that its pipeline
-    owns is ours alone, and the gradients that it drops have been dropped.
+    `settled` is `lendings.last` after the last call: while it is the same, no structure has changed, and all that the
+    pipeline owns is ours alone. `gradients` is the same of `gradients.last`, None if no gradients are dropped.
     """
 
-    __slots__ = ("version", "types", "objects", "data", "stream", "watch", "binding", "settled", "gradients")
+    __slots__ = ("version", "count", "types", "objects", "data", "stream", "watch", "binding", "settled", "gradients")
 
     def __init__(
         self, template: tuple[Any, ...], args: tuple[Any, ...], stream: Any, watch: closures.Watch, binding: Binding
     ) -> None:
         self.version = structure.version
-        self.types = tuple(map(type, args))
+        self.count, self.types = len(args), tuple(map(type, args))
         self.objects = [(i, weakref.ref(args[i])) for i, code in enumerate(template) if code is OBJECT]
         places = [i for i, code in enumerate(template) if code is DATA]
         first = len(args) - len(places)  # where data begin, if they come last, which is quicker
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
-        self.stream, self.watch = stream, watch
+        self.stream = stream if binding.takes(stream.cell) else None
+        self.watch = watch
         self.binding = weakref.ref(binding)
         self.settled: object = None
         self.gradients: object = None
 
-    def run(self, args: tuple[Any, ...]) -> tuple[list[Any], Binding] | None:
-        """The call's results, or None if it is another kind of call."""
-        if (
-            self.version is not structure.version
-            or self.types != tuple(map(type, args))
-            or random.local.stream is not self.stream
-            or self.watch.rebound()
-        ):
-            return None
+    def applies(self, args: tuple[Any, ...]) -> bool:
+        """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
+        if len(args) != self.count or self.watch.rebound():
+            return False
+        if self.stream is not None and self.stream is not random.local.stream:
+            return False
         for place, reference in self.objects:
             if reference() is not args[place]:
-                return None
+                return False
+        return True
+
+    def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
+        """The call's results; None if it is another kind of call. `settled`: nothing was lent, and no gradient changed."""
         binding = self.binding()
-        if binding is None or binding.partition is not binding.program.version[1]:
+        if binding is None:
             return None
         data = args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
-        others = (*[list(map(get_value, group)) for group in binding.groups], data)
-        program, pipeline = binding.program, binding.pipeline
-        if (
-            self.settled is lendings.last
-            and self.gradients is gradients.last
-            and not program.calls_back
-            and not is_debugging()
-        ):
-            results = pipeline.run_again(others)
-            if program.writes_gradients:
-                gradients.last = self.gradients = object()
+        if settled:
+            try:
+                results = binding.run_again(data)
+            except TypeError:  # JAX takes something for no data, before anything is done
+                return None
+            if binding.program.writes_gradients:
+                gradients.last = object()
+                self.gradients = self.gradients and gradients.last
             return results, binding
-        results = pipeline.run(others, program.calls_back)
-        self.settled, self.gradients = pipeline.last_seen, gradients.last
+        if self.types != tuple(map(type, args)):
+            return None
+        others = (*[list(map(get_value, group)) for group in binding.groups], data)
+        results = binding.pipeline.run(others, binding.program.calls_back)
+        self.settled = None if binding.program.calls_back else binding.pipeline.last_seen
+        self.gradients = gradients.last if binding.pipeline.dropped else None
         return results, binding
 
 
@@ -370,6 +378,7 @@ class Program:
                 if needed.dropped != partition.dropped:
                     self.purpose = self.purpose.keeping_grads()
                 self._set(partition.extended(needed, self.trainable))
+                structure_changed()  # bindings are to be made anew
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps
@@ -423,13 +432,17 @@ class Function:
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
         short = self.latest.shortcut
-        if short is not None and not kwargs:
+        if short is not None and not kwargs and short.version is structure.version and short.applies(args):
+            settled = (
+                short.settled is lendings.last
+                and (short.gradients is None or short.gradients is gradients.last)
+                and not is_debugging()
+            )
             try:
-                done = short.run(args)
-            except FirstRun:
-                done = None
-            if done is not None:
-                return done
+                if (done := short.run(args, settled)) is not None:
+                    return done
+            except (FirstRun, Repartition):
+                pass
         return self._run_slowly(fn, args, kwargs)
 
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
