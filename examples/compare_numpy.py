@@ -1,7 +1,8 @@
 """Train one network with the NumPy mini-torch and with minitorch_jax, and compare losses, weights and times.
 
-Both sides (three with --functional) start from the same weights and see the same batches of scikit-learn's handwritten
-digits. A table goes to the terminal, a figure to a PNG file:
+minitorch_jax trains with one loop of three lines, run in three ways: as it is, as a function compiled by `mt.jit`, and
+by `mt.scan`, a whole epoch in one call. All sides (one more with --functional) start from the same weights and see the
+same batches of scikit-learn's handwritten digits. A table goes to the terminal, a figure to a PNG file:
 
     python examples/compare_numpy.py
     python examples/compare_numpy.py --functional --epochs 50 --output digits.png
@@ -44,10 +45,15 @@ except ImportError as error:
     raise SystemExit(f'{error}. This example needs more packages: pip install -e ".[examples]"') from None
 
 TOLERANCE = 1e-3  # between the weights of two sides at the end
-MEASUREMENTS = 150  # of the weight difference, spread over the steps
+MEASUREMENTS = 150  # of the weight difference, spread over the steps; the epochs' ends come on top
 CLASSES = 10
 MAX_LR = 1e30
 
+NOTES = (
+    "The loss is the last epoch's mean; the first step compiles, and counts in no other column.",
+    "mt.scan runs an epoch in one call: its first step stands for its whole first epoch, which compiles; its median"
+    " step is the median of its later epochs' times, each divided by their steps.",
+)
 CAPTION = (
     "Why the weights differ at all: float32 rounding. XLA fuses the multiply and the subtract of an update into one"
     " FMA (one rounding where NumPy has two),\nand it sums in another order. Each step's roundings come on top"
@@ -89,9 +95,14 @@ class Side(Protocol):
     """A network and a way to train it."""
 
     name: str
+    whole_epochs: bool = False  # whether a call of `run` gets an epoch's batches, or one
 
-    def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> float:
+    def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> Any:
         """Train on one batch; gives its loss before the step."""
+
+    def run(self, xs: NDArray[np.float32], ys: NDArray[np.int32]) -> list[float]:
+        """Train on stacked batches, `(steps, batch_size, ...)`; gives their losses."""
+        return [float(self.step(x, y)) for x, y in zip(xs, ys, strict=True)]
 
     def weights(self) -> list[NDArray[Any]]:
         """The weights, once all steps have finished."""
@@ -100,7 +111,7 @@ class Side(Protocol):
         """The network's output, `(N, 10)`."""
 
 
-class NumPySide:
+class NumPySide(Side):
     """The mini-torch: hand-written gradients, an optimizer that walks `parameters()` and `grads()`."""
 
     name = "NumPy"
@@ -129,26 +140,44 @@ def model_loss(model: nn.Sequential, x: jax.Array, y: jax.Array) -> jax.Array:
     return nn.functional.cross_entropy(model(x), y)
 
 
-class MiniTorchJAXSide:
-    """The same three lines, with gradients from JAX."""
+class EagerSide(Side):
+    """The same loop on minitorch_jax, with gradients from JAX."""
 
-    name = "minitorch_jax"
+    name = "eager loop"
 
     def __init__(self, network: mini.Sequential, lr: float) -> None:
         self.model = mini.to_jax(network)
         self.opt = mt.Optimizer([self.model], lr)
 
-    def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> float:
+    def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> jax.Array:
         self.opt.zero_grad()
         loss = mt.backward(model_loss, self.model, x, y)
         self.opt.step()
-        return float(loss)
+        return loss
 
     def weights(self) -> list[NDArray[Any]]:
         return [np.array(array) for array in self.model.parameters()]
 
     def scores(self, x: NDArray[np.float32]) -> NDArray[Any]:
         return np.asarray(self.model(x))
+
+
+class JitSide(EagerSide):
+    """The same three lines, decorated: one compiled program a step."""
+
+    name = "mt.jit"
+    step = mt.jit(EagerSide.step)
+
+
+class ScanSide(EagerSide):
+    """The same three lines, scanned: one compiled program an epoch."""
+
+    name = "mt.scan"
+    whole_epochs = True
+
+    def run(self, xs: NDArray[np.float32], ys: NDArray[np.int32]) -> list[float]:
+        losses: list[float] = mt.scan(self.step, xs, ys).tolist()
+        return losses
 
 
 Layers = list[tuple[jax.Array, jax.Array]]
@@ -171,7 +200,7 @@ def update(layers: Layers, x: jax.Array, y: jax.Array, lr: jax.Array) -> tuple[L
     return jax.tree.map(lambda p, g: p - lr * g, layers, grads), loss
 
 
-class FunctionalSide:
+class FunctionalSide(Side):
     """JAX by hand: one pure function of the weights, compiled, whose result replaces them."""
 
     name = "functional JAX"
@@ -182,9 +211,9 @@ class FunctionalSide:
         self.lr = jnp.float32(lr)
         self.update = jax.jit(update, donate_argnums=0)
 
-    def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> float:
+    def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> jax.Array:
         self.layers, loss = self.update(self.layers, x, y, self.lr)
-        return float(loss)
+        return loss
 
     def weights(self) -> list[NDArray[Any]]:
         return [np.array(array) for array in jax.tree.leaves(self.layers)]
@@ -202,9 +231,8 @@ class Record:
 
     side: Side
     losses: list[list[float]] = field(default_factory=list)  # of each epoch's steps
-    seconds: list[float] = field(default_factory=list)  # of each step; the first one compiles
-    measured_at: list[int] = field(default_factory=list)  # numbers of steps
-    differences: list[float] = field(default_factory=list)  # the largest, from NumPy's weights, at those steps
+    seconds: list[float] = field(default_factory=list)  # of each call of `run`; the first one compiles
+    differences: dict[int, float] = field(default_factory=dict)  # the largest, from NumPy's weights, by number of steps
     accuracy: float = math.nan
 
     @property
@@ -213,41 +241,47 @@ class Record:
         return float(np.mean(self.losses[-1]))
 
     @property
+    def final_difference(self) -> float:
+        return self.differences[max(self.differences)]
+
+    @property
     def first_step(self) -> float:
-        """Seconds of the first step, compilation included."""
+        """Seconds of the first call of `run`, compilation included."""
         return self.seconds[0]
 
     @property
     def warm(self) -> list[float]:
-        """Seconds of all steps but the first."""
-        return self.seconds[1:]
+        """Seconds per step of each call of `run` but the first."""
+        steps_of_a_run = np.size(self.losses) / len(self.seconds)
+        return [seconds / steps_of_a_run for seconds in self.seconds[1:]]
 
     @property
     def median_step(self) -> float:
-        """Seconds; NaN if there is only the first step."""
+        """Seconds; NaN if there was only the first call."""
         return float(np.median(self.warm)) if self.warm else math.nan
 
     @property
     def epoch(self) -> float:
-        """Seconds of the median epoch, the first step of all counted as a median one."""
-        steps = [self.median_step, *self.warm]
-        return float(np.median(np.sum(np.reshape(steps, (len(self.losses), -1)), axis=1)))
+        """Seconds of the median epoch, the first call of all counted as a median one."""
+        steps = np.reshape([self.median_step, *self.warm], (len(self.losses), -1))
+        return float(np.median(steps.mean(axis=1))) * len(self.losses[0])
 
 
 def run_epoch(
     record: Record, data: Digits, batches: NDArray[np.intp], done: int, measure: set[int]
-) -> list[list[NDArray[Any]]]:
-    """Train one side on one epoch's batches; gives its weights after the steps whose number is in `measure`."""
-    snapshots, losses = [], []
-    for number, batch in enumerate(batches, start=done + 1):
-        x, y = data.x_train[batch], data.y_train[batch]
+) -> dict[int, list[NDArray[Any]]]:
+    """Train one side on one epoch's batches; gives its weights after those steps in `measure` at which a run ends."""
+    snapshots: dict[int, list[NDArray[Any]]] = {}
+    losses: list[float] = []
+    runs = batches[None] if record.side.whole_epochs else batches[:, None]
+    for run in runs:  # (steps, batch_size)
+        xs, ys = data.x_train[run], data.y_train[run]
         start = time.perf_counter()
-        loss = record.side.step(x, y)  # the loss is awaited; the end of its update is part of the next step
+        losses += record.side.run(xs, ys)  # the losses are awaited; the end of the last update is part of the next run
         record.seconds.append(time.perf_counter() - start)
-        losses.append(loss)
+        number = done + len(losses)
         if number in measure:
-            snapshots.append(record.side.weights())
-            record.measured_at.append(number)
+            snapshots[number] = record.side.weights()
     record.losses.append(losses)
     return snapshots
 
@@ -263,19 +297,21 @@ def train(
     """Train all sides, NumPy first, on the same batches; in turn, as the machine may have other work."""
     steps = len(data.y_train) // batch_size
     total = epochs * steps
-    measure = set(np.linspace(1, total, min(MEASUREMENTS, total)).round().astype(int).tolist())
+    measure = {*np.linspace(1, total, min(MEASUREMENTS, total)).round().astype(int).tolist()}
+    measure |= {*range(steps, total + 1, steps)}
     records = [Record(side) for side in sides]
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress, np.errstate(all="ignore"):  # the table shows what diverges
         task = progress.add_task("training", total=epochs * len(sides))
         for epoch in range(epochs):
             batches = shuffled_batches(len(data.y_train), batch_size, rng)
-            reference: list[list[NDArray[Any]]] = []
+            reference: dict[int, list[NDArray[Any]]] = {}
             for record in records:
                 progress.update(task, description=f"epoch {epoch + 1}/{epochs}: {record.side.name:<14}")
                 snapshots = run_epoch(record, data, batches, epoch * steps, measure)
                 reference = reference or snapshots
-                record.differences += map(largest_difference, snapshots, reference)
+                for number, weights in snapshots.items():
+                    record.differences[number] = largest_difference(weights, reference[number])
                 progress.advance(task)
         progress.update(task, description="trained")
         for record in records:
@@ -303,7 +339,7 @@ def result_table(records: Sequence[Record]) -> Table:
             record.side.name,
             f"{record.final_loss:.5f}",
             f"{record.accuracy:.4f}",
-            "–" if record is records[0] else f"{record.differences[-1]:.1e}",
+            "–" if record is records[0] else f"{record.final_difference:.1e}",
             duration(record.first_step * 1e3, ".1f"),
             duration(record.median_step * 1e3, ".3f"),
             duration(record.epoch, ".4f"),
@@ -317,7 +353,7 @@ def verdict(records: Sequence[Record]) -> list[str]:
     if not all(math.isfinite(record.final_loss) for record in records):
         lines.append("The training diverged: its loss is no number any more. Try a smaller --lr.")
     for record in records[1:]:
-        difference, drift = record.differences[-1], abs(record.accuracy - records[0].accuracy)
+        difference, drift = record.final_difference, abs(record.accuracy - records[0].accuracy)
         within = "within" if difference <= TOLERANCE else "NOT within"
         lines.append(
             f"{record.side.name} ended {within} {TOLERANCE:g} of NumPy's weights (largest difference {difference:.1e}),"
@@ -328,16 +364,24 @@ def verdict(records: Sequence[Record]) -> list[str]:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; each side has its own dashes and marker as well.
 STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#0072B2", "linestyle": "-", "linewidth": 5, "alpha": 0.45},
-    {"color": "#D55E00", "linestyle": "-", "linewidth": 1.8, "marker": "o", "markersize": 3.5},
-    {"color": "#000000", "linestyle": "--", "linewidth": 1.2, "marker": "x", "markersize": 4.5},
+    {"color": "#56B4E9", "linestyle": "-", "linewidth": 8, "alpha": 0.6, "marker": "s", "markersize": 12},
+    {"color": "#D55E00", "linestyle": "-", "linewidth": 3.5, "marker": "o", "markersize": 9.5},
+    {"color": "#009E73", "linestyle": "-", "linewidth": 1.5, "marker": "^", "markersize": 8.5},
+    {"color": "#CC79A7", "linestyle": "--", "linewidth": 1.5, "marker": "D", "markersize": 5.5},
+    {"color": "#000000", "linestyle": ":", "linewidth": 1.5, "marker": "x", "markersize": 5},
 )
 
 
+def plot(axes: Axes, x: Sequence[int], y: Sequence[float], side: int, label: str) -> None:
+    """One side's line. As the lines coincide, later ones are thinner, and the sides' markers take turns."""
+    apart = math.ceil(len(x) / 6)
+    axes.plot(x, y, label=label, markevery=(side * apart // len(STYLES), apart), **STYLES[side])
+
+
 def draw_losses(axes: Axes, records: Sequence[Record]) -> None:
-    for record, style in zip(records, STYLES, strict=False):
-        epochs = np.arange(1, len(record.losses) + 1)
-        axes.plot(epochs, np.mean(record.losses, axis=1), label=record.side.name, **style)
+    for side, record in enumerate(records):
+        means = [float(np.mean(losses)) for losses in record.losses]
+        plot(axes, range(1, len(means) + 1), means, side, record.side.name)
     axes.set(title="Training loss", xlabel="epoch", ylabel="mean cross-entropy of the epoch", yscale="log")
     axes.set_xlim(0, len(records[0].losses) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -345,25 +389,27 @@ def draw_losses(axes: Axes, records: Sequence[Record]) -> None:
 
 
 def draw_differences(axes: Axes, records: Sequence[Record]) -> None:
-    for record, style in list(zip(records, STYLES, strict=False))[1:]:
-        axes.plot(
-            record.measured_at,
-            [d if d > 0 else math.nan for d in record.differences],  # equal weights have no place on a log axis
-            label=f"{record.side.name} − NumPy",
-            **{**style, "marker": None},
-        )
+    for side, record in list(enumerate(records))[1:]:
+        values = [d if d > 0 else math.nan for d in record.differences.values()]  # 0 has no place on a log axis
+        plot(axes, list(record.differences), values, side, f"{record.side.name} − NumPy")
     axes.axhline(TOLERANCE, color="0.45", linestyle=":", label=f"tolerance {TOLERANCE:g}")
-    axes.set(title="Largest weight difference", xlabel="step", ylabel="max |w − w of NumPy|", yscale="log")
-    axes.set_xlim(0, records[0].measured_at[-1] + 1)
+    axes.set(
+        title="Largest weight difference",
+        xlabel="step (mt.scan: ends of epochs)",
+        ylabel="max |w − w of NumPy|",
+        yscale="log",
+    )
+    axes.set_xlim(0, max(records[0].differences) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
 def draw_times(axes: Axes, records: Sequence[Record]) -> None:
-    names = [f"{record.side.name}\n{duration(record.median_step * 1e3, '.3f')} ms" for record in records]
+    medians = [duration(record.median_step * 1e3, ".3f") for record in records]
+    names = [record.side.name.replace(" ", "\n") for record in records]
     boxes = axes.boxplot(
         [np.array(record.warm) * 1e3 for record in records],
-        tick_labels=names,
+        tick_labels=[f"{median}\n{name}" for median, name in zip(medians, names, strict=True)],
         whis=(5, 95),
         showfliers=False,
         patch_artist=True,
@@ -372,7 +418,7 @@ def draw_times(axes: Axes, records: Sequence[Record]) -> None:
     )
     for box, style in zip(boxes["boxes"], STYLES, strict=False):
         box.set(facecolor=style["color"], alpha=0.55)
-    axes.set(title="Time per step, compilation left out", xlabel="side, with its median", yscale="log")
+    axes.set(title="Time per step, compilation left out", xlabel="median (ms) of each side", yscale="log")
     axes.set_ylabel("ms (box: quartiles; whiskers: 5 to 95 %)")
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else ""))
@@ -381,7 +427,7 @@ def draw_times(axes: Axes, records: Sequence[Record]) -> None:
 def draw(records: Sequence[Record], output: Path) -> None:
     """The three panels, as a PNG."""
     with plt.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 5.2))
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 5.6))
         draw_losses(left, records)
         draw_differences(middle, records)
         draw_times(right, records)
@@ -456,10 +502,8 @@ def make_sides(features: int, hidden: int, lr: float, functional: bool, rng: np.
     network = mini.Sequential(
         mini.Linear(features, hidden, rng=rng), mini.ReLU(), mini.Linear(hidden, CLASSES, rng=rng)
     )
-    copies: list[Side] = [MiniTorchJAXSide(network, lr)]
-    if functional:
-        copies.append(FunctionalSide(network, lr))
-    return [NumPySide(network, lr), *copies]
+    sides = [NumPySide(network, lr), EagerSide(network, lr), JitSide(network, lr), ScanSide(network, lr)]
+    return [*sides, FunctionalSide(network, lr)] if functional else sides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -483,8 +527,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = make_sides(features, args.hidden, args.lr, args.functional, for_weights)
     records = train(sides, data, args.epochs, args.batch_size, for_batches, console)
     console.print(result_table(records))
-    note = "The loss is the last epoch's mean; the first step compiles, and counts in no other column."
-    for line in (note, *verdict(records)):
+    for line in (*NOTES, *verdict(records)):
         console.print(line, soft_wrap=True)
     draw(records, args.output)
     console.print(f"Figure: {args.output}", soft_wrap=True, markup=False)

@@ -14,7 +14,7 @@ for needed in ("sklearn", "matplotlib", "rich"):
     pytest.importorskip(needed)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SIDES = ["NumPy", "minitorch_jax", "functional JAX"]
+SIDES = ["NumPy", "eager loop", "mt.jit", "mt.scan", "functional JAX"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def rows_of(text: str) -> dict[str, list[str]]:
 
 
 def check_output(text: str, sides: list[str]) -> None:
-    """Both sides ended alike, and the table has all the columns."""
+    """All sides ended alike, and the table has all the columns."""
     for heading in ("side", "final", "train", "loss", "test", "accuracy", "largest", "weight", "difference"):
         assert heading in text
     for heading in ("first", "median", "step", "(ms)", "epoch", "(s)"):
@@ -41,11 +41,12 @@ def check_output(text: str, sides: list[str]) -> None:
     loss, accuracy, difference, *times = rows["NumPy"]
     assert difference == "–" and all(float(time) > 0 for time in times)
     for side in sides[1:]:
-        assert len(rows[side]) == 6
+        assert len(rows[side]) == 6 and all(float(time) > 0 for time in rows[side][3:])
         assert float(rows[side][0]) == pytest.approx(float(loss), abs=1e-4)
         assert float(rows[side][1]) == pytest.approx(float(accuracy), abs=0.01)
         assert float(rows[side][2]) < 1e-3
         assert f"{side} ended within 0.001 of NumPy's weights" in text
+    assert "mt.scan runs an epoch in one call" in text
 
 
 def check_png(path: Path) -> None:
@@ -59,7 +60,7 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "compare_numpy.py"), "--epochs", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    check_output(done.stdout, SIDES[:2])
+    check_output(done.stdout, SIDES[:-1])
     assert "100%" in done.stdout  # the progress bar
     assert [path.name for path in tmp_path.iterdir()] == ["compare_numpy.png"]
     check_png(tmp_path / "compare_numpy.png")
@@ -78,7 +79,7 @@ def test_with_the_functional_loop(compare_numpy: Any, tmp_path: Path, capsys: py
 def test_defaults_train_well(compare_numpy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare_numpy.main(["--output", str(tmp_path / "figure.png")]) == 0
     text = capsys.readouterr().out
-    check_output(text, SIDES[:2])
+    check_output(text, SIDES[:-1])
     assert all(float(cells[1]) > 0.95 for cells in rows_of(text).values())
 
 
@@ -87,10 +88,35 @@ def test_a_single_step_and_a_diverging_one(
 ) -> None:
     output = str(tmp_path / "figure.png")
     assert compare_numpy.main(["--epochs", "1", "--batch-size", "1437", "--output", output]) == 0
-    assert rows_of(capsys.readouterr().out)["minitorch_jax"][4:] == ["–", "–"]  # no step without compilation
+    rows = rows_of(capsys.readouterr().out)
+    assert [cells[4:] for cells in rows.values()] == [["–", "–"]] * 4  # no step without compilation
     assert compare_numpy.main(["--epochs", "2", "--lr", "1e30", "--output", output]) == 0
     text = capsys.readouterr().out
-    assert "The training diverged" in text and "NOT within 0.001" in text
+    assert "The training diverged" in text
+    assert all(f"{side} ended NOT within 0.001" in text for side in SIDES[1:-1])
+
+
+def test_each_side_trains_as_its_name_says(compare_numpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward, calls = compare_numpy.mt.backward, []
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return backward(*args)
+
+    monkeypatch.setattr(compare_numpy.mt, "backward", counted)
+    sides = compare_numpy.make_sides(64, 8, 0.1, True, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    xs, ys = rng.random((5, 4, 64), np.float32), rng.integers(0, 10, (5, 4), np.int32)
+    losses, python_calls = {}, {}
+    for side in sides:
+        first = side.run(xs, ys)  # compiles
+        calls.clear()
+        losses[side.name] = first + side.run(xs, ys)
+        python_calls[side.name] = len(calls)
+    for found in losses.values():
+        np.testing.assert_allclose(found, losses["NumPy"], rtol=1e-5)
+    assert python_calls == dict(zip(SIDES, [0, 5, 0, 0, 0], strict=True))
+    assert [side.name for side in sides if side.whole_epochs] == ["mt.scan"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +167,24 @@ def test_help(compare_numpy: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_times_leave_out_the_first_step(compare_numpy: Any) -> None:
     record = compare_numpy.Record(None, losses=[[1.0, 1.0]] * 3, seconds=[60.0, 1.0, 1.0, 3.0, 1.0, 1.0])
     assert (record.first_step, record.median_step, record.epoch) == (60.0, 1.0, 2.0)
+
+
+def test_times_of_whole_epochs_are_divided_by_their_steps(compare_numpy: Any) -> None:
+    record = compare_numpy.Record(None, losses=[[1.0] * 4] * 4, seconds=[60.0, 8.0, 2.0, 4.0])
+    assert (record.first_step, record.warm, record.median_step, record.epoch) == (60.0, [2.0, 0.5, 1.0], 1.0, 4.0)
+
+
+def test_where_the_sides_are_measured(compare_numpy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(compare_numpy, "draw", lambda records, output: drawn.extend(records))
+    monkeypatch.setattr(compare_numpy, "MEASUREMENTS", 4)
+    args = ["--epochs", "2", "--batch-size", "143", "--functional", "--output", str(tmp_path / "figure.png")]
+    assert compare_numpy.main(args) == 0
+    for record in drawn:
+        scan = record.side.name == "mt.scan"
+        assert list(record.differences) == ([10, 20] if scan else [1, 7, 10, 14, 20])
+        assert len(record.seconds) == (2 if scan else 20)
+        assert (max(record.differences.values()) > 0) == (record is not drawn[0])
 
 
 def test_batches_are_full_and_disjoint(compare_numpy: Any) -> None:
