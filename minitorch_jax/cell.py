@@ -42,7 +42,7 @@ class TraceError(RuntimeError):
 
 
 class DroppedUpdateWarning(UserWarning):
-    """A copy made inside a JAX transform was changed, and then neither returned nor read."""
+    """A copy made inside a JAX transform was changed, and then neither returned nor handed on."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,16 +249,12 @@ class Cell:
             frame.own[id(self)] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
-        """A new cell with the same array: both are lent, so that whichever is updated first copies it."""
-        new = Cell(
-            self.value, self.kind, trainable=self.trainable, lent=True, encoding=self.encoding, birth=birth_here()
-        )
-        lend(self)
+        """A new cell with a copy of the array: neither shares a buffer that someone may donate."""
+        value = _copied(self.value)
+        new = Cell(value, self.kind, trainable=self.trainable, encoding=self.encoding, birth=birth_here())
         memo[id(self)] = new
         if self.grad is not None and new.grad is not None:
-            new.grad.value = held(self.grad) if held(self.grad) is CONSUMED else gradient(self.grad)
-            new.grad.lent = True
-            lend(self.grad)
+            new.grad.value = CONSUMED if held(self.grad) is CONSUMED else _copied(gradient(self.grad))
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -273,6 +269,10 @@ class Cell:
 
     def __repr__(self) -> str:
         return f"Cell({self.kind}, {self.value!r})"
+
+
+def _copied(value: Any) -> Any:
+    return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
 
 
 def _to_numpy(value: Any) -> Any:

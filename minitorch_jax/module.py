@@ -288,9 +288,10 @@ class Module(Stateful):
         if cells.at_top_level() and cells.local.frame is None:
             cells.clear(walk.stored_grads)
             return
-        for cell in walk.params:
-            cells.check_writable(cell.grad, f"the gradient of a {type(self).__name__}", self)
-        cells.clear(walk.grads)
+        grads = [c.grad for c in walk.params if c.trainable or c.grad.value is not None]
+        for grad in grads:
+            cells.check_writable(grad, f"the gradient of a {type(self).__name__}", self)
+        cells.clear(grads)
 
     def accumulate(self, grads: Any) -> None:
         """Add gradients to the caches, as `backward` does.

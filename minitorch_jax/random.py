@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import cell as cells
 from .cell import Cell
@@ -34,9 +35,22 @@ class Stream(Stateful):
         """A key that no other draw has given."""
         cells.check_writable(self.cell, "the random stream", self)
         advance = _advance_now if cells.at_top_level() else _advance
+        if cells.at_top_level() and cells.local.frame is None:
+            self.move(None)
         data, key = advance(self.cell.value, self.impl)
         cells.write(self.cell, data, "the random stream", self)
         return key
+
+    def move(self, devices: Any) -> None:
+        """Make the stream usable with arrays on some devices (None: those of new arrays): it belongs to none itself."""
+        value = self.cell.value
+        if self.is_committed() and value.sharding.device_set != (devices or {_default_device()}):
+            self.cell.value = jnp.asarray(np.asarray(value))
+
+    def is_committed(self) -> bool:
+        """Whether a computation with arrays that are bound to a device has bound the stream's to it."""
+        value = self.cell.value
+        return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.committed
 
     def _describe(self, walker: Walker, path: str) -> Node:
         return walker.cell(self.cell, path), self.impl
@@ -48,6 +62,12 @@ class Stream(Stateful):
         self.cell, self.impl = builder.cells[payload[0]], payload[1]
         builder.objects.append(self)
         return self
+
+
+def _default_device() -> Any:
+    config: Any = jax.config
+    default = config.jax_default_device
+    return default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
 
 
 def _advance(data: Any, impl: str) -> tuple[Any, jax.Array]:
@@ -96,10 +116,11 @@ def seed(n: int) -> None:
     that calls it. A thread that never does gets one derived from the main thread's seed and a running number.
 
     Args:
-        n: any integer that fits 32 bits; the main thread's stream starts as `seed(0)`.
+        n: an integer of 32 bits, signed or not; the main thread's stream starts as `seed(0)`.
 
     Raises:
         TypeError: if `n` is not an integer.
+        ValueError: if it does not fit.
 
     Example:
         >>> import minitorch_jax as mt
@@ -110,20 +131,27 @@ def seed(n: int) -> None:
         True
     """
     global _seed
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"seed() takes an integer, not {n!r}")
-    new = jax.random.key(n.__index__())
+    new = _key_of(n, "seed")
+    stream = local.stream
+    if stream is None and cells.at_top_level():
+        local.stream = Stream(new)
+    else:
+        stream = current()
+        if str(jax.random.key_impl(new)) != stream.impl:
+            raise ValueError(f"seed() cannot restart a stream of {stream.impl} keys while JAX makes others by default")
+        cells.write(stream.cell, jax.random.key_data(new), "the random stream", stream)
     if threading.current_thread() is threading.main_thread():
         _seed = n.__index__()
-    stream = local.stream
-    if stream is None:
-        if cells.at_top_level():
-            local.stream = Stream(new)
-            return
-        stream = current()
-    if str(jax.random.key_impl(new)) != stream.impl:
-        raise ValueError(f"seed() cannot restart a stream of {stream.impl} keys while JAX makes others by default")
-    cells.write(stream.cell, jax.random.key_data(new), "the random stream", stream)
+
+
+def _key_of(n: Any, name: str) -> jax.Array:
+    """The key of an integer seed."""
+    if isinstance(n, bool | np.ndarray | jax.Array) or not hasattr(n, "__index__"):
+        raise TypeError(f"{name}() takes an integer, not {n!r}")
+    number = n.__index__()
+    if not -(2**31) <= number < 2**32:
+        raise ValueError(f"{name}() takes an integer of 32 bits; got {number}")
+    return jax.random.key(number)
 
 
 @contextmanager
@@ -150,10 +178,10 @@ def rng(key: Any) -> Iterator[None]:
         >>> f(jax.random.key(0), jnp.ones(4)).shape
         (4,)
     """
-    if hasattr(key, "__index__") and not isinstance(key, bool | jax.Array):
-        key = jax.random.key(key.__index__())
-    if isinstance(key, jax.Array) and key.ndim == 1 and key.dtype == jnp.uint32:
-        key = jax.random.wrap_key_data(key)  # of `jax.random.PRNGKey`
+    if hasattr(key, "__index__") and not isinstance(key, bool | np.ndarray | jax.Array):
+        key = _key_of(key, "rng")
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape == _raw_shape():
+        key = jax.random.wrap_key_data(jnp.asarray(key))  # of `jax.random.PRNGKey`
     if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
     before = local.stream
@@ -162,6 +190,12 @@ def rng(key: Any) -> Iterator[None]:
         yield
     finally:
         local.stream = before
+
+
+def _raw_shape() -> tuple[int, ...]:
+    """The shape of the data of a key."""
+    shape: tuple[int, ...] = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    return shape
 
 
 def next_key(key: Any = None) -> jax.Array:

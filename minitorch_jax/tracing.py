@@ -206,7 +206,19 @@ class Shortcut:
     pipeline owns is ours alone. `gradients` is the same of `gradients.last`, None if no gradients are dropped.
     """
 
-    __slots__ = ("version", "count", "types", "objects", "data", "stream", "watch", "binding", "settled", "gradients")
+    __slots__ = (
+        "version",
+        "count",
+        "types",
+        "objects",
+        "data",
+        "stream",
+        "sharding",
+        "watch",
+        "binding",
+        "settled",
+        "gradients",
+    )
 
     def __init__(
         self, template: tuple[Any, ...], args: tuple[Any, ...], stream: Any, watch: closures.Watch, binding: Binding
@@ -217,7 +229,8 @@ class Shortcut:
         places = [i for i, code in enumerate(template) if code is DATA]
         first = len(args) - len(places)  # where data begin, if they come last, which is quicker
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
-        self.stream = stream if binding.takes(stream.cell) else None
+        self.stream: Any = stream if binding.takes(stream.cell) else None
+        self.sharding = getattr(stream.cell.value, "sharding", None)  # of the stream, which goes from device to device
         self.watch = watch
         self.binding = weakref.ref(binding)
         self.settled: object = None
@@ -227,7 +240,8 @@ class Shortcut:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
         if len(args) != self.count or self.watch.rebound():
             return False
-        if self.stream is not None and self.stream is not random.local.stream:
+        stream: Any = self.stream
+        if stream is not None and (stream is not random.local.stream or stream.cell.value.sharding != self.sharding):
             return False
         for place, reference in self.objects:
             if reference() is not args[place]:
@@ -519,7 +533,10 @@ class Function:
         if self.watch.rebound():
             self.look(args.fn)
         args.objects += self.reached
-        args.objects.append(random.current())
+        stream = random.current()
+        if stream.is_committed():
+            stream.move(_devices(args))
+        args.objects.append(stream)
         if self.met:  # nothing but a trace can tell whether these are still the ones
             self.met = []
             trace_with_all(args, self.purpose, self.met)
@@ -579,6 +596,15 @@ def trace_with_all(
             args.objects += error.owners
             if met is not None:
                 met += [weakref.ref(owner) for owner in error.owners]
+
+
+def _devices(args: Arguments) -> Any:
+    """The devices that a call is bound to by its arrays, or None."""
+    values = (cell.value for obj in args.objects for cell in walk_of(obj).cells)
+    for value in (*values, *args.data):
+        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.committed:
+            return value.sharding.device_set
+    return None
 
 
 class Functions:

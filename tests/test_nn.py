@@ -72,7 +72,7 @@ def test_constructors_take_torchs_arguments_with_torchs_defaults(name):
     ours, theirs = (arguments(getattr(library, name).__init__) for library in (nn, torch.nn))
     added = ours.keys() - theirs.keys()
     assert added <= {"key"}
-    assert theirs.keys() - ours.keys() <= {"device"}
+    assert theirs.keys() - ours.keys() <= {"device"} | ({"inplace"} if name == "Dropout" else set())
     for argument in ours.keys() - added - {"dtype"}:  # torch's None for dtype is its default, float32
         assert ours[argument] == theirs[argument] or ours[argument] is theirs[argument] is inspect.Parameter.empty, (
             argument
@@ -90,6 +90,7 @@ def test_functions_take_torchs_arguments_with_torchs_defaults(name):
     except ValueError:  # written in C, without a signature
         return
     ours = arguments(getattr(F, name))
+    assert ours.pop("key", None) is None
     assert ours.keys() <= theirs.keys()
     assert [argument for argument in theirs if argument in ours] == list(ours)
     assert ours == {argument: theirs[argument] for argument in ours}

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import minitorch_jax as mt
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
@@ -20,6 +22,16 @@ def test_the_first_loop_trains():
     exec(first, names)
     assert len(names["losses"]) == 20
     assert names["losses"][-1] < 0.5 * names["losses"][0]
+
+
+def test_the_compiled_step_trains():
+    names = {"batches": []}
+    exec(BLOCKS[0], names)
+    x, y = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32), np.arange(32) % 10
+    losses = [float(names["train_step"](x, y)) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert names["train_step"].num_compiles == 1
+    assert len(mt.scan(names["train_step"], np.stack([x] * 3), np.stack([y] * 3))) == 3
 
 
 def test_the_specifications_loop_runs():

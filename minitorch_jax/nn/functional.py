@@ -98,7 +98,7 @@ def dropout(input: jax.Array, p: float = 0.5, training: bool = True, *, key: Any
     if not jnp.issubdtype(input.dtype, jnp.inexact):
         raise TypeError(f"dropout needs a floating input; got {input.dtype}. Convert it with `.astype(float)`.")
     if p == 1.0:
-        return jnp.where(False, input, 0)
+        return jnp.zeros_like(input)
     kept = jax.random.bernoulli(random.next_key(key), jnp.float32(1.0 - p), input.shape)
     return jnp.where(kept, input / (1.0 - p), 0)
 

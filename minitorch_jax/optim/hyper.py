@@ -104,9 +104,13 @@ class Hyperparameters:
 
     def given_number(self, name: str) -> Any:
         """A value that decides about structure (is there a state for momentum?), even where the vector is traced."""
+        return self.get(name, int) if self.is_plain() and name not in self.schedules else self.given[name]
+
+    def is_plain(self) -> bool:
+        """Whether the numbers are known, and those of one optimizer."""
         vector = self.cell.value
         plain = isinstance(vector, jax.Array | np.ndarray) and not isinstance(vector, jax.core.Tracer)
-        return self.get(name, int) if plain and vector.ndim == 1 and name not in self.schedules else self.given[name]
+        return plain and vector.ndim == 1
 
     def _place(self, name: str) -> tuple[int, int]:
         return next((start, length) for key, start, length in self.layout if key == name)

@@ -240,6 +240,11 @@ class Optimizer(Stateful):
     def _validate(self) -> None:
         """Raise ValueError for hyperparameters that do not go together. Called at first and at every assignment."""
 
+    def _validate_now(self) -> None:
+        """`_validate`, unless the numbers are traced, or those of an ensemble."""
+        if self._hyper.is_plain():
+            self._validate()
+
     def _get(self, name: str) -> Any:
         return self._hyper.get(name, lambda: self._counts()[0])
 
@@ -285,7 +290,7 @@ class Optimizer(Stateful):
             before = self._hyper.schedules.get(name, self._get(name))
             self._hyper.set(name, value, self)
             try:
-                self._validate()
+                self._validate_now()
             except ValueError:
                 self._hyper.set(name, before, self)
                 raise
@@ -298,7 +303,7 @@ class Optimizer(Stateful):
             before = self._flags[name]
             self._flags.update(_flags(type(self), {name: value}))
             try:
-                self._validate()
+                self._validate_now()
             except ValueError:
                 self._flags[name] = before
                 raise
@@ -332,11 +337,11 @@ class Optimizer(Stateful):
             fields = (
                 dict(zip(_field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
             )
-            state[path] = {"step": int(steps[self._order.index(param)]), **fields}
+            state[path] = {"step": _number(steps[..., self._order.index(param)]), **fields}
         hyperparameters = {name: self._hyper.schedules.get(name, self._get(name)) for name in self._hyper.given}
         return {
-            "num_steps": int(steps[-2]),
-            "skipped": int(steps[-1]),
+            "num_steps": _number(steps[..., -2]),
+            "skipped": _number(steps[..., -1]),
             "hyperparameters": {**hyperparameters, **self._flags},
             "state": state,
         }
@@ -496,6 +501,11 @@ class Optimizer(Stateful):
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
         vars(self)["_order"] = [made[p] for p, _, _ in state]
         return self
+
+
+def _number(count: Any) -> Any:
+    """A count as an integer; those of an ensemble as an array."""
+    return int(count) if count.ndim == 0 else count
 
 
 def _is_reached(grad: Cell) -> bool:
