@@ -427,7 +427,7 @@ def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell
         if cell.pack is not None and load(cell) is PACKED:
             sharding = getattr(value, "sharding", None)
             if sharding is not None and sharding != getattr(cell.pack.cell.value, "sharding", sharding):
-                cell.pack.release(cell)  # its array lies elsewhere from now on
+                cell.pack.release_both(cell)  # its array lies elsewhere from now on
             else:
                 packed.setdefault(cell.pack, []).append((cell, value))
                 continue

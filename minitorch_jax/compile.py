@@ -149,8 +149,8 @@ class Jitted:
 
 
 def _arranged(fn: Any) -> Callable[..., Any]:
-    def call(order: _Order, count: int, *values: Any) -> Any:
-        args, kwargs = order.restored(values)
+    def call(order: Fixed, count: Fixed, *values: Any) -> Any:
+        args, kwargs = order.value.restored(values)
         return fn(*args, **kwargs)
 
     call.__wrapped__ = fn  # type: ignore[attr-defined]

@@ -286,7 +286,10 @@ class Module(Stateful):
         """Reset all gradients of this module and those below it to zeros."""
         walk = walk_of(self)
         if cells.at_top_level() and cells.local.frame is None:
-            cells.clear(walk.stored_grads)
+            if any([grad.pack is not None for grad in walk.stored_grads]):  # a part of a pack
+                cells.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
+            else:
+                cells.clear(walk.stored_grads)
             return
         grads = [c.grad for c in walk.params if c.trainable or c.grad.value is not None]
         for grad in grads:

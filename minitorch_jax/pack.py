@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
+from . import interrupts
 from .cell import CONSUMED, PACKED, Cell, load, store
 from .stateful import walk_of
 
@@ -69,6 +70,7 @@ class Pack:
 
     def __init__(self, cell: Cell, length: int, dtype: Any) -> None:
         self.cell, self.length, self.dtype = cell, length, dtype
+        self.params: Pack | None = None  # of gradients: the pack of their parameters, with the same places
         self.places: WeakKeyDictionary[Cell, Place] = WeakKeyDictionary()
         self._parts: tuple[Any, WeakKeyDictionary[Cell, Any]] = (
             None,
@@ -96,57 +98,115 @@ class Pack:
                 found = self._parts[1][view] = _part(flat, place.start, place.shape)
         return found
 
+    def parts(self) -> list[Any]:
+        """The parts that have been cut out of the present array."""
+        return list(self._parts[1].values())
+
+    def has_holes(self) -> bool:
+        """Whether views have left."""
+        return sum(place.size for place in self.places.values()) < self.length
+
     def with_parts(self, new: Iterable[tuple[Cell, Any]]) -> Any:
         """The flat array with other values for some views."""
         flat = self.cell.value
         pairs = [(self.places[view], value) for view, value in new]
-        if all(value is None or value is CONSUMED for _, value in pairs) and len(pairs) == len(self.places):
-            return pairs[0][1]
+        absent = all(value is None for _, value in pairs)
+        if absent and (flat is None or len(pairs) == len(self.places)):
+            return None
+        if all(value is CONSUMED for _, value in pairs) and len(pairs) == len(self.places):
+            return CONSUMED
         with jax.ensure_compile_time_eval():
             if not isinstance(flat, jax.Array):
-                flat = jnp.zeros(self.length, self.dtype)
+                flat = jnp.full(self.length, _fill(flat), self.dtype)
             for place, value in pairs:
-                value = jnp.zeros(place.shape, self.dtype) if value is None else value
+                value = value if isinstance(value, jax.Array) else jnp.full(place.shape, _fill(value), self.dtype)
                 flat = _replaced(flat, place.start, value)
         return flat
 
     def release(self, view: Cell) -> None:
         """Give a cell its own array again."""
         value = view.value
-        view.__class__ = Cell
-        view.pack = None
-        store(view, value)
-        view.lent = False
-        del self.places[view]
-        cells.structure_changed()
+        interrupts.hold()
+        try:
+            view.__class__ = Cell
+            view.pack = None
+            store(view, value)
+            view.lent = True  # the part may have been handed out
+            view.reached = view.reached or self.cell.reached
+            del self.places[view]
+            cells.structure_changed()
+        finally:
+            interrupts.let_go()
+
+    def release_both(self, view: Cell) -> None:
+        """Release a parameter with its gradient, given either."""
+        start, params = self.places[view].start, self.params or self
+        release(next(cell for cell, place in params.places.items() if place.start == start))
+
+
+def _fill(value: Any) -> float:
+    """What stands for a gradient in an array: zeros, or, for one that is not there any more, what shows when it is used."""
+    return float("nan") if value is CONSUMED else 0.0
 
 
 def release(cell: Cell) -> None:
     """Take a cell, and its gradient, out of their packs."""
-    for view in (cell, cell.grad):
-        if view is not None and view.pack is not None:
-            view.pack.release(view)
+    interrupts.hold()
+    try:
+        for view in (cell, cell.grad):
+            if view is not None and view.pack is not None:
+                view.pack.release(view)
+    finally:
+        interrupts.let_go()
 
 
 def make_pack(parts: Sequence[Cell], places: Sequence[Place], length: int, dtype: Any, kind: str) -> Pack:
     """Pack cells of one dtype into a new flat cell."""
     values = [part.value for part in parts]
     flat: Any = None
-    if any(isinstance(value, jax.Array) for value in values):
-        pieces, end = [], 0
+    arrays = [value for value in values if isinstance(value, jax.Array)]
+    if arrays or len({id(value) for value in values}) > 1:
+        whole = np.zeros(length, dtype)
         for value, place in zip(values, places, strict=True):
-            pieces += [np.zeros(place.start - end, dtype)] if place.start > end else []
-            pieces.append(np.zeros(place.size, dtype) if value is None else np.asarray(value).reshape(-1))
-            end = place.end
-        pieces.append(np.zeros(length - end, dtype))
-        device = next(value.sharding for value in values if isinstance(value, jax.Array))
-        flat = jax.device_put(np.concatenate(pieces), device, may_alias=False)
-    elif any(value is CONSUMED for value in values):
+            array = isinstance(value, jax.Array)
+            whole[place.start : place.end] = np.asarray(value).reshape(-1) if array else _fill(value)
+        committed = [value for value in arrays if value.committed]
+        flat = jax.device_put(whole, committed[0].sharding, may_alias=False) if committed else jnp.array(whole)
+    elif values and values[0] is CONSUMED:
         flat = CONSUMED
     pack = Pack(Cell(flat, kind), length, dtype)
     for part, place in zip(parts, places, strict=True):
         pack.add(part, place)
     return pack
+
+
+def _pack_together(members: Sequence[Cell]) -> None:
+    """Pack parameters of one dtype on one device, and their gradients."""
+    places, end = [], 0
+    for cell in members:
+        places.append(Place(end, cell.value.shape))
+        end = places[-1].end
+    dtype = members[0].value.dtype
+    packed = make_pack(members, places, end, dtype, "packed")
+    packed.cell.trainable = True
+    grads = make_pack([cell.grad for cell in members], places, end, dtype, "gradient")
+    grads.params = packed
+    packed.cell.grad = grads.cell
+    grads.cell.reached = any(cell.grad.reached for cell in members)
+
+
+def compact(pack: Pack) -> None:
+    """Pack the views that are left in a pack anew, without holes."""
+    views = sorted(pack.places, key=lambda view: pack.places[view].start)
+    interrupts.hold()
+    try:
+        for view in views:
+            release(view)
+        if len(views) > 1:
+            _pack_together(views)
+        cells.structure_changed()
+    finally:
+        interrupts.let_go()
 
 
 def pack(*modules: Any, max_size: int = 1024) -> None:
@@ -182,30 +242,33 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
         ((4, 4), 200)
     """
     params = _parameters("pack", modules)
-    for cell in params:
-        release(cell)
-    groups: dict[Any, list[Cell]] = {}
-    for cell in params:
-        value = cell.value
-        single = isinstance(value, jax.Array) and len(value.sharding.device_set) == 1
-        if cell.trainable and single and 0 < value.size <= max_size:
-            groups.setdefault((value.dtype, value.sharding), []).append(cell)
-    for (dtype, _), members in groups.items():
-        if len(members) > 1:
-            places, end = [], 0
-            for cell in members:
-                places.append(Place(end, cell.value.shape))
-                end = places[-1].end
-            packed = make_pack(members, places, end, dtype, "packed")
-            packed.cell.trainable = True
-            packed.cell.grad = make_pack([c.grad for c in members], places, end, dtype, "gradient").cell
-    cells.structure_changed()
+    interrupts.hold()
+    try:
+        for cell in params:
+            release(cell)
+        groups: dict[Any, list[Cell]] = {}
+        for cell in params:
+            value = cell.value
+            single = isinstance(value, jax.Array) and isinstance(value.sharding, jax.sharding.SingleDeviceSharding)
+            if cell.trainable and single and 0 < value.size <= max_size:
+                groups.setdefault((value.dtype, value.sharding, value.committed), []).append(cell)
+        for members in groups.values():
+            if len(members) > 1:
+                _pack_together(members)
+        cells.structure_changed()
+    finally:
+        interrupts.let_go()
 
 
 def unpack(*modules: Any) -> None:
     """Undo `pack`: every parameter has an array of its own again. Raises as `pack`."""
-    for cell in _parameters("unpack", modules):
-        release(cell)
+    params = _parameters("unpack", modules)
+    interrupts.hold()
+    try:
+        for cell in params:
+            release(cell)
+    finally:
+        interrupts.let_go()
 
 
 def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
@@ -213,7 +276,7 @@ def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
     if not modules:
         raise ValueError(f"mt.{name} takes one or more modules; it was given none")
     for module in modules:
-        if not hasattr(module, "_cells"):
+        if isinstance(module, type) or not hasattr(module, "_cells"):
             raise TypeError(f"mt.{name} takes Modules, not {type(module).__name__}: `mt.{name}(model)`")
         cells.check_restructurable(module._birth, type(module).__name__, f"was given to mt.{name}")
         if not cells.at_top_level():
@@ -225,6 +288,15 @@ def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
 # Programs over packed cells
 
 
+class _Packed:
+    """What a program knows of a pack: its views among the cells (`whole`: all there are), its length and dtype."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.views: list[int] = []
+        self.length, self.dtype = pack.length, pack.dtype
+        self.whole: int | bool = len(pack.places)
+
+
 class Layout:
     """Some cells, and the cells that programs take for them: packed ones for views, else themselves."""
 
@@ -234,17 +306,18 @@ class Layout:
         self.of = [index.setdefault(part if part.pack is None else part.pack.cell, len(index)) for part in parts]
         self.stored = list(index)
         self.places: list[Place | None] = [None if part.pack is None else part.pack.places[part] for part in parts]
-        self.packs: dict[int, tuple[list[int], int, Any]] = {}  # of packed cells: (their views, length, dtype)
+        self.packs: dict[int, _Packed] = {}  # of those stored cells that are packed
         for i, part in enumerate(parts):
             if part.pack is not None:
-                views, _, _ = self.packs.setdefault(self.of[i], ([], part.pack.length, part.pack.dtype))
-                views.append(i)
-        for views, _, _ in self.packs.values():
-            views.sort(key=lambda i: self.places[i].start)  # type: ignore[union-attr]
+                self.packs.setdefault(self.of[i], _Packed(part.pack)).views.append(i)
+        for packed in self.packs.values():
+            packed.whole = packed.whole == len(packed.views)
+            packed.views.sort(key=lambda i: self.places[i].start)  # type: ignore[union-attr]
         self.key: Any = ()
         if self.packs:
             starts = tuple(place and (place.start, place.shape) for place in self.places)
-            self.key = tuple(self.of), starts, tuple(length for _, length, _ in self.packs.values())
+            packs = tuple((packed.length, packed.dtype, packed.whole) for packed in self.packs.values())
+            self.key = tuple(self.of), starts, packs
 
     def cut(self, values: dict[int, Any], parts: list[Any]) -> list[Any]:
         """Put the values of stored cells, by index, into the places of `parts`, cutting packed ones up."""
@@ -262,16 +335,18 @@ class Layout:
         if j not in self.packs:
             new = changed(self.of.index(j) if self.packs else j)
             return old if new is KEPT else new
-        views, length, dtype = self.packs[j]
+        packed = self.packs[j]
+        views, length, dtype = packed.views, packed.length, packed.dtype
         new = {i: changed(i) for i in views}
-        if all(value is None for value in new.values()):
+        if all(value is None for value in new.values()) and (packed.whole or old is None):
             return None
         pieces: list[Any] = []
         end = 0
 
         def keep(upto: int) -> None:
             if upto > end:
-                pieces.append(old[end:upto] if isinstance(old, jax.Array) else jnp.zeros(upto - end, dtype))
+                kept = old[end:upto] if isinstance(old, jax.Array) else jnp.full(upto - end, _fill(old), dtype)
+                pieces.append(kept)
 
         for i in views:
             place: Any = self.places[i]

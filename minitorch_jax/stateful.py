@@ -80,8 +80,8 @@ class Walk:
         self.cells = found
         self.params = [cell for cell in found if cell.kind == "parameter"]
         self.grads = [cell.grad for cell in self.params]
-        self.packs = {cell.pack for cell in found if cell.pack is not None}
-        self.stored_grads = list(dict.fromkeys(g if g.pack is None else g.pack.cell for g in self.grads))
+        self.packs = _packs(found)
+        self.stored_grads = _stored_grads(self.grads)
         self.all: list[Cell] = []
         self.objects = objects  # the ids of the modules in the tree
         self.watched: list[tuple[Any, str]] = []  # containers whose plain original someone may change
@@ -92,6 +92,18 @@ class Walk:
         if not self.all:
             self.all = list(dict.fromkeys([*self.cells, *(c.grad for c in self.cells if c.grad is not None)]))
         return self.all
+
+
+def _packs(found: list[Cell]) -> list[Any]:
+    """The packs that the cells, and their gradients, are views of."""
+    return [(cell.pack, cell.grad and cell.grad.pack) for cell in found]
+
+
+def _stored_grads(grads: list[Cell]) -> list[Cell]:
+    """What to set to zero them: a packed cell for all views of a pack, other cells for themselves."""
+    mine = set(grads)
+    whole = {grad.pack for grad in grads if grad.pack is not None and mine.issuperset(grad.pack.places)}
+    return list(dict.fromkeys(grad.pack.cell if grad.pack in whole else grad for grad in grads))
 
 
 class Walker:
@@ -212,8 +224,7 @@ def _rewalk(obj: Any) -> Walk:
     facts = tuple([(cell.kind, cell.trainable, cell.encoding) for cell in walker.cells])
     spec = _canonical(Spec(node, facts, tuple(walker.paths)))
     old = obj._walk
-    packs = {cell.pack for cell in walker.cells if cell.pack is not None}
-    same = old is not None and old.spec is spec and old.packs == packs
+    same = old is not None and old.spec is spec and old.packs == _packs(walker.cells)
     if same and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
         old.version, old.objects, old.watched = version, set(walker.objects), walker.watched
         return old

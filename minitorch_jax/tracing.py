@@ -11,7 +11,7 @@ import types
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.extend import core as jax_core
@@ -240,8 +240,8 @@ class Shortcut:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
         if len(args) != self.count or self.watch.rebound():
             return False
-        stream: Any = self.stream
-        if stream is not None and (stream is not random.local.stream or stream.cell.value.sharding != self.sharding):
+        stream, current = self.stream, cast(Any, random.local.stream)
+        if stream is not None and (stream is not current or current.cell.value.sharding != self.sharding):
             return False
         for place, reference in self.objects:
             if reference() is not args[place]:
@@ -326,7 +326,7 @@ class Program:
         self.name, self.purpose, self.compilations = function.name, function.purpose, function.compilations
         self.num_donated = num_donated  # of the data, the first ones
         self.layout = Layout(lifted)
-        stored = self.layout.stored
+        stored, self.layout.stored = self.layout.stored, []  # which would keep the first model alive
         self.trainable = [self.differentiates and cell.trainable for cell in stored]
         self.places = placement(stored)
         self.calls_back, self.wraps = traced.calls_back, traced.wraps
@@ -343,15 +343,16 @@ class Program:
         if packs:
             values = dict(zip(traced.written, traced.shapes[1], strict=True))
             for j in packs:
-                views = packs[j][0]
-                if j in dropped and all(values.get(i) is None for i in views):
+                views, whole = packs[j].views, packs[j].whole
+                covered = whole and set(views) <= {*traced.written, *traced.dropped}
+                if j in dropped and covered and all(values.get(i) is None for i in views):
                     written.discard(j)  # no gradient of the pack is given out
                 elif j in dropped:  # some are: then all
                     self.purpose = self.purpose.keeping_grads()
                     self.now.traced = None
                     dropped.discard(j)
                     written.add(j)
-                if j in written and not set(views) <= set(traced.written):
+                if j in written and not covered:
                     used.add(j)
         return Partition(used, written, dropped, self.trainable)
 
@@ -501,7 +502,8 @@ class Function:
         """Data that may be used up; copies of what our cells hold themselves."""
         if not donated:
             return []
-        ours = {id(cell.value) for cell in binding.stored}
+        packs = {cell.pack for cell in binding.cells if cell.pack is not None}
+        ours = {id(cell.value) for cell in binding.stored} | {id(part) for pack in packs for part in pack.parts()}
         return [jax.numpy.copy(array) if id(array) in ours else array for array in donated]
 
     def _bind(

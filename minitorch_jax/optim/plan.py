@@ -51,14 +51,14 @@ class Plan:
         self.owned = [*self.params, *(c for unit in singles for c in unit.state), opt._steps]
         self._keys = [
             (type(opt), tuple(opt._flags.items()), tuple(opt._hyper.schedules.items()), opt._hyper.layout),
-            (len(order), placement(self.owned)),
+            len(order),
         ]
-        self.update = _update_for(self._key(singles, len(self.params)))[1]
+        self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
 
-    def _key(self, units: list[Unit], num_native: int) -> Any:
+    def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         trees, positions = tuple([unit.tree for unit in units]), tuple([unit.positions for unit in units])
-        return (*self._keys[0], num_native, trees, positions, *self._keys[1])
+        return (*self._keys[0], num_native, trees, positions, self._keys[1], placement(owned))
 
     def compile(self, opt: Any) -> None:
         """Make the pipeline of a step outside of traces, which takes packed parameters as one."""
@@ -66,10 +66,11 @@ class Plan:
         native = [unit for unit in units if unit.grad is not None]
         owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), opt._steps]
         grads = [unit.grad for unit in native]
-        compiled, update = _update_for(self._key(units, len(native)))
+        key = self._key(units, len(native), owned)
+        compiled, update = _update_for(key)
         self.held, self.held_grads = stored_cells(owned), stored_cells(grads)
         if self.held != owned or self.held_grads != grads:
-            compiled = _packed_update_for(self._key(units, len(native)), update, owned, grads)
+            compiled = _packed_update_for(key, update, owned, grads)
         self.compiled = compiled
         self.pipeline = Pipeline(compiled, self.held, self.held)
 

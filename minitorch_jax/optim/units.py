@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import cell as cells
 from ..cell import Cell
-from ..pack import Layout, Pack, make_pack
+from ..pack import Layout, Pack, compact, make_pack
 
 
 class Unit:
@@ -25,6 +25,9 @@ def make_units(opt: Any, params: Sequence[Cell], extra: Sequence[Cell]) -> list[
     """The units of an optimizer, `params` first; states are packed as their parameters are, or unpacked."""
     order = {cell: i for i, cell in enumerate(opt._order)}
     mine = set(params)
+    for pack in {cell.pack for cell in params if cell.pack is not None}:
+        if pack.has_holes():
+            compact(pack)
     packs = {cell.pack for cell in params if cell.pack is not None}
     flat = {pack for pack in packs if set(pack.places) <= mine and _is_elementwise(opt, pack, order)}
     units = []
@@ -62,9 +65,13 @@ def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
     """One part of the state of a pack's parameters, packed in the same places."""
     known = parts[0].pack
     places = [pack.places[view] for view in views]
-    if known is None or any(
-        part.pack is not known or known.places[part].start != place.start
-        for part, place in zip(parts, places, strict=True)
+    if (
+        known is None
+        or known.length != pack.length
+        or any(
+            part.pack is not known or known.places[part].start != place.start
+            for part, place in zip(parts, places, strict=True)
+        )
     ):
         for part in parts:
             if part.pack is not None:
