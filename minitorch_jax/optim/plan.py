@@ -49,16 +49,14 @@ class Plan:
             tree, state = opt._state[cell]
             singles.append(Unit(cell, cell.grad, tree, state, (order[cell],)))
         self.owned = [*self.params, *(c for unit in singles for c in unit.state), opt._steps]
-        self._keys = [
-            (type(opt), tuple(opt._flags.items()), tuple(opt._hyper.schedules.items()), opt._hyper.layout),
-            len(order),
-        ]
+        self._rule = type(opt), tuple(opt._flags.items()), tuple(opt._hyper.schedules.items()), opt._hyper.layout
+        self._num_steps = len(order)
         self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         trees, positions = tuple([unit.tree for unit in units]), tuple([unit.positions for unit in units])
-        return (*self._keys[0], num_native, trees, positions, self._keys[1], placement(owned))
+        return (*self._rule, num_native, trees, positions, self._num_steps, placement(owned))
 
     def compile(self, opt: Any) -> None:
         """Make the pipeline of a step outside of traces, which takes packed parameters as one."""
@@ -85,7 +83,10 @@ def make_plan(opt: Any) -> Plan:
     if not native and not extra:
         raise ValueError(f"{type(opt).__name__}: the modules hold no parameters, so there is nothing to train")
     _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign)
-    return Plan(opt, native, foreign, version)
+    plan = Plan(opt, native, foreign, version)
+    if cells.at_top_level() and cells.local.frame is None and any(cell.pack is not None for cell in plan.params):
+        plan.compile(opt)  # now, so that compiled code, too, finds the state packed
+    return plan
 
 
 def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
