@@ -460,6 +460,8 @@ def substituted(
         deque(map(store, cells, values), 0)
         out = run(frame)
         new = list(map(get_value, cells))
+        if frame.parent is not None:
+            frame.parent.own.update(frame.own)  # what was made in this run is no stranger to the one around it
         failed = False
     finally:
         try:

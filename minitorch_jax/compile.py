@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from typing import Any, NamedTuple
@@ -57,6 +58,11 @@ class _Options(NamedTuple):
     donate_nums: frozenset[int] = frozenset()
     donate_names: frozenset[str] = frozenset()
     keep_grads: bool = False
+
+    def without_self(self) -> _Options:
+        """The same for a bound method."""
+        static, donate = (frozenset(i - 1 for i in nums) for nums in (self.static_nums, self.donate_nums))
+        return self._replace(static_nums=static, donate_nums=donate)
 
 
 class _Order(NamedTuple):
@@ -154,6 +160,7 @@ def _arranged(fn: Any) -> Callable[..., Any]:
         return fn(*args, **kwargs)
 
     call.__wrapped__ = fn  # type: ignore[attr-defined]
+    call.__module__ = getattr(fn, "__module__", None) or ""  # what it reaches by closure is the user's
     return call
 
 
@@ -166,8 +173,9 @@ def _count_donated(call: Arguments) -> int:
 class _Bounds:
     """Functions compiled for one object, kept in its `__dict__`: they go when it goes, and are not copied with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Any = None) -> None:
         self.by_function = IdMap()
+        self.owner = None if owner is None else weakref.ref(owner)  # a shallow copy has another's
 
     def __reduce__(self) -> Any:
         return _Bounds, ()
@@ -179,13 +187,13 @@ _HELD = "_minitorch_jax_compiled"
 def _bound_to(instance: Any, method: Jitted) -> Jitted:
     held_by = getattr(instance, "__dict__", None)
     if held_by is None:
-        return Jitted(types.MethodType(method.__wrapped__, instance), method._options)
+        return Jitted(types.MethodType(method.__wrapped__, instance), method._options.without_self())
     bounds = held_by.get(_HELD)
-    if bounds is None:
-        bounds = held_by[_HELD] = _Bounds()
+    if bounds is None or bounds.owner is None or bounds.owner() is not instance:
+        bounds = held_by[_HELD] = _Bounds(instance)
     found: Jitted | None = bounds.by_function.get(method)
     if found is None:
-        found = Jitted(types.MethodType(method.__wrapped__, instance), method._options)
+        found = Jitted(types.MethodType(method.__wrapped__, instance), method._options.without_self())
         bounds.by_function.set(method, found)
     return found
 
@@ -326,7 +334,8 @@ def scan(
         raise TypeError(f"mt.scan takes a function, not {fn!r}")
     if not at_top_level() or cells.local.frame is not None:
         return _scan(fn, stacked, length, unroll, keep_grads)
-    key = length, unroll, keep_grads
+    empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
+    key = length, unroll, keep_grads, empty
     if key not in _scans:
         _scans[key] = Functions(partial(_make_scan, keep_grads))
     function: Function = _scans[key].get(fn)
@@ -335,6 +344,7 @@ def scan(
         return _scan(fn, stacked, length, unroll, keep_grads)
 
     target.__wrapped__ = fn  # type: ignore[attr-defined]
+    target.__module__ = getattr(fn, "__module__", None) or ""  # what it reaches by closure is the user's
     (out,), binding = function.run(target, stacked, {})
     return unwrap_output(out, _objects(function, target, stacked)) if binding.program.wraps else out
 
@@ -414,7 +424,7 @@ def _length(arrays: list[Any], length: int | None) -> int:
     if any(array.ndim == 0 for array in arrays):
         raise ValueError("mt.scan runs over the leading axis, and a scalar has none: capture it, or stack it")
     lengths = {array.shape[0] for array in arrays} | ({length} if length is not None else set())
-    if len(lengths) != 1:
+    if len(lengths) != 1 or min(lengths) < 0:
         found = ", ".join(str(array.shape) for array in arrays) or "no arrays"
         asked = "" if length is None else f" and length={length}"
         raise ValueError(f"mt.scan needs one leading axis common to all its arrays, or a length; got {found}{asked}")

@@ -48,7 +48,7 @@ def placement(cells: Sequence[Cell]) -> Placement:
     """Where the cells' arrays are. XLA would give results whichever sharding it likes; ours stay where they were."""
     found: list[Any] = []
     for cell in cells:
-        if cell.pack is not None:
+        if cell.pack is not None or cell.kind not in ("parameter", "buffer", "state"):  # others follow them
             found.append(None)
             continue
         known = isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
@@ -169,7 +169,8 @@ class Pipeline:
         held = [i for i, value in enumerate(values) if isinstance(value, jax.Array)]
         for i, copied in zip(held, fresh_copies([values[i] for i in held]), strict=True):
             values[i] = copied
-        return self._await(self.compiled.donating, [*values, *donated], others)
+        compiled = self.compiled.keeping if is_debugging() else self.compiled.donating
+        return self._await(compiled, [*values, *donated], others)
 
     def _run_slowly(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
         return self._await(self.compiled.keeping, [*map(get_value, self.owned), *donated], others)

@@ -436,7 +436,7 @@ class Function:
         self.lock = threading.RLock()
         self.latest = _Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
-        self.look(fn)
+        self.watch: Any = None  # made at the first call: names may be bound after the function is defined
 
     def look(self, fn: Callable[..., Any]) -> None:
         """Find by name what `fn` reaches by closure."""
@@ -473,12 +473,15 @@ class Function:
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells
+        results: Any = None
         try:
             results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
         except Repartition:
-            return self._run_slowly(fn, args, kwargs)
+            pass
         finally:
             now.traced = now.call = None
+        if results is None:
+            return self._run_slowly(fn, args, kwargs)
         self.compilations.explain()
         return results, binding
 
@@ -532,7 +535,7 @@ class Function:
 
     def add_reached(self, args: Arguments) -> None:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
-        if self.watch.rebound():
+        if self.watch is None or self.watch.rebound():
             self.look(args.fn)
         args.objects += self.reached
         stream = random.current()
@@ -551,6 +554,17 @@ class Function:
             if program is None:
                 before = len(args.objects)
                 traced, lifted = trace_with_all(args, self.purpose, self.met)
+                if self.met:
+                    self.look(args.fn)  # by now it may be found by name
+                    if {id(ref()) for ref in self.met} <= {id(obj) for obj in self.reached}:
+                        self.met = []
+                        args.objects[:] = [
+                            *args.objects[: args.template.count(OBJECT)],
+                            *self.reached,
+                            random.current(),
+                        ]
+                        traced, lifted = trace_with_all(args, self.purpose, self.met)
+                        before = -1
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
                     lifted, alias = self._unique(walks)

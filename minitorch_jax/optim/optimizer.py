@@ -484,8 +484,9 @@ class Optimizer(Stateful):
                 lost = cells.held(grad) is cells.CONSUMED
                 value = None if lost else cells.gradient(grad)
                 # no value stands for a gradient that is not there any more, but NaN shows wherever it is used
-                filled = jnp.full_like(param.value, jnp.nan if lost else 0) if value is None else value
-                made[grad] = filled
+                if value is None:
+                    value = _nan_like(param.value) if lost else jnp.zeros_like(param.value)
+                made[grad] = value
         return [made.get(c, c.value) for c in walk.cells]
 
     @classmethod
@@ -506,6 +507,12 @@ class Optimizer(Stateful):
 def _number(count: Any) -> Any:
     """A count as an integer; those of an ensemble as an array."""
     return int(count) if count.ndim == 0 else count
+
+
+def _nan_like(value: Any) -> Any:
+    """NaN of an array's shape, made where JAX's debugging switches do not object."""
+    nan = np.full(value.shape, np.nan, value.dtype)
+    return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
 
 
 def _is_reached(grad: Cell) -> bool:
