@@ -89,7 +89,7 @@ def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
         else:  # jax.jit and others wrap functions in objects
             fn = fn.__wrapped__
     code = getattr(fn, "__code__", None)
-    library = (fn.__module__ or "").partition(".")[0]
+    library = (getattr(fn, "__module__", None) or "").partition(".")[0]
     if code is None or (library in _LIBRARIES and library != "builtins"):  # (code run by `exec` is in "builtins")
         return
     for variable in fn.__closure__ or ():
