@@ -90,7 +90,9 @@ def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
             fn = fn.__wrapped__
     code = getattr(fn, "__code__", None)
     library = (getattr(fn, "__module__", None) or "").partition(".")[0]
-    if code is None or (library in _LIBRARIES and library != "builtins"):  # (code run by `exec` is in "builtins")
+    if code is None or (
+        library in _LIBRARIES and not code.co_filename.startswith("<")
+    ):  # (typed in, or by `exec`: not one)
         return
     for variable in fn.__closure__ or ():
         value = _contents(variable)
