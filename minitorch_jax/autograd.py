@@ -179,7 +179,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     function = _accumulating[has_aux].get(loss_fn)
     if at_top_level():
         (loss, aux), _ = function.run(loss_fn, args, kwargs)
-        return (loss, unwrap_output(aux, _objects(function, loss_fn, args, kwargs))) if has_aux else loss
+        return (loss, unwrap_output(aux, objects_of(function, loss_fn, args, kwargs))) if has_aux else loss
     loss, aux, grads, objects = _inline(function, Arguments(loss_fn, args, kwargs), True)
     for param, new in grads.items():
         if param.grad is not None:
@@ -188,7 +188,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     return (loss, unwrap_output(aux, objects)) if has_aux else loss
 
 
-def _objects(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def objects_of(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The modules of a call, as its trace numbered them."""
     call = Arguments(fn, args, kwargs)
     function.add_reached(call)
@@ -264,7 +264,7 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
             program: Any = binding.program
             parts = program.train_parts(binding.partition)
             by_cell = {binding.cells[i]: g for i, g in zip(parts, grads, strict=True) if i in program.read}
-            objects = _objects(function, inner, args, kwargs)
+            objects = objects_of(function, inner, args, kwargs)
         else:
             loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)
         gradients = _as_modules(objects, by_cell)

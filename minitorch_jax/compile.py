@@ -17,7 +17,7 @@ import numpy as np
 from . import cell as cells
 from . import closures, random
 from .arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
-from .autograd import paths_of, touch_all
+from .autograd import objects_of, paths_of, touch_all
 from .cell import CONSUMED, Cell, at_top_level, held
 from .containers import holds_state
 from .stateful import IdMap
@@ -138,9 +138,7 @@ class Jitted:
         return (Fixed(order), Fixed(count), *(value for _, value in named)), {}
 
     def _unwrap(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Arguments(self._target, args, kwargs)
-        self._function.add_reached(call)
-        return unwrap_output(out, call.objects)
+        return unwrap_output(out, objects_of(self._function, self._target, args, kwargs))
 
     def _warn_of_met(self) -> None:
         self._warned = True
@@ -209,7 +207,7 @@ def jit(
 ) -> Any:
     """Compile a function that reads and changes modules, optimizers and random streams into one XLA program.
 
-    The body is ordinary eager code: `opt.zero_grad()`, `mt.backward`, `opt.step()`, `model.train()` by its result. What
+    The body is ordinary eager code: `opt.zero_grad()`, `mt.backward`, `opt.step()`. What
     it uses may come as arguments (anywhere in a pytree) or by closure. Results are those of the eager code to the
     rounding of XLA's fusion, and happen wholly or not at all. Inside another `mt.jit`, or a plain JAX transform, the
     function is part of that.
@@ -346,7 +344,7 @@ def scan(
     target.__wrapped__ = fn  # type: ignore[attr-defined]
     target.__module__ = getattr(fn, "__module__", None) or ""  # what it reaches by closure is the user's
     (out,), binding = function.run(target, stacked, {})
-    return unwrap_output(out, _objects(function, target, stacked)) if binding.program.wraps else out
+    return unwrap_output(out, objects_of(function, target, stacked, {})) if binding.program.wraps else out
 
 
 _scans: dict[Any, Functions] = {}
@@ -357,12 +355,6 @@ def _make_scan(keep_grads: bool, fn: Any) -> Function:
     function = Function(fn, _WholeProgram, purpose)
     function.name = function.compilations.name = f"scan of {function.name}"
     return function
-
-
-def _objects(function: Function, target: Any, args: tuple[Any, ...]) -> list[Any]:
-    call = Arguments(target, args, {})
-    function.add_reached(call)
-    return call.objects
 
 
 def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool) -> Any:
