@@ -45,17 +45,11 @@ class _GradientProgram(Program):
     differentiates = True
     accumulate = False
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.read: set[int] = set()  # parameters that the loss has used, views one by one
-
     def group(self, stored: list[Cell], part: Partition) -> Any:
         train = [stored[j] for j in part.train]
         if not train:
             raise _no_parameter(self.name, stored)
         grads = [cell.grad for cell in train] if self.accumulate else []
-        for grad in grads:
-            grad.reached = True
         owned = [*grads, *(stored[j] for j in part.owned)]
         return [*grads, *(stored[j] for j in part.written)], owned, (), train, [stored[j] for j in part.rest]
 
@@ -74,7 +68,7 @@ class _GradientProgram(Program):
         old = self.stored_values(part, *args)
         values = self.values_of([None] * len(self.layout.of), part, *args)
         parts = self.train_parts(part)
-        self.read |= {i for i in parts if i in traced.used or self.layout.places[i] is None}
+        self.reaches |= {i for i in parts if i in traced.used or self.layout.places[i] is None}
         (loss, aux, written), grads = _value_and_grad(traced, values, data, parts)
         changed = self.new_values(part, traced, written, old)
         if self.accumulate:
@@ -263,7 +257,7 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
             (loss, aux, grads), binding = function.run(inner, args, kwargs)
             program: Any = binding.program
             parts = program.train_parts(binding.partition)
-            by_cell = {binding.cells[i]: g for i, g in zip(parts, grads, strict=True) if i in program.read}
+            by_cell = {binding.cells[i]: g for i, g in zip(parts, grads, strict=True) if i in program.reaches}
             objects = objects_of(function, inner, args, kwargs)
         else:
             loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)

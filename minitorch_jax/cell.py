@@ -432,6 +432,9 @@ def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell
                 packed.setdefault(cell.pack, []).append((cell, value))
                 continue
         plain.append((cell, value))
+    for pack in [pack for pack, new in packed.items() if pack.splits(new)]:
+        pack.dissolve()
+        plain += packed.pop(pack)
     plain += [(pack.cell, pack.with_parts(new)) for pack, new in packed.items()]
     return [cell for cell, _ in plain], [value for _, value in plain]
 

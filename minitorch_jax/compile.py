@@ -28,8 +28,6 @@ class _WholeProgram(Program):
     """Everything that a function does."""
 
     def group(self, stored: list[Cell], part: Partition) -> Any:
-        for j in (*part.written, *part.dropped):
-            stored[j].reached = True
         written, owned, dropped = ([stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped))
         return written, owned, dropped, [stored[j] for j in part.rest]
 
@@ -41,6 +39,8 @@ class _WholeProgram(Program):
         owned, rest, data = args
         values = self.values_of([None] * len(self.layout.of), part, *args)
         out, written = traced(values, data)
+        given = [i for i, shape in zip(traced.written, traced.shapes[1], strict=True) if shape is not None]
+        self.reaches |= self.gradients.intersection([*given, *traced.dropped])
         stored = self.new_values(part, traced, written, self.stored_values(part, *args))
         flat, tree = jax.tree.flatten(out)
         all_out = unaliased([*stored, *flat], jax.tree.leaves((owned, rest, data)))
@@ -400,7 +400,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         label = paths.get(lifted[i], "a gradient")
         cells.check_writable(lifted[i], label, call.objects[0])
     for i, value in changes.items():
-        lifted[i].reached = True
+        lifted[i].reached = lifted[i].reached or value is not None
         cells.write(lifted[i], value, paths.get(lifted[i], "a gradient"), call.objects[0])
     return unwrap_output(out, call.objects)
 

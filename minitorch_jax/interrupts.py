@@ -15,7 +15,7 @@ from typing import Any
 
 _previous: Any = None  # the handler that `defer` replaced; only the main thread reads or writes these
 _noted: list[tuple[int, FrameType | None]] = []
-_held = False
+_depth = 0  # of blocks of `held`
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -37,7 +37,7 @@ def release() -> None:
     global _previous
     if _previous is None:
         return
-    if not _held and threading.current_thread() is threading.main_thread():
+    if not _depth and threading.current_thread() is threading.main_thread():
         handler, _previous = _previous, None
         signal.signal(signal.SIGINT, handler)
         if _noted:
@@ -46,16 +46,20 @@ def release() -> None:
             handler(number, frame)
 
 
-def hold() -> None:
-    """`defer`, until `let_go`: for what is stored in more than one call (arrays of NumPy modules)."""
-    global _held
-    defer()
-    _held = threading.current_thread() is threading.main_thread() or _held
+class _Held:
+    """`with held:` puts a Ctrl-C off to the end of the outermost block, for what is stored in more than one call."""
+
+    def __enter__(self) -> None:
+        global _depth
+        defer()
+        if threading.current_thread() is threading.main_thread():
+            _depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        global _depth
+        if threading.current_thread() is threading.main_thread():
+            _depth -= 1
+            release()
 
 
-def let_go() -> None:
-    """Undo `hold`."""
-    global _held
-    if threading.current_thread() is threading.main_thread():
-        _held = False
-        release()
+held = _Held()

@@ -168,6 +168,7 @@ class Module(Stateful):
         if old.kind != new.kind:
             raise ValueError(f"{name} is a {old.kind} and {other_name} a {new.kind}: tie two of a kind")
         mine._restructure(f"{type(mine).__name__}.{name}")
+        release(old)
         mine._cells[name] = new
 
     def _holder(self, path: str) -> tuple[Module, str]:
@@ -291,7 +292,7 @@ class Module(Stateful):
             else:
                 cells.clear(walk.stored_grads)
             return
-        grads = [c.grad for c in walk.params if c.trainable or c.grad.value is not None]
+        grads = [c.grad for c in walk.params if c.trainable or cells.held(c.grad) is not None]
         for grad in grads:
             cells.check_writable(grad, f"the gradient of a {type(self).__name__}", self)
         cells.clear(grads)

@@ -94,7 +94,7 @@ class Pack:
         found = self._parts[1].get(view)
         if found is None:
             place = self.places[view]
-            with jax.ensure_compile_time_eval():
+            with interrupts.held, jax.ensure_compile_time_eval():
                 found = self._parts[1][view] = _part(flat, place.start, place.shape)
         return found
 
@@ -107,57 +107,56 @@ class Pack:
         return sum(place.size for place in self.places.values()) < self.length
 
     def with_parts(self, new: Iterable[tuple[Cell, Any]]) -> Any:
-        """The flat array with other values for some views."""
+        """What to store for other values of some views (arrays; None for zeros), if they do not split the pack."""
         flat = self.cell.value
         pairs = [(self.places[view], value) for view, value in new]
-        absent = all(value is None for _, value in pairs)
-        if absent and (flat is None or len(pairs) == len(self.places)):
+        if all(value is None for _, value in pairs) and (flat is None or len(pairs) == len(self.places)):
             return None
-        if all(value is CONSUMED for _, value in pairs) and len(pairs) == len(self.places):
+        if any(value is CONSUMED for _, value in pairs):
             return CONSUMED
-        with jax.ensure_compile_time_eval():
-            if not isinstance(flat, jax.Array):
-                flat = jnp.full(self.length, _fill(flat), self.dtype)
+        with interrupts.held, jax.ensure_compile_time_eval():
+            if flat is None:
+                flat = jnp.zeros(self.length, self.dtype)
             for place, value in pairs:
-                value = value if isinstance(value, jax.Array) else jnp.full(place.shape, _fill(value), self.dtype)
+                value = jnp.zeros(place.shape, self.dtype) if value is None else value
                 flat = _replaced(flat, place.start, value)
         return flat
+
+    def splits(self, new: Sequence[tuple[Cell, Any]]) -> bool:
+        """Whether storing these values would leave some gradients of the pack CONSUMED, and others not."""
+        whole = len(new) == len(self.places)
+        values = [value for _, value in new] if whole else [*(value for _, value in new), self.cell.value]
+        return 0 < sum(value is CONSUMED for value in values) < len(values)
 
     def release(self, view: Cell) -> None:
         """Give a cell its own array again."""
         value = view.value
-        interrupts.hold()
-        try:
+        with interrupts.held:
             view.__class__ = Cell
             view.pack = None
             store(view, value)
             view.lent = True  # the part may have been handed out
-            view.reached = view.reached or self.cell.reached
             del self.places[view]
             cells.structure_changed()
-        finally:
-            interrupts.let_go()
 
     def release_both(self, view: Cell) -> None:
         """Release a parameter with its gradient, given either."""
         start, params = self.places[view].start, self.params or self
         release(next(cell for cell, place in params.places.items() if place.start == start))
 
-
-def _fill(value: Any) -> float:
-    """What stands for a gradient in an array: zeros, or, for one that is not there any more, what shows when it is used."""
-    return float("nan") if value is CONSUMED else 0.0
+    def dissolve(self) -> None:
+        """Release all parameters with their gradients."""
+        with interrupts.held:
+            for view in list((self.params or self).places):
+                release(view)
 
 
 def release(cell: Cell) -> None:
     """Take a cell, and its gradient, out of their packs."""
-    interrupts.hold()
-    try:
+    with interrupts.held:
         for view in (cell, cell.grad):
             if view is not None and view.pack is not None:
                 view.pack.release(view)
-    finally:
-        interrupts.let_go()
 
 
 def make_pack(parts: Sequence[Cell], places: Sequence[Place], length: int, dtype: Any, kind: str) -> Pack:
@@ -168,8 +167,7 @@ def make_pack(parts: Sequence[Cell], places: Sequence[Place], length: int, dtype
     if arrays or len({id(value) for value in values}) > 1:
         whole = np.zeros(length, dtype)
         for value, place in zip(values, places, strict=True):
-            array = isinstance(value, jax.Array)
-            whole[place.start : place.end] = np.asarray(value).reshape(-1) if array else _fill(value)
+            whole[place.start : place.end] = 0 if value is None else np.asarray(value).reshape(-1)
         committed = [value for value in arrays if value.committed]
         flat = jax.device_put(whole, committed[0].sharding, may_alias=False) if committed else jnp.array(whole)
     elif values and values[0] is CONSUMED:
@@ -192,21 +190,17 @@ def _pack_together(members: Sequence[Cell]) -> None:
     grads = make_pack([cell.grad for cell in members], places, end, dtype, "gradient")
     grads.params = packed
     packed.cell.grad = grads.cell
-    grads.cell.reached = any(cell.grad.reached for cell in members)
 
 
 def compact(pack: Pack) -> None:
     """Pack the views that are left in a pack anew, without holes."""
     views = sorted(pack.places, key=lambda view: pack.places[view].start)
-    interrupts.hold()
-    try:
+    with interrupts.held:
         for view in views:
             release(view)
         if len(views) > 1:
             _pack_together(views)
         cells.structure_changed()
-    finally:
-        interrupts.let_go()
 
 
 def pack(*modules: Any, max_size: int = 1024) -> None:
@@ -242,8 +236,7 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
         ((4, 4), 200)
     """
     params = _parameters("pack", modules)
-    interrupts.hold()
-    try:
+    with interrupts.held:
         for cell in params:
             release(cell)
         groups: dict[Any, list[Cell]] = {}
@@ -251,24 +244,20 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
             value = cell.value
             single = isinstance(value, jax.Array) and isinstance(value.sharding, jax.sharding.SingleDeviceSharding)
             if cell.trainable and single and 0 < value.size <= max_size:
-                groups.setdefault((value.dtype, value.sharding, value.committed), []).append(cell)
+                consumed = cell.grad.value is CONSUMED
+                groups.setdefault((value.dtype, value.sharding, value.committed, consumed), []).append(cell)
         for members in groups.values():
             if len(members) > 1:
                 _pack_together(members)
         cells.structure_changed()
-    finally:
-        interrupts.let_go()
 
 
 def unpack(*modules: Any) -> None:
     """Undo `pack`: every parameter has an array of its own again. Raises as `pack`."""
     params = _parameters("unpack", modules)
-    interrupts.hold()
-    try:
+    with interrupts.held:
         for cell in params:
             release(cell)
-    finally:
-        interrupts.let_go()
 
 
 def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
@@ -286,6 +275,10 @@ def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Programs over packed cells
+
+
+class PartlyConsumed(Exception):  # noqa: N818  # a signal to the caller of the program, never an error of the user's
+    """A program gives some gradients of a pack of which the others are not there any more."""
 
 
 class _Packed:
@@ -331,7 +324,11 @@ class Layout:
         return parts
 
     def joined(self, j: int, changed: Callable[[int], Any], old: Any) -> Any:
-        """The new value of stored cell `j`: `changed(i)` gives a part's new value, or KEPT for what `old` has."""
+        """The new value of stored cell `j`: `changed(i)` gives a part's new value, or KEPT for what `old` has.
+
+        Raises:
+            PartlyConsumed: if it would be a pack of whose gradients some are not there any more.
+        """
         if j not in self.packs:
             new = changed(self.of.index(j) if self.packs else j)
             return old if new is KEPT else new
@@ -345,7 +342,9 @@ class Layout:
 
         def keep(upto: int) -> None:
             if upto > end:
-                kept = old[end:upto] if isinstance(old, jax.Array) else jnp.full(upto - end, _fill(old), dtype)
+                if old is CONSUMED:
+                    raise PartlyConsumed
+                kept = old[end:upto] if isinstance(old, jax.Array) else jnp.zeros(upto - end, dtype)
                 pieces.append(kept)
 
         for i in views:

@@ -48,13 +48,27 @@ def placement(cells: Sequence[Cell]) -> Placement:
     """Where the cells' arrays are. XLA would give results whichever sharding it likes; ours stay where they were."""
     found: list[Any] = []
     for cell in cells:
-        if cell.pack is not None or cell.kind not in ("parameter", "buffer", "state"):  # others follow them
+        if cell.pack is not None or cell.kind not in ("parameter", "packed", "buffer", "state"):  # others follow them
             found.append(None)
             continue
         known = isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
         sharding = cell.value.sharding if known else None
         found.append(sharding if sharding is not None and len(sharding.device_set) > 1 else None)
     return tuple(found) if any(sharding is not None for sharding in found) else ()
+
+
+def join_mesh(cells: Sequence[Cell]) -> None:
+    """Bind arrays that are bound to no device, but lie beside some on a mesh, to all of it: after a call XLA would have."""
+    arrays = [
+        cell for cell in cells if isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
+    ]
+    meshes = [
+        cell.value.sharding.mesh for cell in arrays if isinstance(cell.value.sharding, jax.sharding.NamedSharding)
+    ]
+    loose = [cell for cell in arrays if not cell.value.committed and cell.kind != "hyperparameters"]
+    if loose and meshes and meshes[0].size > 1:
+        whole = jax.sharding.NamedSharding(meshes[0], jax.sharding.PartitionSpec())
+        store_all(loose, jax.device_put([cell.value for cell in loose], whole, may_alias=False))
 
 
 def placed(value: Any, sharding: Any) -> Any:

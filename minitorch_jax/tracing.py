@@ -22,8 +22,8 @@ from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments, Static
 from .cell import Cell, Frame, Unread, get_value, gradients, lendings, structure, structure_changed
 from .containers import holds_state
-from .pack import KEPT, Layout, stored_cells
-from .pipeline import Compiled, Pipeline, is_debugging, placed, placement, repeated
+from .pack import KEPT, Layout, PartlyConsumed, stored_cells
+from .pipeline import Compiled, Pipeline, is_debugging, join_mesh, placed, placement, repeated
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
 
@@ -190,6 +190,19 @@ class Binding:
         stored, owned, dropped, *self.groups = self.program.group(self.stored, self.partition)
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
         self.run_again = repeated(self.pipeline, self.groups)
+        self.mark_reached()
+
+    def mark_reached(self) -> None:
+        """Note of which parameters the program gives gradients."""
+        for i in self.program.reaches:
+            cell = self.cells[i]
+            (cell.grad or cell).reached = True
+
+    def dissolve(self) -> None:
+        """Release the packs of which it has only a part, and whose gradients are not there any more."""
+        for pack in {cell.pack for cell in self.cells if cell.pack is not None}:
+            if pack.cell.value is cells.CONSUMED and not {*pack.places} <= {*self.cells}:
+                pack.dissolve()
 
     def takes(self, cell: Cell) -> bool:
         """Whether the program uses or changes a cell."""
@@ -331,6 +344,8 @@ class Program:
         self.places = placement(stored)
         self.calls_back, self.wraps = traced.calls_back, traced.wraps
         self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
+        self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
+        self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
@@ -456,7 +471,7 @@ class Function:
             try:
                 if (done := short.run(args, settled)) is not None:
                     return done
-            except (FirstRun, Repartition):
+            except (FirstRun, Repartition, ValueError):  # the last: of JAX, that data are on other devices
                 pass
         return self._run_slowly(fn, args, kwargs)
 
@@ -478,10 +493,13 @@ class Function:
             results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
         except Repartition:
             pass
+        except PartlyConsumed:
+            binding.dissolve()
         finally:
             now.traced = now.call = None
         if results is None:
             return self._run_slowly(fn, args, kwargs)
+        binding.mark_reached()
         self.compilations.explain()
         return results, binding
 
@@ -495,7 +513,9 @@ class Function:
         now.call = fn, args, kwargs, reached, binding.cells
         try:
             return binding.pipeline.compiled.donating.lower(owned, others)
-        except Repartition:
+        except (Repartition, PartlyConsumed) as reason:
+            if isinstance(reason, PartlyConsumed):
+                binding.dissolve()
             return self.lower(fn, args, kwargs)
         finally:
             now.traced = now.call = None
@@ -549,6 +569,7 @@ class Function:
     def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
         with self.lock:
             lifted, alias = self._unique(walks)
+            join_mesh(stored_cells(lifted))
             key = self._key(args, walks, lifted, alias)
             program = self.programs.get(key)
             if program is None:

@@ -856,11 +856,15 @@ def test_the_gradient_through_steps_of_training():
     assert_same(opt, after_two_steps(network(KEY), X, Y)[1])
 
 
-def test_training_within_a_loss_that_uses_what_was_trained_loses_nothing():
-    """An inner loop (meta-learning): the trained copy has served its purpose in the loss."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_training_within_a_loss_is_told_unless_what_was_trained_is_returned(kept):
+    """An inner loop (meta-learning): nothing tells it from an update that was forgotten, but handing it on as `aux`."""
     grads = []
-    assert told(lambda: grads.append(jax.grad(lambda *args: after_two_steps(*args)[0])(network(KEY), X, Y))) == []
-    close(grads[0][0].weight, jax.grad(adapted)(list(network(KEY).parameters()), X, Y)[0], 1e-4)
+    loss = after_two_steps if kept else lambda *args: after_two_steps(*args)[0]
+    messages = told(lambda: grads.append(jax.grad(loss, has_aux=kept)(network(KEY), X, Y)))
+    assert (messages == []) is kept
+    found = grads[0][0] if kept else grads[0]
+    close(found[0].weight, jax.grad(adapted)(list(network(KEY).parameters()), X, Y)[0], 1e-4)
 
 
 # -- control flow ------------------------------------------------------------------------------------------------------

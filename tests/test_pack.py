@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -93,7 +94,13 @@ def state(*objects: Any) -> dict[str, Any]:
 
 
 def assert_twins(packed: tuple[Any, ...], plain: tuple[Any, ...], rtol: float = 2e-5) -> None:
-    assert_same(state(*packed), state(*plain), rtol)
+    """The same, but that gradients which were used up may still be there in a pack of which others were not."""
+    mine, theirs = state(*packed), state(*plain)
+    used_up = {name for name, value in theirs.items() if ".grad" in name and np.ndim(value) == 0 and np.isnan(value)}
+    assert mine.keys() == theirs.keys()
+    for name in used_up:
+        del mine[name], theirs[name]
+    assert_same(mine, theirs, rtol)
     assert_alive(*packed)
 
 
@@ -156,7 +163,9 @@ def returned_gradients(model: Any, opt: Any) -> None:
 def jax_gradients(model: Any, opt: Any) -> None:
     for _ in range(2):
         opt.zero_grad()
-        model.accumulate(jax.grad(squared)(model, X, Y))
+        with pytest.warns(mt.DroppedUpdateWarning, match="Layer.count"):
+            model.accumulate(jax.grad(squared)(model, X, Y))
+            gc.collect()
         opt.step()
 
 
@@ -417,6 +426,7 @@ def restructured(how: str, model: Any, opt: Any) -> tuple[Any, Any]:
     ],
 )
 def test_a_step_still_takes_few_arrays(how: str) -> None:
+    """Some more, where parameters have taken different numbers of steps: then they are updated one by one."""
     packed, plain = twins()
     for i, pair in enumerate((packed, plain)):
         steps(*pair)
@@ -425,7 +435,10 @@ def test_a_step_still_takes_few_arrays(how: str) -> None:
             mt.unpack(model)
         steps(model, opt, 3)
         packed, plain = (packed, (model, opt)) if i else ((model, opt), plain)
-    assert num_held(packed[1]) == 4 < num_held(plain[1])
+    one_by_one = how in ("stepped while frozen", "replaced")
+    assert (4 < num_held(packed[1]) if one_by_one else 4 == num_held(packed[1])) and num_held(packed[1]) < num_held(
+        plain[1]
+    )
     assert_twins(packed, plain)
 
 
@@ -871,7 +884,7 @@ def test_tied_before_packing() -> None:
 
 
 def test_tied_after_packing() -> None:
-    packed, plain = twins(skip_nonfinite=True)
+    packed, plain = twins(skip_nonfinite=True, lr=0.01)
     for model, opt in (packed, plain):
         steps(model, opt)
         model.b.tie("weight", model.a, "weight")
@@ -1100,6 +1113,8 @@ def test_parameters_without_elements() -> None:
 
 
 def test_sharded_parameters_stay_out() -> None:
+    """And so do the others, which an optimizer has made join them on their mesh."""
+
     def make() -> Any:
         model = Wide()
         model.large = jax.device_put(model.large, on_mesh(2, "d"))
@@ -1107,14 +1122,14 @@ def test_sharded_parameters_stay_out() -> None:
 
     packed, plain = trainee(make, lr=0.01), trainee(make, lr=0.01)
     mt.pack(packed[0])
-    assert packed[0]._cells["large"].pack is None and packed[0]._cells["last"].pack is not None
+    assert packs(packed[0]) == {None}
     for model, opt in (packed, plain):
         for _ in range(2):
             opt.zero_grad()
             model.accumulate([p * 0.1 for p in model.parameters()])
             opt.step()
         assert model.large.sharding == on_mesh(2, "d")
-        assert len(model.last.sharding.device_set) == 1
+        assert model.last.sharding.is_equivalent_to(on_mesh(2), 1)
     assert_twins(packed, plain)
 
 
@@ -1389,7 +1404,7 @@ def test_with_jax_disable_jit_and_debug_nans() -> None:
 
 
 def lines_of(run: Callable[[], Any], stop: int | None = None) -> int:
-    """How many lines of the packing code `run` executes; with `stop`, a KeyboardInterrupt comes at that one."""
+    """How many lines of the packing code `run` executes; with `stop`, a Ctrl-C comes at that one."""
     count = 0
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
@@ -1399,13 +1414,13 @@ def lines_of(run: Callable[[], Any], stop: int | None = None) -> int:
         if event == "line":
             count += 1
             if count == stop:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
             run()
     finally:
         sys.settrace(before)
@@ -1436,7 +1451,7 @@ def test_an_interrupt_while_packing(what: str) -> None:
     assert total > 10
     for stop in range(1, total + 1, max(total // 8, 1)):
         model, opt = prepared()
-        assert lines_of(act(model, opt), stop) == stop
+        assert lines_of(act(model, opt), stop) >= stop  # at once, or put off
         done = opt.num_steps - 2
         weight = model.weight + 0.0
         model.weight = weight + 1.0
@@ -1680,7 +1695,7 @@ def test_a_layer_of_a_pack_that_is_dropped_is_forgotten() -> None:
         model.a = Layer(2.0)
         steps(model, opt)
         steps(model, opt)
-        assert len(pack.places) == 2
+        assert {len(pack.places), len(model.b._cells["weight"].pack.places)} == {0, 2}  # what is left was packed anew
         mt.pack(model)
         steps(model, opt)
         assert packs(model) != {pack} and num_held(opt) > 0

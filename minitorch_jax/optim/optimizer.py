@@ -189,15 +189,12 @@ class Optimizer(Stateful):
         wide = any(array.dtype == np.float64 for array in arrays)
         with jax.enable_x64(True) if wide else nullcontext():
             values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
-            interrupts.hold()
-            try:
+            with interrupts.held:
                 pipeline = Pipeline(plan.compiled, [*plan.held, *landing], plan.held)
                 pipeline.run((grads, values, arrays, gradients))
                 new = iter([np.asarray(cell.value) for cell in landing])
                 for foreign in plan.foreign:
                     foreign.write([next(new) for _ in foreign.cells])
-            finally:
-                interrupts.let_go()
 
     def _look_for_missing(self, plan: Plan, grads: list[Any]) -> None:
         """Warn of parameters that no loss has read, or of a step without any gradient."""
@@ -212,7 +209,9 @@ class Optimizer(Stateful):
         plan.fresh = False
         unread = zip(plan.paths, plan.grads, grads, strict=True)
         without = [
-            path for path, cell, grad in unread if grad is None and not _is_reached(cell) and path not in self._warned
+            path
+            for path, cell, grad in unread
+            if (grad is None or cell.pack is not None) and not cell.reached and path not in self._warned
         ]
         if without:
             shown = ", ".join(without[:8]) + (f" and {len(without) - 8} more" if len(without) > 8 else "")
@@ -513,11 +512,6 @@ def _nan_like(value: Any) -> Any:
     """NaN of an array's shape, made where JAX's debugging switches do not object."""
     nan = np.full(value.shape, np.nan, value.dtype)
     return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
-
-
-def _is_reached(grad: Cell) -> bool:
-    """Whether any loss has ever given this gradient."""
-    return grad.reached or (grad.pack is not None and grad.pack.cell.reached)
 
 
 def _as_list(modules: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from ..cell import Cell
 from ..live import LiveList
 from ..module import Module
 from ..pack import stored_cells
-from ..pipeline import Compiled, Pipeline, Placement, placed, placement
+from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign
@@ -83,6 +83,9 @@ def make_plan(opt: Any) -> Plan:
     if not native and not extra:
         raise ValueError(f"{type(opt).__name__}: the modules hold no parameters, so there is nothing to train")
     _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign)
+    if cells.at_top_level() and cells.local.frame is None:
+        states = [cell for _, state in opt._state.values() for cell in state]
+        join_mesh(stored_cells([*native, *states, opt._steps]))
     plan = Plan(opt, native, foreign, version)
     if cells.at_top_level() and cells.local.frame is None and any(cell.pack is not None for cell in plan.params):
         plan.compile(opt)  # now, so that compiled code, too, finds the state packed
