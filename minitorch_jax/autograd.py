@@ -14,9 +14,11 @@ import numpy as np
 from . import cell as cells
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, at_top_level, get_value
+from .function import Function, Functions
 from .pipeline import placed
+from .program import Partition, Program
 from .stateful import Walk, build, walk_of
-from .tracing import Function, Functions, Partition, Program, Purpose, Traced, trace_with_all, unaliased
+from .tracing import Purpose, Traced, trace_with_all, unaliased
 
 
 def _check_loss(loss: Any, name: str) -> Any:
@@ -51,22 +53,16 @@ class _GradientProgram(Program):
             raise _no_parameter(self.name, stored)
         grads = [cell.grad for cell in train] if self.accumulate else []
         owned = [*grads, *(stored[j] for j in part.owned)]
-        return [*grads, *(stored[j] for j in part.written)], owned, (), train, [stored[j] for j in part.rest]
-
-    def stored_values(self, part: Partition, *args: Any) -> dict[int, Any]:
-        owned, train, rest, _ = args
-        owned = owned[len(owned) - len(part.owned) :]
-        return dict(zip([*part.owned, *part.train, *part.rest], [*owned, *train, *rest], strict=True))
+        return [*grads, *(stored[j] for j in part.written)], owned, ()
 
     def train_parts(self, part: Partition) -> list[int]:
         """The parameters that the loss is differentiated by, views one by one."""
         chosen = set(part.train)
         return [i for i, j in enumerate(self.layout.of) if j in chosen]
 
-    def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
-        owned, train, rest, data = args
-        old = self.stored_values(part, *args)
-        values = self.values_of([None] * len(self.layout.of), part, *args)
+    def body(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
+        old = self.stored_values(part, owned, read)
+        values = self.values_of([None] * len(self.layout.of), part, owned, read)
         parts = self.train_parts(part)
         self.reaches |= {i for i in parts if i in traced.used or self.layout.places[i] is None}
         (loss, aux, written), grads = _value_and_grad(traced, values, data, parts)
@@ -84,7 +80,7 @@ class _GradientProgram(Program):
                 grads = [placed(grad, self.places[self.layout.of[i]]) for grad, i in zip(grads, parts, strict=True)]
             stored, rest_out = changed, (loss, aux, grads)
         flat, tree = jax.tree.flatten(rest_out)
-        out = unaliased([*stored, *flat], jax.tree.leaves((owned, train, rest, data)))
+        out = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
         return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
 
 

@@ -20,30 +20,26 @@ from .arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
 from .autograd import objects_of, paths_of, touch_all
 from .cell import CONSUMED, Cell, at_top_level, held
 from .containers import holds_state
+from .function import Function, Functions
+from .program import Partition, Program
 from .stateful import IdMap
-from .tracing import Function, Functions, Partition, Program, Purpose, Traced, trace_with_all, unaliased
+from .tracing import Purpose, Traced, trace_with_all, unaliased
 
 
 class _WholeProgram(Program):
     """Everything that a function does."""
 
     def group(self, stored: list[Cell], part: Partition) -> Any:
-        written, owned, dropped = ([stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped))
-        return written, owned, dropped, [stored[j] for j in part.rest]
+        return ([stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped))
 
-    def stored_values(self, part: Partition, *args: Any) -> dict[int, Any]:
-        owned, rest, _ = args
-        return dict(zip([*part.owned, *part.rest], [*owned, *rest], strict=True))
-
-    def body(self, traced: Traced, part: Partition, *args: Any) -> list[Any]:
-        owned, rest, data = args
-        values = self.values_of([None] * len(self.layout.of), part, *args)
+    def body(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
+        values = self.values_of([None] * len(self.layout.of), part, owned, read)
         out, written = traced(values, data)
         given = [i for i, shape in zip(traced.written, traced.shapes[1], strict=True) if shape is not None]
         self.reaches |= self.gradients.intersection([*given, *traced.dropped])
-        stored = self.new_values(part, traced, written, self.stored_values(part, *args))
+        stored = self.new_values(part, traced, written, self.stored_values(part, owned, read))
         flat, tree = jax.tree.flatten(out)
-        all_out = unaliased([*stored, *flat], jax.tree.leaves((owned, rest, data)))
+        all_out = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
         return [*all_out[: len(stored)], jax.tree.unflatten(tree, all_out[len(stored) :])]
 
 

@@ -94,30 +94,19 @@ class Compiled:
         self.keeping = jax.jit(compiled)
 
 
-def repeated(pipeline: Pipeline, groups: Sequence[Sequence[Cell]]) -> Callable[[Any], list[Any]]:
+def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any], list[Any]]:
     """`Pipeline.run` for calls before which all is as it was after the last one, so that nothing is to be compiled either.
 
-    Gives a function of the data; `groups` are the cells whose values come before those. What it needs is in its closure,
+    Gives a function of the data; `read` are the cells whose values come before those. What it needs is in its closure,
     where Python finds it fastest.
     """
     call, stored, owned = pipeline.compiled.donating, pipeline.stored, pipeline.owned
-    first, second = groups[0], groups[-1]
 
-    if len(groups) == 1:
-
-        def run_again(data: Any) -> list[Any]:
-            inputs = list(map(get_value, owned)), (list(map(get_value, first)), data)
-            results = from_iterable(starmap(call, (inputs,)))
-            deque(map(store, stored, results), 0)
-            return list(results)
-
-    else:
-
-        def run_again(data: Any) -> list[Any]:
-            inputs = list(map(get_value, owned)), (list(map(get_value, first)), list(map(get_value, second)), data)
-            results = from_iterable(starmap(call, (inputs,)))
-            deque(map(store, stored, results), 0)
-            return list(results)
+    def run_again(data: Any) -> list[Any]:
+        inputs = list(map(get_value, owned)), (list(map(get_value, read)), data)
+        results = from_iterable(starmap(call, (inputs,)))
+        deque(map(store, stored, results), 0)
+        return list(results)
 
     return run_again
 

@@ -44,8 +44,9 @@ class Compilations:
     def note(self, call: tuple[Any, ...]) -> None:
         """Record that the function is being compiled for `call`, as `tracing` describes one."""
         fn, args, kwargs, reached, lifted = call
-        objects = Arguments(fn, args, kwargs).objects + reached
-        new = _describe(fn, args, kwargs, reached, lifted)
+        arguments = Arguments(fn, args, kwargs)
+        objects = arguments.objects + reached
+        new = _describe(_named_leaves(fn, args, kwargs), arguments.template, objects, lifted)
         self.count += 1
         known = [old for ref, old in self._known if not self.per_object or ref() is objects[0]]
         count = len(known) + 1 if self.per_object else self.count
@@ -85,19 +86,18 @@ def _difference(known: list[Description], new: Description) -> str:
 
 
 def _describe(
-    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reached: list[Any], lifted: list[Any]
+    arguments: Iterator[tuple[str, Any]], template: tuple[Any, ...], objects: list[Any], lifted: list[Any]
 ) -> Description:
     """Every argument and every part of the objects, by name."""
-    call = Arguments(fn, args, kwargs)
     found: Description = {}
     names: dict[int, str] = {}
-    for (name, leaf), code in zip(_named_leaves(fn, args, kwargs), call.template, strict=True):
+    for (name, leaf), code in zip(arguments, template, strict=True):
         if code is OBJECT:
             names.setdefault(id(leaf), name)
         else:
             found[name] = _describe_leaf(leaf) if code is DATA else _short(leaf)
     shown: set[int] = set()
-    for obj in [*call.objects, *reached]:
+    for obj in objects:
         if id(obj) not in shown:
             shown.add(id(obj))
             label = names.get(id(obj), type(obj).__name__)
