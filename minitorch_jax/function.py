@@ -263,7 +263,7 @@ class Function:
                 program = self.programs.get(key)
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
-                    program = self.program(self, traced, lifted, donated)
+                    program = self.program(self.name, self.purpose, self.compilations, traced, lifted, donated)
                     self.programs[key] = program
             binding = Binding(program, walks, lifted)
             bindings = walks[0].bindings

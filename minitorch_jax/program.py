@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -18,11 +18,9 @@ from .arguments import Arguments
 from .cell import Cell, structure_changed
 from .pack import KEPT, Layout, stored_cells
 from .pipeline import Compiled, Pipeline, placed, placement, repeated
+from .recompiles import Compilations
 from .stateful import Walk
-from .tracing import Traced
-
-if TYPE_CHECKING:
-    from .function import Function
+from .tracing import Purpose, Traced
 
 
 class Repartition(Exception):  # noqa: N818
@@ -79,8 +77,16 @@ class Program:
 
     differentiates = False
 
-    def __init__(self, function: Function, traced: Traced, lifted: Sequence[Cell], num_donated: int) -> None:
-        self.name, self.purpose, self.compilations = function.name, function.purpose, function.compilations
+    def __init__(
+        self,
+        name: str,
+        purpose: Purpose,
+        compilations: Compilations,
+        traced: Traced,
+        lifted: Sequence[Cell],
+        num_donated: int,
+    ) -> None:
+        self.name, self.purpose, self.compilations = name, purpose, compilations
         self.num_donated = num_donated  # of the data, the first ones
         self.layout = Layout(lifted)
         stored, self.layout.stored = self.layout.stored, []  # which would keep the first model alive

@@ -56,6 +56,7 @@ def check_png(path: Path) -> None:
     assert width > 2 * height > 1000
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "compare_numpy.py"), "--epochs", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
@@ -174,6 +175,7 @@ def test_times_of_whole_epochs_are_divided_by_their_steps(compare_numpy: Any) ->
     assert (record.first_step, record.warm, record.median_step, record.epoch) == (60.0, [2.0, 0.5, 1.0], 1.0, 4.0)
 
 
+@pytest.mark.slow
 def test_where_the_sides_are_measured(compare_numpy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(compare_numpy, "draw", lambda records, output: drawn.extend(records))

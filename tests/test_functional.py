@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training import Counting
 
 import minitorch_jax as mt
 from minitorch_jax import Buffer, Module, Parameter, nn, optim
@@ -120,17 +121,6 @@ def told(call):
         gc.collect()
     assert all(issubclass(warning.category, mt.DroppedUpdateWarning) for warning in caught), list(map(str, caught))
     return [str(warning.message) for warning in caught]
-
-
-class Counting:
-    """A function, and how often it was traced."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *args):
-        self.calls += 1
-        return self.function(*args)
 
 
 # -- loops -------------------------------------------------------------------------------------------------------------
@@ -248,6 +238,7 @@ def test_tied_and_frozen_parameters_and_buffers_in_functional_loops(loop):
     np.testing.assert_array_equal(model.first.weight, model.second.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("loop", ["scan", "fori_loop", "mt.scan in jit"])
 def test_the_dtypes_of_a_carried_optimizer_do_not_change(loop, dtype):
@@ -343,6 +334,7 @@ def test_gradients_that_our_scan_used_up_are_not_given_out_here_either():
     assert_same(opt, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("compiled", ["jax.jit", "mt.jit", "lax.scan", "vmap"])
 def test_lr_may_be_assigned_within_compiled_code(nesterov, compiled):
@@ -373,6 +365,7 @@ def test_lr_may_be_assigned_within_compiled_code(nesterov, compiled):
     assert_same(opt, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_lr_of_a_whole_ensemble_may_be_assigned(nesterov):
     make = lambda key: optim.SGD([network(key)], lr=0.5, momentum=0.9, nesterov=nesterov)
@@ -476,6 +469,7 @@ def test_a_donated_call_that_fails_while_it_is_traced_uses_nothing_up():
 # -- what comes back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every
 def test_what_comes_back_is_an_optimizer_like_any_other(make):
     opt, _ = jax.jit(step)(make([network(KEY)]), X, Y)
@@ -657,6 +651,7 @@ def test_a_nonfinite_batch_of_one_member_skips_its_step_only():
         assert moved == (i != 1)
 
 
+@pytest.mark.slow
 def test_one_optimizer_and_many_data_become_an_ensemble():
     make = OPTIMIZERS["momentum"]
     opt = make([network(KEY)])
@@ -668,6 +663,7 @@ def test_one_optimizer_and_many_data_become_an_ensemble():
         assert_same(member(ensemble, i), alone)
 
 
+@pytest.mark.slow
 def test_ensembles_of_ensembles():
     make = OPTIMIZERS["momentum"]
     grid = jax.vmap(lambda key: jax.vmap(lambda lr: make([network(key)], lr=lr))(LRS))(KEYS[:2])
@@ -846,6 +842,7 @@ def after_two_steps(model, x, y):
     return mean_error(opt.modules[0], x, y), opt
 
 
+@pytest.mark.slow
 def test_the_gradient_through_steps_of_training():
     model = network(KEY)
     expected = jax.grad(adapted)(list(model.parameters()), X, Y)

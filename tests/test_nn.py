@@ -344,6 +344,7 @@ def test_cross_entropy_where_everything_is_ignored(reduction):
     assert np.isnan(out) == (reduction == "mean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 def test_class_numbers_may_be_of_any_integer_type(dtype, array):
@@ -352,6 +353,7 @@ def test_class_numbers_may_be_of_any_integer_type(dtype, array):
     np.testing.assert_allclose(F.cross_entropy(x, array(target.astype(dtype))), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_losses_keep_the_dtype_of_the_input(dtype):
     x = jnp.asarray(numbers(3, 4)).astype(dtype)

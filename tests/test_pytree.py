@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training import Counting
 
 import minitorch_jax as mt
 from minitorch_jax import Buffer, Module, Parameter, nn, optim
@@ -51,17 +52,6 @@ def assert_close(tree, expected, tolerance=1e-6):
     for a, b in zip(values(tree), values(expected), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
-class Counting:
-    """A function, and how often it was called: inside `jax.jit`, how often it was traced."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *args):
-        self.calls += 1
-        return self.function(*args)
 
 
 def has_tracers(*trees):
@@ -562,6 +552,7 @@ ROUND_TRIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trip", ROUND_TRIPS.values(), ids=ROUND_TRIPS)
 def test_buffers_that_are_not_floating_are_kept_exactly(trip):
     model = trip(Odd())

@@ -369,6 +369,7 @@ def test_a_scan_of_no_steps_draws_nothing(drawn):
     assert drawn() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [eager, jitted, backward, backward_in_jit], ids=lambda way: way.__name__)
 def test_without_compilation_the_numbers_are_the_same(way, drawn, keys):
     with jax.disable_jit():
@@ -537,6 +538,7 @@ def test_rng_of_a_drawn_key_within_compiled_code_gives_others_at_each_call(drawn
     assert len({float(out[0]) for out in found}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_rng_around_compiled_calls(way, drawn, keys):
     model = Noisy(2)
@@ -786,6 +788,7 @@ def functional(opt, key, x, y):
     return opt, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "scan"])
 def test_functional_training_with_a_key_for_each_step(way, batch, drawn):
     made = jax.random.split(jax.random.key(1), 4)
@@ -805,6 +808,7 @@ def test_functional_training_with_a_key_for_each_step(way, batch, drawn):
     assert drawn() == 0
 
 
+@pytest.mark.slow
 def test_our_transforms_within_a_plain_one_draw_from_its_key(batch, drawn):
     def run(opt, key, x, y):
         loss = lambda model, x, y: F.mse_loss(model(x), y)
@@ -832,6 +836,7 @@ def test_our_transforms_within_a_plain_one_draw_from_its_key(batch, drawn):
     assert drawn() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["jax.jit", "mt.backward", "mt.jit"])
 def test_a_checkpoint_with_a_key_recomputes_the_same_masks(way, mlp, batch, mse, drawn):
     class Block(Module):
@@ -1115,6 +1120,7 @@ def test_rng_is_the_threads_own(drawn, keys):
     assert drawn() == 0
 
 
+@pytest.mark.slow
 def test_threads_train_with_dropout_at_the_same_time(mse, batch, drawn):
     def train(number):
         mt.seed(number)
@@ -1137,6 +1143,7 @@ def test_threads_train_with_dropout_at_the_same_time(mse, batch, drawn):
 # -- other generators --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_default_generator():
     code = """
 import jax, jax.numpy as jnp, numpy as np

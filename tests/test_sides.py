@@ -59,7 +59,9 @@ def cases() -> Iterator[Any]:
     for cls in discovered():
         for settings in [{}, *settings_of(cls)]:
             label = ",".join(f"{k}={'schedule' if callable(v) else v}" for k, v in settings.items())
-            yield pytest.param(cls, settings, id=f"{cls.__name__}({label})")
+            quick = (cls, label) == (optim.SGD, "momentum=0.9,nesterov=True,weight_decay=0.01")
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(cls, settings, id=f"{cls.__name__}({label})", marks=marks)
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:

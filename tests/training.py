@@ -51,6 +51,17 @@ class Scale(mt.Module):
         return self.weight * x
 
 
+class Counting:
+    """A function, and how often it was called: inside `jax.jit`, how often it was traced."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.function(*args)
+
+
 def squared(model: Any, x: Any, y: Any) -> Any:
     return ((model(x) - y) ** 2).mean()
 
