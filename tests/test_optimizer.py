@@ -1349,6 +1349,7 @@ def test_what_a_state_dict_holds() -> None:
             "nesterov": True,
             "maximize": False,
             "skip_nonfinite": False,
+            "decay_matrices_only": False,
         },
         "state": {"0.weight": {"step": 1}},
     }
@@ -1699,10 +1700,12 @@ def test_a_rule_is_traced_once_for_all() -> None:
     assert traced == [(1,)] * 2
     assert step(Noted([Point(2.0, 3.0)], lr=1.0)) == -0.5
     assert traced == [(1,), (1,), (2,)]
-    for bad in ((0.5,), 0.5, [0.5, 0.5], (0.5, -1.0), (0.5, np.nan)):
+    opt.betas = [0.5, 0.5]  # as torch takes it
+    assert opt.betas == (0.5, 0.5)
+    for bad in ((0.5,), 0.5, [0.5], (0.5, -1.0), (0.5, np.nan)):
         with pytest.raises(ValueError, match="betas must be"):
             opt.betas = bad
-    assert opt.betas == (0.25, 0.75)
+    assert opt.betas == (0.5, 0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

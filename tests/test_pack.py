@@ -1418,12 +1418,14 @@ def lines_of(run: Callable[[], Any], stop: int | None = None) -> int:
         return trace
 
     before = sys.gettrace()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored, in the background
     sys.settrace(trace)
     try:
         with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
             run()
     finally:
         sys.settrace(before)
+        signal.signal(signal.SIGINT, handler)
     return count
 
 
@@ -1508,6 +1510,7 @@ INTERRUPTS = textwrap.dedent(
         fired[0] = True
         signal.raise_signal(signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, fire)
     for _ in range(3):
         opt.zero_grad(); mt.backward(loss_fn, model); opt.step(); check()

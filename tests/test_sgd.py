@@ -206,11 +206,11 @@ def test_the_signature_is_torchs() -> None:
     left_out = {"foreach", "differentiable", "fused"}  # how torch runs it, not what it does
     theirs = [p for p in theirs if p.name not in left_out]
     assert mine[0].name == "modules" and theirs[0].name == "params"
-    assert [p.name for p in mine[1:]] == [p.name for p in theirs[1:]] + ["skip_nonfinite"]
+    assert [p.name for p in mine[1:]] == [p.name for p in theirs[1:]] + ["options"]
     for a, b in zip(mine[1:-1], theirs[1:], strict=True):
         assert a.kind == b.kind, a.name
         assert a.default == (0.01 if a.name == "lr" else b.default), a.name
-    assert mine[-1].kind is inspect.Parameter.KEYWORD_ONLY and mine[-1].default is False
+    assert mine[-1].kind is inspect.Parameter.VAR_KEYWORD
 
 
 def test_the_signature() -> None:
@@ -223,10 +223,15 @@ def test_the_signature() -> None:
         ("weight_decay", 0),
         ("nesterov", False),
     ]
-    assert [(p.name, p.default) for p in params if p.kind is p.KEYWORD_ONLY] == [
-        ("maximize", False),
-        ("skip_nonfinite", False),
-    ]
+    assert [(p.name, p.default) for p in params if p.kind is p.KEYWORD_ONLY] == [("maximize", False)]
+
+
+@pytest.mark.parametrize("cls", [mt.Optimizer, optim.SGD])
+def test_an_unknown_argument(cls: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f"{cls.__name__}.. got an unexpected keyword argument 'skip_nonfinit'.*`skip_nonfinite`"
+    ):
+        cls([Arrays([np.ones(1, np.float32)])], skip_nonfinit=True)
 
 
 def test_arguments_by_position() -> None:

@@ -1,9 +1,9 @@
-"""The float hyperparameters of an optimizer: one vector in one cell, read and assigned by name."""
+"""The hyperparameters of an optimizer and its groups: numbers in one vector in one cell, flags beside them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,34 +17,76 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Hyperparameters:
-    """Numbers, tuples of numbers, and (for those allowed one) schedules, by name.
+    """Numbers, tuples of numbers, schedules and flags, by name: the optimizer's, and what its groups have of their own.
 
-    The compiled update takes the vector, so a new value never compiles again. A number is read back as it was assigned,
-    for as long as the vector is the one made from it.
+    The compiled update takes the vector, so a new number never compiles again. A number is read back as it was assigned,
+    for as long as the vector is the one made from it. The vector has one part for the optimizer's numbers and, if it
+    has groups, one of the same layout for each of them. A group is given by its index, the optimizer itself by None.
     """
 
-    def __init__(self, owner: str, ranges: Mapping[str, tuple[float, float]], given: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        owner: str,
+        ranges: Mapping[str, tuple[float, float]],
+        given: dict[str, Any],
+        flags: dict[str, Any],
+        own: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.owner, self.ranges = owner, ranges
-        for name, value in given.items():
-            self.check(name, value)
-        self.given = given
-        self.schedules = {name: value for name, value in given.items() if callable(value)}
-        self.layout = _layout(given)
-        self.cell = Cell(_vector(given), "hyperparameters", birth=cells.birth_here())
-        self.exact: Any = self.cell.value  # the vector that `given` was brought into
+        self.given, self.flags, self.own = given, flags, [dict(settings) for settings in own]
+        for settings in (given, *self.own):
+            for name, value in settings.items():
+                if name in given:
+                    self.check(name, value)
+        self.layout, self.width = _layout(given)
+        self.cell = Cell(self._vector(), "hyperparameters", birth=cells.birth_here())
+        self.exact: Any = self.cell.value  # the vector that the numbers were brought into
 
     @classmethod
-    def rebuilt(cls, owner: str, ranges: Any, layout: Any, schedules: dict[str, Any], cell: Cell) -> Hyperparameters:
+    def rebuilt(cls, owner: str, ranges: Any, statics: Any, cell: Cell) -> Hyperparameters:
         """For a copy of an optimizer, around a cell with a leaf in it."""
         self = object.__new__(cls)
-        self.owner, self.ranges, self.layout, self.schedules, self.cell = owner, ranges, layout, schedules, cell
-        self.given = {name: (0.0,) * length if length else 0.0 for name, _, length in layout} | schedules
-        self.exact = None
+        self.owner, self.ranges, self.cell, self.exact = owner, ranges, cell, None
+        (self.layout, self.width), given, flags, own = statics
+        self.given = {name: (0.0,) * length if length else 0.0 for name, _, length in self.layout} | dict(given)
+        self.flags = dict(flags)
+        self.own = [{name: self.given.get(name, 0.0) for name in names} | dict(known) for names, known in own]
         return self
+
+    def statics(self) -> Any:
+        """What of it is part of what a program is compiled for; see `rebuilt`."""
+        own = [(tuple(mine), tuple((k, v) for k, v in mine.items() if self._is_static(k, v))) for mine in self.own]
+        given = tuple((name, value) for name, value in self.given.items() if is_schedule(value))
+        return (self.layout, self.width), given, tuple(self.flags.items()), tuple(own)
+
+    def _is_static(self, name: str, value: Any) -> bool:
+        return name in self.flags or is_schedule(value)
+
+    # -- by group -----------------------------------------------------------------------------------------------------
+
+    def flags_of(self, group: int | None) -> dict[str, Any]:
+        """The flags that hold in a group."""
+        own = self._own(group)
+        return {name: own.get(name, value) for name, value in self.flags.items()}
+
+    def schedules_of(self, group: int | None) -> dict[str, Any]:
+        """The hyperparameters of a group that follow a schedule."""
+        own = self._own(group)
+        values = {name: own.get(name, value) for name, value in self.given.items()}
+        return {name: value for name, value in values.items() if is_schedule(value)}
+
+    def start_of(self, group: int) -> int:
+        """Where a group's part of the vector begins."""
+        return (group + 1) * self.width if self.own else 0
+
+    def _own(self, group: int | None) -> dict[str, Any]:
+        return {} if group is None or not self.own else self.own[group]
+
+    # -- reading and assigning ----------------------------------------------------------------------------------------
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError unless `value` fits hyperparameter `name`."""
-        if (name == "lr" and callable(value)) or isinstance(value, jax.core.Tracer):
+        if is_schedule(value) or isinstance(value, jax.core.Tracer):
             return
         low, high = self.ranges.get(name, (0.0, _LARGEST))
         for item in value if isinstance(value, tuple) else (value,):
@@ -54,57 +96,84 @@ class Hyperparameters:
             except (TypeError, ValueError):
                 number = math.nan
             if not (low <= number <= high):
-                span = f">= {low:g}" if high == _LARGEST else f"in [{low:g}, {high:g}]"
+                span = f">= {low:g}" if high == _LARGEST else f"in [{low:g}, {high:.8g}]"
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
                 raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
 
-    def get(self, name: str, num_steps: Callable[[], Any]) -> Any:
+    def get(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
         """The value now: as it was given, or what a schedule says at `num_steps()`."""
-        if name in self.schedules:
-            return _short(self.schedules[name](num_steps()))
+        own = self._own(group)
+        if name in self.flags:
+            return own.get(name, self.flags[name])
+        value: Any = own.get(name, self.given[name])
+        if is_schedule(value):
+            return _short(value(num_steps()))
         vector = self.cell.value
         if vector is self.exact:
-            return self.given[name]
-        start, length = self._place(name)
+            return value
+        start, length = self._place(name, group)
         if length:
             return tuple(_short(vector[..., start + i]) for i in range(length))
         return _short(vector[..., start])
 
-    def set(self, name: str, value: Any, owner: Any) -> None:
-        """Assign a value; in a trace, to the traced vector."""
+    def stated(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
+        """`get`, but for a schedule, which is given as it is."""
+        return self.schedules_of(group).get(name) or self.get(name, num_steps, group)
+
+    def set(self, name: str, value: Any, owner: Any, group: int | None = None) -> None:
+        """Assign a number or a schedule; in a trace, to the traced vector. A group then has its own."""
         self.check(name, value)
         label = f"{self.owner}.{name}"
-        start, length = self._place(name)
-        if length and (not isinstance(value, tuple) or len(value) != length):
+        _, length = self._place(name, group)
+        if length and not is_schedule(value) and (not isinstance(value, tuple) or len(value) != length):
             raise ValueError(f"{label} must be a tuple of {length} numbers; got {value!r}")
-        if callable(value) or name in self.schedules:
+        own = self.own[group] if group is not None and self.own else self.given
+        restructures = is_schedule(value) or is_schedule(own.get(name)) or name not in own
+        if restructures:
             cells.check_writable(self.cell, label, owner)
-            self.schedules = {k: v for k, v in self.schedules.items() if k != name}
-            self.schedules |= {name: value} if callable(value) else {}
+        if self.cell.value is self.exact and not isinstance(value, jax.core.Tracer):
+            before = dict(own)
+            own[name] = value
+            try:
+                exact = self._vector()
+                cells.write(self.cell, exact, label, owner)
+            except BaseException:
+                own.clear()
+                own.update(before)
+                raise
+            self.exact = exact
+        else:
+            if not is_schedule(value):
+                cells.write(self.cell, self._with(name, value, group), label, owner)
+            if restructures:
+                own[name] = value if is_schedule(value) else (0.0,) * length if length else 0.0
+        if restructures:
             cells.structure_changed()
-        vector = self.cell.value
-        if vector is self.exact and not isinstance(value, jax.core.Tracer):
-            given = {**self.given, name: value}
-            exact = _vector(given)
-            cells.write(self.cell, exact, label, owner)
-            self.given, self.exact = given, exact
-        elif not callable(value):
-            vector = jnp.asarray(vector)
+
+    def set_flag(self, name: str, value: Any, group: int | None) -> None:
+        """Assign a flag that has been checked."""
+        (self.flags if group is None or not self.own else self.own[group])[name] = value
+        cells.structure_changed()
+
+    def _with(self, name: str, value: Any, group: int | None) -> Any:
+        """The vector with another number in a group, or in the optimizer and all groups without one of their own."""
+        vector = jnp.asarray(self.cell.value)
+        followers = [g for g, own in enumerate(self.own) if name not in own] if group is None else []
+        for g in (group, *followers):
+            start, _ = self._place(name, g)
             for i, item in enumerate(value if isinstance(value, tuple) else (value,)):
                 vector = vector.at[..., start + i].set(jnp.asarray(item, vector.dtype))
-            cells.write(self.cell, vector, label, owner)
+        return vector
 
     def numbers(self) -> list[float]:
         """The vector, as exact as it was given."""
-        numbers: list[float] = []
-        for name in self.given:
-            value = 0.0 if name in self.schedules else self.get(name, int)
-            numbers += value if isinstance(value, tuple) else (float(value),)
-        return numbers
+        exact = self.cell.value is self.exact
+        return [float(number) for number in (self._numbers() if exact else np.asarray(self.cell.value))]
 
-    def given_number(self, name: str) -> Any:
+    def given_number(self, name: str, group: int) -> Any:
         """A value that decides about structure (is there a state for momentum?), even where the vector is traced."""
-        return self.get(name, int) if self.is_plain() and name not in self.schedules else self.given[name]
+        value = self._own(group).get(name, self.given[name])
+        return value if is_schedule(value) or not self.is_plain() else self.get(name, int, group)
 
     def is_plain(self) -> bool:
         """Whether the numbers are known, and those of one optimizer."""
@@ -112,8 +181,27 @@ class Hyperparameters:
         plain = isinstance(vector, jax.Array | np.ndarray) and not isinstance(vector, jax.core.Tracer)
         return plain and vector.ndim == 1
 
-    def _place(self, name: str) -> tuple[int, int]:
-        return next((start, length) for key, start, length in self.layout if key == name)
+    def _place(self, name: str, group: int | None) -> tuple[int, int]:
+        start, length = next((start, length) for key, start, length in self.layout if key == name)
+        return start + (0 if group is None else self.start_of(group)), length
+
+    def _numbers(self) -> list[Any]:
+        """The numbers of the optimizer and of each group, one after another."""
+        numbers: list[Any] = []
+        for own in ({}, *self.own):
+            for name, _, length in self.layout:
+                value = own.get(name, self.given[name])
+                if is_schedule(value):
+                    numbers += (0.0,) * max(length, 1)
+                else:
+                    numbers += value if length else (value,)
+        return numbers
+
+    def _vector(self) -> Any:
+        numbers = self._numbers()
+        if any(isinstance(number, jax.core.Tracer) for number in numbers):
+            return jnp.stack([jnp.asarray(number, jnp.result_type(float)) for number in numbers])
+        return jnp.asarray(np.array([float(number) for number in numbers], jnp.result_type(float)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "exact": self.exact is self.cell.value}
@@ -123,23 +211,22 @@ class Hyperparameters:
         self.exact = self.cell.value if state["exact"] else None
 
 
-def _layout(given: Mapping[str, Any]) -> tuple[tuple[str, int, int], ...]:
-    """(name, start, length; 0 for a number) of each in the vector."""
+def is_schedule(value: Any) -> bool:
+    """Whether a value is a function of the step."""
+    return callable(value) and not isinstance(value, type)
+
+
+Layout = tuple[tuple[str, int, int], ...]
+
+
+def _layout(given: Mapping[str, Any]) -> tuple[Layout, int]:
+    """(name, start, length; 0 for a number) of each in a part of the vector, and the length of a part."""
     layout, start = [], 0
     for name, value in given.items():
         length = len(value) if isinstance(value, tuple) else 0
         layout.append((name, start, length))
         start += max(length, 1)
-    return tuple(layout)
-
-
-def _vector(given: Mapping[str, Any]) -> Any:
-    if any(isinstance(value, jax.core.Tracer) for value in given.values()):
-        return jnp.stack([jnp.asarray(value, jnp.result_type(float)) for value in given.values()])
-    numbers: list[float] = []
-    for value in given.values():
-        numbers += (0.0,) if callable(value) else value if isinstance(value, tuple) else (float(value),)
-    return jnp.asarray(np.array(numbers, jnp.result_type(float)))
+    return tuple(layout), start
 
 
 def _short(value: Any) -> Any:

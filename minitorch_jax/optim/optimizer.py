@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path
 
 from .. import cell as cells
 from .. import interrupts
@@ -21,10 +20,19 @@ from ..cell import Cell, at_top_level, get_value, structure
 from ..parameter import checked
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, join
+from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
-from .plan import Plan, make_plan
+from .plan import Plan, field_names, ids_of, make_plan
 
 _CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None}
+
+
+class Options(TypedDict, total=False):
+    """What every optimizer takes by keyword; see `Optimizer`."""
+
+    skip_nonfinite: bool
+    decay_matrices_only: bool
+    master_weights: bool
 
 
 class Optimizer(Stateful):
@@ -42,9 +50,14 @@ class Optimizer(Stateful):
 
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
-            are updated in place.
+            are updated in place; or a list of groups, `{"modules": [...], "lr": ...}`, with settings of their own (see
+            `groups`).
         lr: learning rate, a finite number >= 0, or a function of the step count (0 at the first step).
         skip_nonfinite: leave everything as it is at a step whose gradients are not all finite; `skipped` counts them.
+        decay_matrices_only: leave parameters of fewer than two dimensions (biases, the scales of normalisation layers)
+            out of weight decay.
+        master_weights: keep a float32 copy of parameters of fewer bits (bfloat16, float16), which the steps add up in:
+            otherwise a step smaller than their rounding is lost.
 
     Raises:
         ValueError: if `modules` is empty, reaches a parameter twice, or holds no parameter; if a hyperparameter is out of
@@ -68,7 +81,6 @@ class Optimizer(Stateful):
     elementwise: ClassVar[bool] = (
         True  # whether the rule treats each element by itself; a subclass's, unless it says so
     )
-    modules: list[Any]
     lr: Any
     skip_nonfinite: bool
 
@@ -83,30 +95,57 @@ class Optimizer(Stateful):
                     " serves every optimizer of the class, so what it needs comes in `h`"
                 )
 
-    def __init__(self, modules: Any, lr: Any = 0.01, *, skip_nonfinite: bool = False, **hyperparameters: Any) -> None:
-        settings = {"lr": lr, "skip_nonfinite": skip_nonfinite, **hyperparameters}
+    def __init__(
+        self,
+        modules: Any,
+        lr: Any = 0.01,
+        *,
+        skip_nonfinite: bool = False,
+        decay_matrices_only: bool = False,
+        master_weights: bool = False,
+        **hyperparameters: Any,
+    ) -> None:
+        options = {
+            "skip_nonfinite": skip_nonfinite,
+            "decay_matrices_only": decay_matrices_only,
+            "master_weights": master_weights,
+        }
+        settings = {"lr": lr, **hyperparameters, **options}
+        _check_names(type(self), hyperparameters)
         flags = _flags(type(self), settings)
-        given = {name: value for name, value in settings.items() if name not in flags}
+        given = {name: value for name, value in _tuples(type(self), settings).items() if name not in flags}
+        lists, own = split(type(self).__name__, as_list(modules))
+        own = [self._checked(mine, given, flags) for mine in own]
         steps = Cell(jnp.zeros(2, jnp.int32), "steps", birth=cells.birth_here())
-        self._setup(_as_list(modules), flags, Hyperparameters(type(self).__name__, self._ranges, given), steps)
-        self._validate()
+        self._setup(lists, Hyperparameters(type(self).__name__, self._ranges, given, flags, own), steps)
+        self._validate_now()
         self._plan_now()
 
-    def _setup(self, modules: list[Any], flags: dict[str, Any], hyper: Hyperparameters, steps: Cell) -> None:
+    def _setup(self, lists: list[list[Any]], hyper: Hyperparameters, steps: Cell) -> None:
         """The plain attributes, for `__init__` and for copies."""
         vars(self).update(
-            modules=modules,
-            _flags=flags,
+            _lists=lists,  # the modules of each group; of the optimizer, if it has none
             _hyper=hyper,
             _steps=steps,  # of each parameter in `_order`; after them, steps taken and steps skipped
             _order=[],
             _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
             _foreign=[],  # the modules that are not ours, with the keys of their states
             _warned=set(),
+            _grows=False,  # whether the rule may need more state than before
             **_CACHES,
         )
         object.__setattr__(self, "_birth", cells.birth_state())
         cells.structure_changed()
+
+    def _checked(self, settings: dict[str, Any], given: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+        """A group's own settings, with flags as booleans."""
+        unknown = [name for name in settings if name not in given and name not in flags]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [*given, *flags, "modules"], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join([*given, *flags])}"
+            raise ValueError(f"{type(self).__name__}: a group has {unknown[0]!r}{hint}")
+        own = _tuples(type(self), settings)
+        return own | _flags(type(self), {name: value for name, value in own.items() if name in flags})
 
     # -- the rule -----------------------------------------------------------------------------------------------------
 
@@ -229,10 +268,63 @@ class Optimizer(Stateful):
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
         plan: Plan | None = self._plan
-        if plan is None or plan.version is not structure.version or plan.ids != [*map(id, self.modules)]:
+        if plan is None or plan.version is not structure.version or plan.ids != ids_of(self._lists):
             plan = make_plan(self)
             vars(self)["_plan"] = plan
         return plan
+
+    # -- modules and groups -------------------------------------------------------------------------------------------
+
+    @property
+    def modules(self) -> Any:
+        """The list given to the constructor; with groups, a tuple of the modules of all of them."""
+        lists = self._lists
+        return tuple([m for modules in lists for m in modules]) if self._hyper.own else lists[0]
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups; without any, one that is the optimizer itself."""
+        return tuple([Group(self, i) for i in range(len(self._lists))])
+
+    param_groups = groups  # torch's name
+
+    def add_group(self, group: Mapping[str, Any]) -> None:
+        """Add `{"modules": [...], ...}`, with settings of its own. What was there so far becomes a group, if it is none.
+
+        Raises:
+            ValueError, TypeError: as the constructor; nothing has changed then.
+        """
+        cells.check_restructurable(self._birth, f"{type(self).__name__}.groups", "were changed")
+        before, hyper = self._lists, self._hyper
+        name = type(self).__name__
+        own = [*(hyper.own or [{}]), self._checked(own_settings(group), hyper.given, hyper.flags)]
+        numbers = {key: hyper.stated(key, lambda: self._counts()[0]) for key in hyper.given}
+        owned = [{key: hyper.stated(key, int, g) for key in mine} for g, mine in enumerate(own[:-1])]
+        lists = [*before, group_modules(name, group)]
+        vars(self).update(
+            _lists=lists, _hyper=Hyperparameters(name, self._ranges, numbers, hyper.flags, [*owned, own[-1]])
+        )
+        vars(self)["_plan"] = None
+        try:
+            self._validate_now()
+            self._plan_now()
+        except BaseException:
+            vars(self).update(_lists=before, _hyper=hyper, _plan=None)
+            raise
+        finally:
+            cells.structure_changed()
+
+    def _set_modules(self, value: Any, group: int) -> None:
+        cells.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
+        before = self._lists
+        vars(self)["_lists"] = [*before[:group], as_list(value), *before[group + 1 :]]
+        vars(self)["_foreign"] = [known for known in self._foreign if known.is_as_it_was()]
+        vars(self)["_plan"] = None
+        try:
+            self._plan_now()
+        except BaseException:
+            vars(self)["_lists"] = before
+            raise
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------
 
@@ -240,12 +332,14 @@ class Optimizer(Stateful):
         """Raise ValueError for hyperparameters that do not go together. Called at first and at every assignment."""
 
     def _validate_now(self) -> None:
-        """`_validate`, unless the numbers are traced, or those of an ensemble."""
+        """`_validate` for each group, unless the numbers are traced, or those of an ensemble."""
         if self._hyper.is_plain():
-            self._validate()
+            for group in self.groups if self._hyper.own else (self,):
+                type(self)._validate(group)  # type: ignore[arg-type]  # a Group has the attributes that it reads
 
-    def _get(self, name: str) -> Any:
-        return self._hyper.get(name, lambda: self._counts()[0])
+    def _stated(self, name: str, group: int | None = None) -> Any:
+        """A setting, a schedule as it is."""
+        return self._hyper.stated(name, lambda: self._counts()[0], group)
 
     def _counts(self) -> tuple[Any, Any]:
         """Steps taken and skipped: integers, or for a traced or stacked optimizer arrays."""
@@ -257,14 +351,15 @@ class Optimizer(Stateful):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in self._hyper.given:
-            return self._get(name)
-        if name in self._flags:
-            return self._flags[name]
+        return self._get_setting(name, None)
+
+    def _get_setting(self, name: str, group: int | None) -> Any:
+        if name in self._hyper.given or name in self._hyper.flags:
+            return self._hyper.get(name, lambda: self._counts()[0], group)
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{self._hint(name)}")
 
     def _hint(self, name: str) -> str:
-        known = ["modules", *self._hyper.given, *self._flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
+        known = [*self._hyper.given, *self._hyper.flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
         near = difflib.get_close_matches(name, known, 1)
         return f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known)}"
 
@@ -275,42 +370,56 @@ class Optimizer(Stateful):
             else:
                 vars(self)[name] = value
         elif name == "modules":
-            cells.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
-            before = self.modules
-            vars(self)["modules"] = _as_list(value)
-            vars(self)["_foreign"] = [known for known in self._foreign if known.is_as_it_was()]
-            vars(self)["_plan"] = None
-            try:
-                self._plan_now()
-            except BaseException:
-                vars(self)["modules"] = before
-                raise
-        elif name in self._hyper.given:
-            before = self._hyper.schedules.get(name, self._get(name))
-            self._hyper.set(name, value, self)
-            try:
-                self._validate_now()
-            except ValueError:
-                self._hyper.set(name, before, self)
-                raise
-            if isinstance(before, int | float) and not before:
-                vars(self)["_plan"] = None  # from zero: the rule may need a state now
-        elif name in self._flags:
-            cells.check_restructurable(self._birth, f"{type(self).__name__}.{name}", "was assigned")
-            if isinstance(self._flags[name], str) and not isinstance(value, str):
-                raise ValueError(f"{type(self).__name__}: {name} must be a str; got {value!r}")
-            before = self._flags[name]
-            self._flags.update(_flags(type(self), {name: value}))
-            try:
-                self._validate_now()
-            except ValueError:
-                self._flags[name] = before
-                raise
-            cells.structure_changed()
+            if self._hyper.own:
+                raise AttributeError(
+                    f"{type(self).__name__} has groups: assign `opt.groups[i].modules`, or change those lists"
+                )
+            self._set_modules(value, 0)
+        elif name in self._hyper.given or name in self._hyper.flags:
+            own = self._hyper.own
+            if own and all(name in mine for mine in own):
+                raise AttributeError(
+                    f"{type(self).__name__}: every group has a `{name}` of its own: assign `opt.groups[i].{name}`"
+                )
+            self._set_setting(name, value, None)
         elif hasattr(type(self), name) and not isinstance(getattr(type(self), name), property):
             object.__setattr__(self, name, value)
         else:
             raise AttributeError(f"{type(self).__name__} has no `{name}` to set{self._hint(name)}")
+
+    def _set_setting(self, name: str, value: Any, group: int | None) -> None:
+        """Assign a setting of the optimizer or of a group; one that does not fit, or goes with no other, changes nothing."""
+        hyper, owner = self._hyper, type(self).__name__
+        if name in hyper.given:
+            value = _tuples(type(self), {name: value})[name]
+            own = dict(hyper._own(group))
+            before = self._stated(name, group)
+            hyper.set(name, value, self, group)
+            try:
+                self._validate_now()
+            except ValueError:
+                hyper.set(name, before, self, group)
+                if group is not None and hyper.own and name not in own:
+                    del hyper.own[group][name]
+                raise
+            if isinstance(before, int | float) and not before:
+                vars(self).update(_grows=True, _plan=None)  # from zero: the rule may need a state now
+        elif name in hyper.flags:
+            cells.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
+            known, own = hyper.flags_of(group)[name], dict(hyper._own(group))
+            if isinstance(known, str) and not isinstance(value, str):
+                raise ValueError(f"{owner}: {name} must be a str; got {value!r}")
+            hyper.set_flag(name, _flags(type(self), {name: value})[name], group)
+            try:
+                self._validate_now()
+            except ValueError:
+                hyper.set_flag(name, known, group)
+                if group is not None and hyper.own and name not in own:
+                    del hyper.own[group][name]
+                raise
+            vars(self).update(_grows=True, _plan=None)
+        else:
+            self._get_setting(name, group)  # the error for a name that is not there
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -319,7 +428,8 @@ class Optimizer(Stateful):
 
         Returns:
             `{"num_steps": int, "skipped": int, "hyperparameters": {name: value}, "state": {path: {"step": int, field:
-            array}}}`; paths start with the module's place in `modules`.
+            array}}}`, and, if there are groups, `"groups"`: a list of what each has of its own. Paths start with the
+            module's place in `modules`.
 
         Example:
             >>> import jax
@@ -334,14 +444,16 @@ class Optimizer(Stateful):
         for path, param in plan.named.items():
             tree, held = self._state.get(param, (None, []))
             fields = (
-                dict(zip(_field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
+                dict(zip(field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
             )
             state[path] = {"step": _number(steps[..., self._order.index(param)]), **fields}
-        hyperparameters = {name: self._hyper.schedules.get(name, self._get(name)) for name in self._hyper.given}
+        hyper = self._hyper
+        own = [{name: self._stated(name, g) for name in mine} for g, mine in enumerate(hyper.own)]
         return {
             "num_steps": _number(steps[..., -2]),
             "skipped": _number(steps[..., -1]),
-            "hyperparameters": {**hyperparameters, **self._flags},
+            "hyperparameters": {name: self._stated(name) for name in (*hyper.given, *hyper.flags)},
+            **({"groups": own} if own else {}),
             "state": state,
         }
 
@@ -353,11 +465,11 @@ class Optimizer(Stateful):
         """
         plan = self._plan_now()
         problems: list[str] = []
-        wanted = {"num_steps", "skipped", "hyperparameters", "state"}
+        wanted = {"num_steps", "skipped", "hyperparameters", "state", *(["groups"] if self._hyper.own else [])}
         for key in sorted(wanted ^ set(state_dict)):
             problems.append(f"  {'missing' if key in wanted else 'unexpected'}: {key}")
         state, hyper = state_dict.get("state", {}), dict(state_dict.get("hyperparameters", {}))
-        known = {**self._hyper.given, **self._flags}
+        known = {**self._hyper.given, **self._hyper.flags}
         for name in sorted(known.keys() ^ hyper.keys()):
             problems.append(f"  {'missing' if name in known else 'unexpected'}: hyperparameter {name}")
         problems += [f"  missing: state of {path}" for path in plan.named if path not in state]
@@ -367,7 +479,7 @@ class Optimizer(Stateful):
         steps[-2:] = state_dict.get("num_steps", 0), state_dict.get("skipped", 0)
         for path, param in plan.named.items():
             tree, held = self._state.get(param, (None, []))
-            names = ["step", *(_field_names(tree) if held else [])]
+            names = ["step", *(field_names(tree) if held else [])]
             given = state.get(path, dict.fromkeys(names))
             if set(names) != set(given):
                 problems.append(f"  {path}: fields {sorted(given)} were given for {sorted(names)}")
@@ -379,33 +491,38 @@ class Optimizer(Stateful):
                             new.append((cell, checked(given[name], cell.value, f"{path}.{name}")))
                     except ValueError as error:
                         problems.append(f"  {error}")
-        for name, value in hyper.items():
-            try:
-                if name in self._hyper.given:
-                    self._hyper.check(name, value)
-                elif name in self._flags:
-                    _flags(type(self), {name: value})
-            except ValueError as error:
-                problems.append(f"  {error}")
+        own = [dict(mine) for mine in state_dict.get("groups", [])]
+        if len(own) != len(self._hyper.own):
+            problems.append(f"  {len(own)} groups were given for {len(self._hyper.own)}")
+        for settings in (hyper, *own):
+            for name, value in settings.items():
+                try:
+                    if name in self._hyper.given:
+                        self._hyper.check(name, value)
+                    elif name in self._hyper.flags:
+                        _flags(type(self), {name: value})
+                    elif settings is not hyper:
+                        problems.append(f"  unexpected: hyperparameter {name} of a group")
+                except ValueError as error:
+                    problems.append(f"  {error}")
         if problems:
             listed = "\n".join(problems)
             raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
         cells.check_writable(self._steps, f"the state of {type(self).__name__}", self)
-        self._load_hyperparameters(hyper)
+        self._load_hyperparameters(hyper, own)
         for cell, _ in new:
             cells.lend(cell)
         cells.store_all([*(cell for cell, _ in new), self._steps], [*(v for _, v in new), jnp.asarray(steps)])
 
-    def _load_hyperparameters(self, hyper: dict[str, Any]) -> None:
+    def _load_hyperparameters(self, hyper: dict[str, Any], own: list[dict[str, Any]]) -> None:
         """Assign all of them; if they do not go together, none."""
-        before, flags = self._hyper, self._flags
-        given = {name: hyper[name] for name in before.given}
-        vars(self)["_hyper"] = Hyperparameters(type(self).__name__, self._ranges, given)
-        vars(self)["_flags"] = {name: hyper[name] for name in flags}
+        before = self._hyper
+        given, flags = ({name: hyper[name] for name in names} for names in (before.given, before.flags))
+        vars(self)["_hyper"] = Hyperparameters(type(self).__name__, self._ranges, given, flags, own)
         try:
-            self._validate()
+            self._validate_now()
         except ValueError:
-            vars(self).update(_hyper=before, _flags=flags)
+            vars(self)["_hyper"] = before
             raise
         cells.structure_changed()
 
@@ -419,12 +536,15 @@ class Optimizer(Stateful):
         cells.structure_changed()
 
     def __repr__(self) -> str:
-        shown = [f"{name}={self._hyper.schedules.get(name) or self._get(name)!r}" for name in self._hyper.given]
+        shown = [f"{name}={self._stated(name)!r}" for name in self._hyper.given]
         shown += [
-            f"{name}=True" if value is True else f"{name}={value!r}" for name, value in self._flags.items() if value
+            f"{name}=True" if value is True else f"{name}={value!r}"
+            for name, value in self._hyper.flags.items()
+            if value
         ]
-        names = ", ".join(type(module).__name__ for module in self.modules)
-        return f"{type(self).__name__}([{names}], {', '.join(shown)})"
+        names = (type(module).__name__ for module in self.modules)
+        listed = ", ".join(map(repr, self.groups) if self._hyper.own else names)
+        return f"{type(self).__name__}([{listed}], {', '.join(shown)})"
 
     # -- pytree -------------------------------------------------------------------------------------------------------
 
@@ -457,22 +577,22 @@ class Optimizer(Stateful):
         names = {param: name for name, param in plan.named.items()}
         for param in self._order:
             tree, held = self._state.get(param, (None, []))
-            fields = _field_names(tree) if held else []
+            fields = field_names(tree) if held else []
             numbers = tuple(
                 [walker.cell(c, join(path, f"state.{names[param]}.{f}")) for c, f in zip(held, fields, strict=True)]
             )
             state.append((walker.index[param], tree, numbers))
         steps = walker.cell(self._steps, join(path, "steps"))
         values = walker.cell(self._hyper.cell, join(path, "hyperparameters"))
-        flags, schedules = tuple(self._flags.items()), tuple(self._hyper.schedules.items())
-        return modules, grads, tuple(state), steps, values, flags, schedules, self._hyper.layout
+        return modules, tuple(map(len, self._lists)), grads, tuple(state), steps, values, self._hyper.statics()
 
     @classmethod
     def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
-        modules, _, _, _, _, flags, schedules, _ = payload
+        modules, _, _, _, _, _, (_, schedules, flags, groups) = payload
         for i, node in enumerate(modules):
             yield join(path, f"modules.{i}"), node
-        for name, value in (*flags, *schedules):
+        own = [(f"groups.{i}.{name}", value) for i, (_, known) in enumerate(groups) for name, value in known]
+        for name, value in (*flags, *schedules, *own):
             yield join(path, name), ("static", type(value), value)
 
     def _leaves(self, walk: Walk) -> list[Any]:
@@ -490,12 +610,13 @@ class Optimizer(Stateful):
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
-        modules, grads, state, steps, values, flags, schedules, layout = payload
+        modules, lengths, grads, state, steps, values, statics = payload
         self = object.__new__(cls)
         builder.objects.append(self)
         made = builder.cells
-        hyper = Hyperparameters.rebuilt(cls.__name__, cls._ranges, layout, dict(schedules), made[values])
-        self._setup([builder.build(node) for node in modules], dict(flags), hyper, made[steps])
+        hyper = Hyperparameters.rebuilt(cls.__name__, cls._ranges, statics, made[values])
+        nodes = iter(modules)
+        self._setup([[builder.build(next(nodes)) for _ in range(length)] for length in lengths], hyper, made[steps])
         for param, grad in grads:
             made[param].grad = made[grad]
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
@@ -514,28 +635,34 @@ def _nan_like(value: Any) -> Any:
     return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
 
 
-def _as_list(modules: Any) -> list[Any]:
-    """The caller's own list, so that changing either changes both; another iterable as a new list."""
-    if isinstance(modules, Stateful):
-        name = type(modules).__name__
-        raise TypeError(f"modules must be a list of modules; got a {name} itself: write `[model]` instead of `model`")
-    if isinstance(modules, list):
-        return modules
-    if isinstance(modules, str | bytes | dict) or not isinstance(modules, Iterable):
-        raise TypeError(f"modules must be a list of modules; got {modules!r}")
-    return list(modules)
-
-
-def _field_names(tree: Any) -> list[str]:
-    """Names of the leaves of a rule's state: `momentum_buffer` of a NamedTuple's field."""
-    state = jax.tree.unflatten(tree, range(tree.num_leaves))
-    names = [keystr(path, simple=True, separator=".") or "state" for path, _ in tree_flatten_with_path(state)[0]]
-    return ["state.step" if name == "step" else name for name in names]  # "step" is the parameter's step count
-
-
 def _wide(value: Any) -> Any:
     """A context in which float64 is kept, if `value` (of a NumPy module's state) is float64."""
     return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
+
+
+def _check_names(cls: type, hyperparameters: Mapping[str, Any]) -> None:
+    """Raise TypeError for a name that came through `**options` of a constructor and means nothing."""
+    own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    if cls is not Optimizer and not any(p.kind is p.VAR_KEYWORD for p in own):
+        return  # those that it passes on are its own
+    classes = cls.__mro__[: cls.__mro__.index(Optimizer)]
+    known = {name for each in classes for name in inspect.signature(each.__init__).parameters} | {"lr"}  # type: ignore[misc]
+    for name in hyperparameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *Options.__annotations__], 1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {name!r}{hint}")
+
+
+def _tuples(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with lists as tuples, where a tuple is the default (`betas`): of as many numbers."""
+    defaults = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    plural = {name: len(p.default) for name, p in defaults.items() if isinstance(p.default, tuple)}
+    found = {name: tuple(v) if name in plural and isinstance(v, list) else v for name, v in settings.items()}
+    for name, value in found.items():
+        if name in plural and not callable(value) and not (isinstance(value, tuple) and len(value) == plural[name]):
+            raise ValueError(f"{cls.__name__}: {name} must be a tuple of {plural[name]} numbers; got {value!r}")
+    return found
 
 
 def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -544,7 +671,7 @@ def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, value in settings.items():
         default = defaults.get(name)
-        if isinstance(default, bool) or name == "skip_nonfinite":
+        if isinstance(default, bool) or name in Options.__annotations__:
             if not isinstance(value, bool | np.bool_) and not (
                 np.shape(value) == () and np.asarray(value).dtype == bool
             ):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from .. import cell as cells
 from ..cell import Cell
@@ -20,18 +21,26 @@ from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placeme
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign
-from .units import Unit, make_units, over_packs
+from .hyper import Hyperparameters, Layout
+from .units import Unit, make_units, over_packs, single
+
+
+def ids_of(lists: list[list[Any]]) -> list[Any]:
+    """Which modules there are, group by group."""
+    return [*map(id, lists[0])] if len(lists) == 1 else [[*map(id, modules)] for modules in lists]
 
 
 class Plan:
     """The cells of an optimizer in the order in which its compiled update takes them."""
 
-    def __init__(self, opt: Any, native: dict[Cell, str], foreign: list[Foreign], version: object) -> None:
+    def __init__(
+        self, opt: Any, native: dict[Cell, str], foreign: list[Foreign], groups: dict[Cell, int], version: object
+    ) -> None:
         walks = [walk_of(module) for module in opt.modules if isinstance(module, Module)]
         around = len(opt.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
         self.version = None if around or any(walk.watched for walk in walks) else version  # None: look at every step
         self.modules = list(opt.modules)
-        self.ids = [*map(id, opt.modules)]
+        self.ids = ids_of(opt._lists)
         self.foreign = foreign
         self.named = {path: cell for cell, path in native.items()}  # frozen ones too: they keep their state
         self.params = [cell for cell in native if cell.trainable]
@@ -42,25 +51,30 @@ class Plan:
         for module in foreign:
             self.extra += module.cells
             self.named |= {f"{module.label}.{j}": cell for j, cell in enumerate(module.cells)}
-        updated = [*self.params, *self.extra]
+        self.groups = groups
+        self.shapes = {cell: getattr(cell.value, "shape", ()) for cell in self.params}  # whatever leaves were put in
+        for module in foreign:
+            self.shapes |= {cell: a.shape for cell, a in zip(module.cells, module.arrays(), strict=True)}
         order = {cell: i for i, cell in enumerate(opt._order)}
-        singles = []
-        for cell in updated:
-            tree, state = opt._state[cell]
-            singles.append(Unit(cell, cell.grad, tree, state, (order[cell],)))
+        singles = [single(opt, cell, order, groups, shape) for cell, shape in self.shapes.items()]
         self.owned = [*self.params, *(c for unit in singles for c in unit.state), opt._steps]
-        self._rule = type(opt), tuple(opt._flags.items()), tuple(opt._hyper.schedules.items()), opt._hyper.layout
+        hyper = opt._hyper
+        settings = [Settings(hyper, group) for group in range(len(opt._lists))]
+        self._rule = type(opt), tuple(settings), hyper.layout
         self._num_steps = len(order)
         self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
-        trees, positions = tuple([unit.tree for unit in units]), tuple([unit.positions for unit in units])
-        return (*self._rule, num_native, trees, positions, self._num_steps, placement(owned))
+        settings = self._rule[1]
+        structures = tuple(
+            [(unit.tree, unit.positions, unit.group, settings[unit.group].decayed(unit.shapes)) for unit in units]
+        )
+        return (*self._rule, num_native, structures, self._num_steps, placement(owned))
 
     def compile(self, opt: Any) -> None:
         """Make the pipeline of a step outside of traces, which takes packed parameters as one."""
-        units = make_units(opt, self.params, self.extra)
+        units = make_units(opt, self.shapes, self.groups)
         native = [unit for unit in units if unit.grad is not None]
         owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), opt._steps]
         grads = [unit.grad for unit in native]
@@ -78,24 +92,26 @@ def make_plan(opt: Any) -> Plan:
     version = cells.structure.version
     if not opt.modules:
         raise ValueError(f"{type(opt).__name__}: modules is empty; give it a list with at least one module: `[model]`")
-    native, foreign = _parameters(opt)
+    native, foreign, groups = _parameters(opt)
     extra = [cell for module in foreign for cell in module.cells]
     if not native and not extra:
         raise ValueError(f"{type(opt).__name__}: the modules hold no parameters, so there is nothing to train")
-    _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign)
+    _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign, groups)
     if cells.at_top_level() and cells.local.frame is None:
         states = [cell for _, state in opt._state.values() for cell in state]
         join_mesh(stored_cells([*native, *states, opt._steps]))
-    plan = Plan(opt, native, foreign, version)
+    plan = Plan(opt, native, foreign, groups, version)
     if cells.at_top_level() and cells.local.frame is None and any(cell.pack is not None for cell in plan.params):
         plan.compile(opt)  # now, so that compiled code, too, finds the state packed
     return plan
 
 
-def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
-    """The parameters' cells with their paths, each once, and the modules that are not ours."""
+def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign], dict[Cell, int]]:
+    """The parameters' cells with their paths, each once; the modules that are not ours; and the group of each cell."""
     native: dict[Cell, str] = {}
     foreign: list[Foreign] = []
+    groups: dict[Cell, int] = {}
+    group_of = [group for group, modules in enumerate(opt._lists) for _ in modules]
     arrays: dict[int, str] = {}
     _no_overlap(opt)
     for i, module in enumerate(opt.modules):
@@ -104,6 +120,7 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
             for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
                 if cell.kind == "parameter":
                     native.setdefault(cell, join(str(i), path))
+                    groups.setdefault(cell, group_of[i])
             continue
         has_both = callable(getattr(module, "parameters", None)) and callable(getattr(module, "grads", None))
         if not has_both or isinstance(module, type):
@@ -116,7 +133,7 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
             for path, cell in zip(found._paths, found.cells(), strict=True):
                 if cell in native:
                     raise _twice(opt, native[cell], join(str(i), path))
-                native[cell] = join(str(i), path)
+                native[cell], groups[cell] = join(str(i), path), group_of[i]
             continue
         known = next((f for f in opt._foreign if f.module is module), None) or Foreign(module, str(i))
         known.label = str(i)
@@ -125,8 +142,9 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign]]:
             if path != f"{i}.{j}":
                 raise _twice(opt, path, f"{i}.{j}")
         foreign.append(known)
+        groups.update(dict.fromkeys(known.cells, group_of[i]))
     vars(opt)["_foreign"] = foreign
-    return native, foreign
+    return native, foreign, groups
 
 
 def _twice(opt: Any, first: str, second: str, why: str = "") -> ValueError:
@@ -152,20 +170,32 @@ def _no_overlap(opt: Any) -> None:
                 raise _twice(opt, join(str(i), inner.spec.paths[0]), join(str(j), second), why)
 
 
-def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: list[Foreign]) -> None:
+def _keep_state(
+    opt: Any, every: list[Cell], trainable: list[Cell], foreign: list[Foreign], groups: dict[Cell, int]
+) -> None:
     """Bring `opt._state`, `_order` and `_steps` in line with the parameters that there are."""
-    h = SimpleNamespace(**{name: opt._hyper.given_number(name) for name in opt._hyper.given}, **opt._flags)
+    hyper = opt._hyper
+    settings = [
+        SimpleNamespace(**{name: hyper.given_number(name, g) for name in hyper.given}, **hyper.flags_of(g))
+        for g in range(len(opt._lists))
+    ]
     values = {c: a for module in foreign for c, a in zip(module.cells, module.arrays(), strict=True)}
     state = {cell: opt._state[cell] for cell in every if cell in opt._state}
     begun = set()  # parameters whose state begins now: they count their steps from here
     for cell in trainable:
-        if cell not in state or not state[cell][1]:
+        if cell not in state or not state[cell][1] or opt._grows:
             with jax.enable_x64(True) if cell in values and values[cell].dtype == np.float64 else nullcontext():
                 p = jnp.asarray(values[cell]) if cell in values else cell.value
-                leaves, tree = jax.tree.flatten(type(opt).init_state(p, h))
-            state[cell] = tree, [Cell(leaf, "state", birth=cell.birth) for leaf in unaliased(leaves, [p])]
-            if leaves and cell in opt._state:
+                if settings[groups[cell]].master_weights and _is_low(p):
+                    p = p.astype(jnp.float32)
+                leaves, tree = jax.tree.flatten(type(opt).init_state(p, settings[groups[cell]]))
+            made = [Cell(leaf, "state", birth=cell.birth) for leaf in unaliased(leaves, [p])]
+            if cell in state and state[cell][1]:
+                tree, made = _grown(state[cell], tree, made)
+            elif leaves and cell in opt._state:
                 begun.add(cell)
+            state[cell] = tree, made
+        _keep_master(state, cell, settings[groups[cell]].master_weights and _is_low(cell.value))
     if every != opt._order or begun:
         old = {cell: i for i, cell in enumerate(opt._order) if cell not in begun}
         steps = opt._steps.value
@@ -177,7 +207,53 @@ def _keep_state(opt: Any, every: list[Cell], trainable: list[Cell], foreign: lis
             new = jnp.asarray([*(counts[old[c]] if c in old else 0 for c in every), counts[-2], counts[-1]], jnp.int32)
         opt._steps.value = new
         opt._steps.lent = False
-    opt._state, opt._order = state, list(every)
+    opt._state, opt._order, opt._grows = state, list(every), False
+
+
+def field_names(tree: Any) -> list[str]:
+    """Names of the leaves of a rule's state: `momentum_buffer` of a NamedTuple's field."""
+    state = jax.tree.unflatten(tree, range(tree.num_leaves))
+    names = [keystr(path, simple=True, separator=".") or "state" for path, _ in tree_flatten_with_path(state)[0]]
+    names = [name.removeprefix("rule_state.") for name in names]  # beside a master weight
+    return ["state.step" if name == "step" else name for name in names]  # "step" is the parameter's step count
+
+
+class Master(NamedTuple):
+    """The state of a parameter of few bits whose value is kept in float32 beside it."""
+
+    master_weight: Any
+    rule_state: Any
+
+
+def _is_low(value: Any) -> bool:
+    """Whether an array has fewer bits than a step is computed in."""
+    return hasattr(value, "dtype") and value.dtype.itemsize < 4
+
+
+def _grown(known: tuple[Any, list[Cell]], tree: Any, made: list[Cell]) -> tuple[Any, list[Cell]]:
+    """A parameter's state, with what a rule's new one has besides."""
+    now = jax.tree.unflatten(*known)
+    rule_state = now.rule_state if isinstance(now, Master) else now
+    leaves, old_tree = jax.tree.flatten(rule_state)
+    old, new = dict(zip(field_names(old_tree), leaves, strict=True)), dict(zip(field_names(tree), made, strict=True))
+    if new.keys() <= old.keys():
+        return known
+    rule_state = jax.tree.unflatten(tree, [old.get(name, cell) for name, cell in new.items()])
+    leaves, tree = jax.tree.flatten(now._replace(rule_state=rule_state) if isinstance(now, Master) else rule_state)
+    return tree, leaves
+
+
+def _keep_master(state: dict[Cell, Any], cell: Cell, wanted: bool) -> None:
+    """Add a float32 copy to a parameter's state, or drop it."""
+    tree, held = state[cell]
+    now = jax.tree.unflatten(tree, held)
+    if wanted and not isinstance(now, Master):
+        master = Cell(cell.value.astype(jnp.float32), "state", birth=cell.birth)
+        leaves, tree = jax.tree.flatten(Master(master, now))
+        state[cell] = tree, leaves
+    elif isinstance(now, Master) and not wanted:
+        leaves, tree = jax.tree.flatten(now.rule_state)
+        state[cell] = tree, leaves
 
 
 _updates: dict[Any, tuple[Compiled, Callable[..., Any]]] = {}
@@ -206,35 +282,69 @@ def _packed_update_for(
     return found
 
 
+class Settings:
+    """What a program knows of a group's settings: its flags, its schedules, and where in the vector its numbers are."""
+
+    __slots__ = ("flags", "schedules", "start")
+
+    def __init__(self, hyper: Hyperparameters, group: int) -> None:
+        self.flags = tuple(hyper.flags_of(group).items())
+        self.schedules = tuple(hyper.schedules_of(group).items())
+        self.start = hyper.start_of(group)
+
+    def _key(self) -> Any:
+        return self.flags, self.schedules, self.start
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def decayed(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """Of an array made of parameters of these shapes, what weight decay is multiplied by; None for all of it."""
+        if not dict(self.flags)["decay_matrices_only"]:
+            return None
+        return tuple([(int(np.prod(shape)), len(shape) >= 2) for shape in shapes])
+
+    def numbers(self, values: Any, layout: Layout, num_steps: Any) -> dict[str, Any]:
+        """The numbers by name: scalars, or tuples of them."""
+        found: dict[str, Any] = {}
+        for name, start, length in layout:
+            start += self.start
+            found[name] = tuple(values[start + i] for i in range(length)) if length else values[start]
+        for name, schedule in self.schedules:
+            found[name] = jax.tree.map(jnp.asarray, schedule(num_steps))
+        return found
+
+
 def _make_update(
     rule: Any,
-    flags: tuple[tuple[str, Any], ...],
-    schedules: tuple[tuple[str, Any], ...],
-    layout: tuple[tuple[str, int, int], ...],
+    settings: Sequence[Settings],
+    layout: Layout,
     num_native: int,
-    trees: Sequence[Any],
-    positions: Sequence[tuple[int, ...]],
+    structures: Sequence[tuple[Any, tuple[int, ...], int, Any]],
     num_steps: int,
     places: Placement,
 ) -> Callable[..., Any]:
     """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
-    skip_nonfinite = dict(flags)["skip_nonfinite"]
+    skip_nonfinite = any(dict(group.flags)["skip_nonfinite"] for group in settings)
     ticks = np.zeros(num_steps + 2, np.int32)
-    ticks[[*(i for places in positions for i in places), num_steps]] = 1
+    ticks[[*(i for _, positions, _, _ in structures for i in positions), num_steps]] = 1
 
     def update(
         owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()
     ) -> list[Any]:
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:-1])
-        states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree in trees]
+        states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
         grads = [*map(cells.unless_consumed, grads), *foreign_grads]
-        numbers = _unpack(values, layout)
-        for name, schedule in schedules:
-            numbers[name] = jnp.asarray(schedule(steps[num_steps]))
+        values = jnp.asarray(values)
+        numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
         new_params, new_states = [], []
-        for p, g, s, (position, *_) in zip(params, grads, states, positions, strict=True):
-            new_p, new_s = _lifted(rule, p, g, s, numbers, dict(flags), steps[position] + 1)
+        for p, g, s, (_, (position, *_), group, decayed) in zip(params, grads, states, structures, strict=True):
+            mine = numbers[group] | _decay(numbers[group], decayed)
+            new_p, new_s = _lifted(rule, p, g, s, mine, dict(settings[group].flags), steps[position] + 1)
             new_params.append(new_p)
             new_states += jax.tree.leaves(new_s)
         new_steps = steps + ticks
@@ -254,25 +364,32 @@ def _make_update(
     return update
 
 
-def _unpack(values: Any, layout: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
-    """The hyperparameters by name: scalars, or tuples of them."""
-    values = jnp.asarray(values)
-    return {
-        name: tuple(values[start + i] for i in range(length)) if length else values[start]
-        for name, start, length in layout
-    }
+def _decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
+    """The weight decay of an array of which some parts may have none."""
+    if decayed is None or "weight_decay" not in numbers:
+        return {}
+    sizes, chosen = zip(*decayed, strict=True)
+    decay = numbers["weight_decay"]
+    if len(set(chosen)) > 1:
+        return {"weight_decay": decay * np.repeat(np.asarray(chosen, decay.dtype), sizes)}
+    return {"weight_decay": decay if chosen[0] else jnp.zeros_like(decay)}
 
 
 def _lifted(
     rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any
 ) -> tuple[Any, Any]:
     """One parameter's update, computed in at least float32, with the dtypes that went in."""
-    dtype = p.dtype if p.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    dtype = jnp.dtype(jnp.float32) if _is_low(p) else p.dtype
+    if isinstance(s, Master):  # unless the parameter has been given another value since
+        same = s.master_weight.astype(p.dtype) == p
+        master = jnp.where(same, s.master_weight, p.astype(dtype))
+        master, state = _lifted(rule, master, g, s.rule_state, numbers, flags, t)
+        return master.astype(p.dtype), Master(master, state)
 
     def widen(x: Any) -> Any:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     h = SimpleNamespace(**jax.tree.map(widen, numbers), **flags, t=t.astype(dtype))
-    wide_g = jnp.zeros(p.shape, dtype) if g is None else widen(g)
+    wide_g = jnp.zeros(p.shape, dtype) if g is None else widen(g).astype(dtype)
     new_p, new_s = rule.update(widen(p), wide_g, jax.tree.map(widen, s), h)
     return new_p.astype(p.dtype), jax.tree.map(lambda new, old: new.astype(old.dtype), new_s, s)

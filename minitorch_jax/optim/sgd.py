@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from .optimizer import Optimizer
+from .optimizer import Optimizer, Options
 
 
 class SGDState(NamedTuple):
@@ -33,7 +33,7 @@ class SGD(Optimizer):
         weight_decay: λ, >= 0; coupled, added to the gradient.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
         maximize: ascend instead of descend.
-        skip_nonfinite: see `Optimizer`.
+        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for nesterov without momentum or with dampening.
@@ -65,7 +65,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        skip_nonfinite: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             modules,
@@ -75,7 +75,7 @@ class SGD(Optimizer):
             weight_decay=weight_decay,
             nesterov=nesterov,
             maximize=maximize,
-            skip_nonfinite=skip_nonfinite,
+            **options,
         )
 
     def _validate(self) -> None:

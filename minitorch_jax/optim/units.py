@@ -13,44 +13,61 @@ from ..pack import Layout, Pack, compact, make_pack
 
 
 class Unit:
-    """A parameter, or a pack of them, with its gradient, its state, and the places of its step counts."""
+    """A parameter, or a pack of them: its gradient, state, step counts' places, group, and the shapes it is made of."""
 
-    __slots__ = ("param", "grad", "tree", "state", "positions")
+    __slots__ = ("param", "grad", "tree", "state", "positions", "group", "shapes")
 
-    def __init__(self, param: Cell, grad: Any, tree: Any, state: list[Cell], positions: tuple[int, ...]) -> None:
-        self.param, self.grad, self.tree, self.state, self.positions = param, grad, tree, state, positions
+    def __init__(
+        self,
+        param: Cell,
+        tree: Any,
+        state: list[Cell],
+        positions: tuple[int, ...],
+        group: int,
+        shapes: tuple[tuple[int, ...], ...],
+    ) -> None:
+        self.param, self.grad, self.tree, self.state = param, param.grad, tree, state
+        self.positions, self.group, self.shapes = positions, group, shapes
 
 
-def make_units(opt: Any, params: Sequence[Cell], extra: Sequence[Cell]) -> list[Unit]:
-    """The units of an optimizer, `params` first; states are packed as their parameters are, or unpacked."""
+def single(opt: Any, cell: Cell, order: dict[Cell, int], groups: dict[Cell, int], shape: tuple[int, ...]) -> Unit:
+    """The unit of a parameter that is updated by itself."""
+    tree, state = opt._state[cell]
+    return Unit(cell, tree, state, (order[cell],), groups[cell], (shape,))
+
+
+def make_units(opt: Any, shapes: dict[Cell, tuple[int, ...]], groups: dict[Cell, int]) -> list[Unit]:
+    """The units of an optimizer, for parameters of some shapes; states are packed as their parameters are, or unpacked."""
+    params = [cell for cell in shapes if cell.kind == "parameter"]
     order = {cell: i for i, cell in enumerate(opt._order)}
     mine = set(params)
     for pack in {cell.pack for cell in params if cell.pack is not None}:
         if pack.has_holes():
             compact(pack)
     packs = {cell.pack for cell in params if cell.pack is not None}
-    flat = {pack for pack in packs if set(pack.places) <= mine and _is_elementwise(opt, pack, order)}
+    flat = {pack for pack in packs if set(pack.places) <= mine and _goes_as_one(opt, pack, order, groups)}
     units = []
-    for cell in (*params, *extra):
+    for cell, shape in shapes.items():
         tree, state = opt._state[cell]
         pack = cell.pack
         if pack not in flat:
             for held in state:
                 if held.pack is not None:
                     held.pack.release(held)
-            units.append(Unit(cell, cell.grad, tree, state, (order[cell],)))
+            units.append(single(opt, cell, order, groups, shape))
         elif pack in packs:  # the first of its views
             packs.discard(pack)
             views = sorted(pack.places, key=lambda view: pack.places[view].start)
             packed = [_packed_state([opt._state[v][1][k] for v in views], views, pack) for k in range(tree.num_leaves)]
             positions = tuple([order[view] for view in views])
-            units.append(Unit(pack.cell, pack.cell.grad, tree, packed, positions))
+            parts = tuple([pack.places[view].shape for view in views])
+            units.append(Unit(pack.cell, tree, packed, positions, groups[cell], parts))
     return units
 
 
-def _is_elementwise(opt: Any, pack: Pack, order: dict[Cell, int]) -> bool:
-    """Whether the rule may be applied to the flat array: it says so, and all its parts have gone the same steps."""
-    if not type(opt).elementwise:
+def _goes_as_one(opt: Any, pack: Pack, order: dict[Cell, int], groups: dict[Cell, int]) -> bool:
+    """Whether the rule may be applied to the flat array: it says so, and all parts are of one group and as many steps."""
+    if not type(opt).elementwise or len({groups[view] for view in pack.places}) != 1:
         return False
     steps = np.asarray(opt._steps.value)
     trees = {opt._state[view][0] for view in pack.places}
