@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
-from .problems import LR, MLP, MOMENTUM, Arrays
+from .problems import DECAY, LR, MLP, MOMENTUM, Arrays
 from .timing import Side
 
 
@@ -24,10 +24,15 @@ class Flat(mt.Module):
 
 def make_optimizer(rule: str, modules: list[Any]) -> mt.Optimizer:
     """The optimizer that all sides know under the name `rule`."""
-    if rule == "momentum":
-        return optim.SGD(modules, lr=LR, momentum=MOMENTUM)
-    if rule == "adam":
-        return vars(optim)["Adam"](modules, lr=LR)  # which may not be there yet
+    match rule:
+        case "momentum":
+            return optim.SGD(modules, lr=LR, momentum=MOMENTUM)
+        case "adam":
+            return optim.Adam(modules, lr=LR)
+        case "adamw":
+            return optim.AdamW(modules, lr=LR, weight_decay=DECAY)
+        case "lion":
+            return optim.Lion(modules, lr=LR, weight_decay=DECAY)
     return mt.Optimizer(modules, lr=LR)
 
 

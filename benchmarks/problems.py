@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 LR = 0.1
 MOMENTUM = 0.9
+DECAY = 0.01  # of AdamW and Lion
 
 
 class MLP(NamedTuple):

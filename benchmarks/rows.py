@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from minitorch_jax import optim
-
 from . import memory, ours, timing
 from .peers import equinox, hand, nnx, numpy, optax, torch
 from .problems import MLP, Arrays
@@ -177,6 +175,9 @@ def among_peers(problem: MLP) -> Group:
     return Group("peers", f"training step among peers, {network(problem)}", rows, steady(makers))
 
 
+RULES = {"sgd": "SGD", "momentum": "SGD with momentum", "adam": "Adam", "adamw": "AdamW", "lion": "Lion"}
+
+
 def large(size: int, rule: str, name: str) -> Group:
     """`step()` on one large array."""
     problem = Arrays(1, size)
@@ -187,9 +188,26 @@ def large(size: int, rule: str, name: str) -> Group:
     else:
         makers |= {OPTAX: partial(optax.step, problem, rule)}
         rows = [Row(STEP, OPTAX, 1.0)]
-    makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FOREACH, FUSED)}
-    rows += [Row(STEP, FOREACH), Row(STEP, FUSED)]
+    if rule != "lion":  # which torch has not
+        makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FOREACH, FUSED)}
+        rows += [Row(STEP, FOREACH), Row(STEP, FUSED)]
     return Group(f"large/{rule}", f"{name}, one array of {size:,} floats", rows, steady(makers))
+
+
+def small(count: int, rule: str, name: str) -> Group:
+    """`step()` of a rule on many small arrays."""
+    problem = Arrays(count, 16)
+    makers = {
+        STEP: partial(ours.step, problem, rule),
+        PACKED_STEP: partial(ours.step, problem, rule, packed=True),
+        FOUR: partial(ours.step, Arrays(4, 16), rule),
+        OPTAX: partial(optax.step, problem, rule),
+    }
+    rows = [Row(STEP, OPTAX, 1.0), Row(PACKED_STEP, FOUR, 25 / 15), Row(PACKED_STEP, OPTAX)]
+    if rule != "lion":
+        makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FOREACH, FUSED)}
+        rows += [Row(PACKED_STEP, FOREACH), Row(PACKED_STEP, FUSED)]
+    return Group(f"small/{rule}", f"{name}, {count} arrays of 16 floats", rows, steady(makers))
 
 
 def peak_memory(size: int) -> Group:
@@ -219,11 +237,10 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
     ends = sizes.depths[0], sizes.depths[-1]
     groups += [training(MLP(depth, 16), depth == ends[0], depth == ends[1]) for depth in sizes.depths]
     groups += [wide(sizes.wide), among_peers(sizes.among_peers)]
-    groups += [large(sizes.large, "sgd", "SGD"), large(sizes.large, "momentum", "SGD with momentum")]
-    if hasattr(optim, "Adam"):
-        groups.append(large(sizes.large, "adam", "Adam"))
-    else:
-        notes.append("Adam: not measured: minitorch_jax.optim has no Adam yet")
+    for rule, name in RULES.items():
+        groups.append(large(sizes.large, rule, name))
+        if rule != "sgd":  # which has rows of its own
+            groups.append(small(sizes.arrays[-1], rule, name))
     why = memory.unavailable()
     if why is None:
         groups.append(peak_memory(sizes.large))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from . import CORES
-from .problems import LR, MLP, MOMENTUM, Arrays
+from .problems import DECAY, LR, MLP, MOMENTUM, Arrays
 
 Run = Callable[[int], torch.Tensor]
 
@@ -38,6 +38,8 @@ def make_optimizer(params: list[torch.Tensor], variant: str, rule: str = "sgd") 
     flags: Any = {variant: True}  # foreach or fused
     if rule == "adam":
         return torch.optim.Adam(params, lr=LR, **flags)
+    if rule == "adamw":
+        return torch.optim.AdamW(params, lr=LR, weight_decay=DECAY, **flags)
     return torch.optim.SGD(params, lr=LR, momentum=MOMENTUM if rule == "momentum" else 0, **flags)
 
 

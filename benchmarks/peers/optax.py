@@ -9,15 +9,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..problems import LR, MLP, MOMENTUM, Arrays
+from ..problems import DECAY, LR, MLP, MOMENTUM, Arrays
 from ..timing import Side
 from .hand import Params, load, loss_fn
 
 
 def make_optimizer(rule: str) -> optax.GradientTransformation:
-    if rule == "momentum":
-        return optax.sgd(LR, momentum=MOMENTUM)
-    return optax.adam(LR) if rule == "adam" else optax.sgd(LR)
+    match rule:
+        case "momentum":
+            return optax.sgd(LR, momentum=MOMENTUM)
+        case "adam":
+            return optax.adam(LR)
+        case "adamw":
+            return optax.adamw(LR, weight_decay=DECAY)
+        case "lion":
+            return optax.lion(LR, weight_decay=DECAY)
+    return optax.sgd(LR)
 
 
 def step(problem: Arrays, rule: str) -> Side:

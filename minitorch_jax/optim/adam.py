@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from .moments import BELOW_ONE, bias_correction
+from .moments import BELOW_ONE, bias_correction, in_place
 from .optimizer import Optimizer, Options
 
 
@@ -35,12 +35,15 @@ class NAdamState(NamedTuple):
     mu_product: jax.Array  # a number, of at least float32
 
 
-def _decay(p: jax.Array, g: jax.Array, h: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
-    """The parameter after decoupled weight decay, or the gradient with coupled weight decay in it."""
+def _coupled(p: jax.Array, g: jax.Array, h: SimpleNamespace) -> jax.Array:
+    """The gradient, with coupled weight decay in it."""
     g = -g if h.maximize else g
-    if h.decoupled_weight_decay:
-        return p * (1 - h.lr * h.weight_decay), g
-    return p, g + h.weight_decay * p
+    return g if h.decoupled_weight_decay else g + h.weight_decay * p
+
+
+def _decoupled(p: jax.Array, h: SimpleNamespace) -> jax.Array:
+    """The parameter after decoupled weight decay."""
+    return p * (1 - h.lr * h.weight_decay) if h.decoupled_weight_decay else p
 
 
 def _moments(g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
@@ -121,9 +124,9 @@ class Adam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         beta1, beta2 = h.betas
-        p, g = _decay(p, g, h)
-        m, v = _moments(g, s, h)
-        u = jnp.maximum(s.max_exp_avg_sq, v) if h.amsgrad else v
+        m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
+        u, p = in_place(jnp.maximum(s.max_exp_avg_sq, v), p) if h.amsgrad else (v, p)
+        p = _decoupled(p, h)
         d = m / (jnp.sqrt(u) / jnp.sqrt(bias_correction(beta2, h.t)) + h.eps)
         return p - h.lr / bias_correction(beta1, h.t) * d, AdamState(m, v, u if h.amsgrad else s.max_exp_avg_sq)
 
@@ -249,6 +252,7 @@ class Adamax(Optimizer):
         g = (-g if h.maximize else g) + h.weight_decay * p
         m = beta1 * s.exp_avg + (1 - beta1) * g
         u = jnp.maximum(beta2 * s.exp_inf, jnp.abs(g) + h.eps)
+        m, u, p = in_place(m, u, p)
         return p - h.lr / bias_correction(beta1, h.t) * (m / u), AdamaxState(m, u)
 
 
@@ -324,8 +328,8 @@ class NAdam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         beta1, beta2 = h.betas
-        p, g = _decay(p, g, h)
-        m, v = _moments(g, s, h)
+        m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
+        p, g = _decoupled(p, h), _coupled(p, g, h)
         mu, mu_next = [beta1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay)) for t in (h.t, h.t + 1)]
         product = s.mu_product * mu
         d = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * m
@@ -401,8 +405,8 @@ class RAdam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         beta1, beta2 = h.betas
-        p, g = _decay(p, g, h)
-        m, v = _moments(g, s, h)
+        m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
+        p = _decoupled(p, h)
         length = _average_length(beta2, h.t)
         rho, rho_inf = jnp.maximum(length, 5), jnp.maximum(2 / (1 - beta2) - 1, 5)  # no NaN where neither is used
         r = jnp.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from .moments import BELOW_ONE, bias_correction
+from .moments import BELOW_ONE, bias_correction, in_place
 from .optimizer import Optimizer, Options
 
 
@@ -150,6 +150,7 @@ class Yogi(Optimizer):
         beta1, beta2 = h.betas
         m = beta1 * s.exp_avg + (1 - beta1) * g
         v = s.exp_avg_sq - (1 - beta2) * jnp.sign(s.exp_avg_sq - g * g) * g * g
+        m, v, p = in_place(m, v, p)
         return p - h.lr * m / bias_correction(beta1, h.t) / (
             jnp.sqrt(v / bias_correction(beta2, h.t)) + h.eps
         ), YogiState(m, v)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from .moments import in_place
 from .optimizer import Optimizer, Options
 
 
@@ -94,8 +95,7 @@ class SGD(Optimizer):
         gp = g + h.weight_decay * p
         b = jnp.where(h.t == 1, gp, h.momentum * s.momentum_buffer + (1 - h.dampening) * gp)
         b = jnp.where(h.momentum == 0, s.momentum_buffer, b)
-        # first all of b, in place, then p: without the barrier XLA computes b twice, and copies what is overwritten
-        b, p = jax.lax.optimization_barrier((b, p))
+        b, p = in_place(b, p)
         gp = g + h.weight_decay * p
         d = gp + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, gp, b)
         return p - h.lr * d, SGDState(b)
