@@ -22,5 +22,6 @@ from .random import next_key as next_key
 from .random import rng as rng
 from .random import seed as seed
 from .recompiles import RecompileWarning as RecompileWarning
+from .scaling import LossScaler as LossScaler
 
 __version__ = "0.1.0"

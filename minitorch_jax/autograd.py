@@ -21,7 +21,7 @@ from .stateful import Walk, build, walk_of
 from .tracing import Purpose, Traced, trace_with_all, unaliased
 
 
-def _check_loss(loss: Any, name: str) -> Any:
+def check_loss(loss: Any, name: str) -> Any:
     """The loss as a scalar array, or a TypeError that says what came instead."""
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         hint = (
@@ -84,7 +84,7 @@ class _GradientProgram(Program):
         return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
 
 
-class _AccumulatingProgram(_GradientProgram):
+class AccumulatingProgram(_GradientProgram):
     accumulate = True
 
 
@@ -111,7 +111,7 @@ def _no_parameter(name: str, lifted: list[Cell]) -> ValueError:
     )
 
 
-def _functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
+def loss_functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
     """The compiled forms of loss functions, for one use of them."""
 
     def make(fn: Any) -> Function:
@@ -119,20 +119,20 @@ def _functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
 
         def check(out: Any, objects: list[Any]) -> Any:
             if not has_aux:
-                return _check_loss(out, name), None
+                return check_loss(out, name), None
             if not isinstance(out, tuple) or len(out) != 2:
                 raise TypeError(
                     f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}"
                 )
-            return _check_loss(out[0], name), wrap_output(out[1], objects)
+            return check_loss(out[0], name), wrap_output(out[1], objects)
 
         return Function(fn, program, Purpose(check))
 
     return Functions(make)
 
 
-_accumulating = (_functions(False, _AccumulatingProgram), _functions(True, _AccumulatingProgram))
-_returning = (_functions(False, _GradientProgram), _functions(True, _GradientProgram))
+_accumulating = (loss_functions(False, AccumulatingProgram), loss_functions(True, AccumulatingProgram))
+_returning = (loss_functions(False, _GradientProgram), loss_functions(True, _GradientProgram))
 
 
 def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
@@ -170,12 +170,18 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     if at_top_level():
         (loss, aux), _ = function.run(loss_fn, args, kwargs)
         return (loss, unwrap_output(aux, objects_of(function, loss_fn, args, kwargs))) if has_aux else loss
-    loss, aux, grads, objects = _inline(function, Arguments(loss_fn, args, kwargs), True)
+    loss, aux = accumulate_inline(function, Arguments(loss_fn, args, kwargs))
+    return (loss, aux) if has_aux else loss
+
+
+def accumulate_inline(function: Function, call: Arguments) -> tuple[Any, Any]:
+    """`backward` within a trace: `(loss, aux)`."""
+    loss, aux, grads, objects = _inline(function, call, True)
     for param, new in grads.items():
         if param.grad is not None:
             param.grad.reached = True
             cells.write(param.grad, cells.added(cells.gradient(param.grad), new), "a gradient")
-    return (loss, unwrap_output(aux, objects)) if has_aux else loss
+    return loss, unwrap_output(aux, objects)
 
 
 def objects_of(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

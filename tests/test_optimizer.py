@@ -1350,6 +1350,7 @@ def test_what_a_state_dict_holds() -> None:
             "maximize": False,
             "skip_nonfinite": False,
             "decay_matrices_only": False,
+            "master_weights": False,
         },
         "state": {"0.weight": {"step": 1}},
     }

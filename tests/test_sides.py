@@ -33,6 +33,7 @@ def discovered() -> list[type[mt.Optimizer]]:
             yield from below(inner)
 
     found = {cls for cls in below(mt.Optimizer) if cls.__module__.startswith("minitorch_jax.optim")}
+    found.discard(optim.LBFGS)  # no rule of one array, and a step only with a closure, outside of programs: test_lbfgs.py
     return [mt.Optimizer, *sorted((c for c in found if not c.__name__.startswith("_")), key=lambda c: c.__name__)]
 
 
@@ -230,7 +231,7 @@ def test_discovery() -> None:
     found = discovered()
     assert {mt.Optimizer, optim.SGD} <= set(found)
     named = {value for value in vars(optim).values() if isinstance(value, type) and issubclass(value, mt.Optimizer)}
-    assert named <= set(found)
+    assert named - {optim.LBFGS} <= set(found)
     assert {"nesterov": True} in flags(optim.SGD)
     assert len(list(cases())) >= 6
 

@@ -21,6 +21,7 @@ from .adaptive import RMSprop as RMSprop
 from .adaptive import RMSpropState as RMSpropState
 from .asgd import ASGD as ASGD
 from .asgd import ASGDState as ASGDState
+from .averaged import AveragedModel as AveragedModel
 from .belief import AdaBelief as AdaBelief
 from .belief import AdaBeliefState as AdaBeliefState
 from .belief import Yogi as Yogi
@@ -29,6 +30,8 @@ from .layerwise import LAMB as LAMB
 from .layerwise import LARS as LARS
 from .layerwise import LAMBState as LAMBState
 from .layerwise import LARSState as LARSState
+from .lbfgs import LBFGS as LBFGS
+from .lbfgs import LBFGSState as LBFGSState
 from .muon import Muon as Muon
 from .muon import MuonState as MuonState
 from .optimizer import Optimizer as Optimizer

@@ -128,6 +128,7 @@ class Optimizer(Stateful):
             _hyper=hyper,
             _steps=steps,  # of each parameter in `_order`; after them, steps taken and steps skipped
             _order=[],
+            _clocks=(),  # for each in `_order`, the place of the first that has taken as many steps
             _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
             _foreign=[],  # the modules that are not ours, with the keys of their states
             _warned=set(),
@@ -407,8 +408,9 @@ class Optimizer(Stateful):
         elif name in hyper.flags:
             cells.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
             known, own = hyper.flags_of(group)[name], dict(hyper._own(group))
-            if isinstance(known, str) and not isinstance(value, str):
-                raise ValueError(f"{owner}: {name} must be a str; got {value!r}")
+            optional = _is_optional(type(self), name)
+            if (isinstance(known, str) or optional) and not isinstance(value, str) and not (optional and value is None):
+                raise ValueError(f"{owner}: {name} must be a str{' or None' if optional else ''}; got {value!r}")
             hyper.set_flag(name, _flags(type(self), {name: value})[name], group)
             try:
                 self._validate_now()
@@ -513,6 +515,7 @@ class Optimizer(Stateful):
         for cell, _ in new:
             cells.lend(cell)
         cells.store_all([*(cell for cell, _ in new), self._steps], [*(v for _, v in new), jnp.asarray(steps)])
+        cells.structure_changed()  # other parameters may have taken as many steps as each other
 
     def _load_hyperparameters(self, hyper: dict[str, Any], own: list[dict[str, Any]]) -> None:
         """Assign all of them; if they do not go together, none."""
@@ -582,6 +585,7 @@ class Optimizer(Stateful):
                 [walker.cell(c, join(path, f"state.{names[param]}.{f}")) for c, f in zip(held, fields, strict=True)]
             )
             state.append((walker.index[param], tree, numbers))
+        state.append(self._clocks)
         steps = walker.cell(self._steps, join(path, "steps"))
         values = walker.cell(self._hyper.cell, join(path, "hyperparameters"))
         return modules, tuple(map(len, self._lists)), grads, tuple(state), steps, values, self._hyper.statics()
@@ -614,13 +618,14 @@ class Optimizer(Stateful):
         self = object.__new__(cls)
         builder.objects.append(self)
         made = builder.cells
+        *state, clocks = state
         hyper = Hyperparameters.rebuilt(cls.__name__, cls._ranges, statics, made[values])
         nodes = iter(modules)
         self._setup([[builder.build(next(nodes)) for _ in range(length)] for length in lengths], hyper, made[steps])
         for param, grad in grads:
             made[param].grad = made[grad]
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
-        vars(self)["_order"] = [made[p] for p, _, _ in state]
+        vars(self).update(_order=[made[p] for p, _, _ in state], _clocks=clocks)
         return self
 
 
@@ -666,7 +671,7 @@ def _tuples(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that are static: booleans, by their default or their value, and strings."""
+    """Those settings that are static: booleans, by their default or their value, strings, and None."""
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}  # type: ignore[misc]
     flags: dict[str, Any] = {}
     for name, value in settings.items():
@@ -679,4 +684,12 @@ def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
             flags[name] = bool(value)
         elif isinstance(value, bool | str) and not isinstance(default, int | float) and name != "lr":
             flags[name] = value
+        elif value is None and _is_optional(cls, name):
+            flags[name] = value
     return flags
+
+
+def _is_optional(cls: type, name: str) -> bool:
+    """Whether a setting may be None: that is its default."""
+    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc]
+    return parameter is not None and parameter.default is None

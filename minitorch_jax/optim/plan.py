@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -61,14 +62,18 @@ class Plan:
         hyper = opt._hyper
         settings = [Settings(hyper, group) for group in range(len(opt._lists))]
         self._rule = type(opt), tuple(settings), hyper.layout
-        self._num_steps = len(order)
+        self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         settings = self._rule[1]
         structures = tuple(
-            [(unit.tree, unit.positions, unit.group, settings[unit.group].decayed(unit.shapes)) for unit in units]
+            [
+                (unit.tree, unit.positions, self._clocks[unit.positions[0]], unit.group, group.decayed(unit.shapes))
+                for unit in units
+                for group in (settings[unit.group],)
+            ]
         )
         return (*self._rule, num_native, structures, self._num_steps, placement(owned))
 
@@ -207,7 +212,22 @@ def _keep_state(
             new = jnp.asarray([*(counts[old[c]] if c in old else 0 for c in every), counts[-2], counts[-1]], jnp.int32)
         opt._steps.value = new
         opt._steps.lent = False
+    opt._clocks = _clocks(opt, every, trainable)
     opt._state, opt._order, opt._grows = state, list(every), False
+
+
+def _clocks(opt: Any, every: list[Cell], trainable: Iterable[Cell]) -> tuple[int, ...]:
+    """For each parameter, the place of the first that ticks with it: what depends on t is computed once for all."""
+    steps, ticking = opt._steps.value, set(trainable)
+    first: dict[Any, int] = {}
+    counts: Any
+    if isinstance(steps, jax.Array | np.ndarray) and not isinstance(steps, jax.core.Tracer):
+        columns = np.asarray(steps)
+        counts = [columns[..., i].tobytes() for i in range(len(every))]
+    else:  # within a trace nothing begins to tick apart, or together
+        known = dict(zip(opt._order, opt._clocks, strict=True))
+        counts = [known.get(cell) for cell in every]
+    return tuple([first.setdefault(counts[i], i) if cell in ticking else i for i, cell in enumerate(every)])
 
 
 def field_names(tree: Any) -> list[str]:
@@ -323,14 +343,14 @@ def _make_update(
     settings: Sequence[Settings],
     layout: Layout,
     num_native: int,
-    structures: Sequence[tuple[Any, tuple[int, ...], int, Any]],
+    structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any]],
     num_steps: int,
     places: Placement,
 ) -> Callable[..., Any]:
     """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
     skip_nonfinite = any(dict(group.flags)["skip_nonfinite"] for group in settings)
     ticks = np.zeros(num_steps + 2, np.int32)
-    ticks[[*(i for _, positions, _, _ in structures for i in positions), num_steps]] = 1
+    ticks[[*(i for _, positions, *_ in structures for i in positions), num_steps]] = 1
 
     def update(
         owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()
@@ -342,9 +362,10 @@ def _make_update(
         values = jnp.asarray(values)
         numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
         new_params, new_states = [], []
-        for p, g, s, (_, (position, *_), group, decayed) in zip(params, grads, states, structures, strict=True):
+        clocks = {clock: steps[clock] + 1 for _, _, clock, _, _ in structures}
+        for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
             mine = numbers[group] | _decay(numbers[group], decayed)
-            new_p, new_s = _lifted(rule, p, g, s, mine, dict(settings[group].flags), steps[position] + 1)
+            new_p, new_s = _one(rule, settings[group].flags)(p, g, s, mine, clocks[clock])
             new_params.append(new_p)
             new_states += jax.tree.leaves(new_s)
         new_steps = steps + ticks
@@ -373,6 +394,17 @@ def _decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
     if len(set(chosen)) > 1:
         return {"weight_decay": decay * np.repeat(np.asarray(chosen, decay.dtype), sizes)}
     return {"weight_decay": decay if chosen[0] else jnp.zeros_like(decay)}
+
+
+@cache
+def _one(rule: Any, flags: tuple[tuple[str, Any], ...]) -> Callable[..., tuple[Any, Any]]:
+    """A rule's update of one parameter; jitted, so that it is traced once for all of a shape."""
+
+    def update(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any) -> tuple[Any, Any]:
+        return _lifted(rule, p, g, s, numbers, dict(flags), t)
+
+    update.__name__ = rule.__name__
+    return jax.jit(update)
 
 
 def _lifted(

@@ -1,0 +1,300 @@
+"""Averages of a model's parameters over the course of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import cell as cells
+from ..cell import Cell, at_top_level, get_value, structure
+from ..containers import describe
+from ..module import Module
+from ..pack import Layout, stored_cells
+from ..parameter import Buffer
+from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
+from ..stateful import Walk, build, walk_of
+from ..tracing import unaliased
+
+
+class _Averages(Module):
+    """The averages of parameters of few bits, in float32, as buffers by the parameters' paths."""
+
+
+class AveragedModel(Module):
+    r"""A copy of a model whose parameters are averages of those that the model has had at each `update`.
+
+    With `decay=None` of all equally (stochastic weight averaging), else exponentially (EMA); w̄ are the averages, n is
+    the number of updates before, and the first one copies:
+
+        w̄ ← w̄ + (w - w̄) / (n + 1)        decay=None
+        w̄ ← w̄ + (1 - decay) (w - w̄)
+
+    It is a Module: call it to evaluate, save its `state_dict()`. `update` works in eager code, where it is one compiled
+    call, in `mt.jit` and `mt.scan`, and on copies in a plain JAX transform. The averages of bfloat16 and float16
+    parameters are kept and added up in float32, as buffers `averages.…`; `module` has them in the model's dtype.
+
+    Args:
+        model: what to average; of it a copy is kept, and no more.
+        decay: None, or a number in [0, 1].
+        use_buffers: average floating buffers too, in place of taking over the model's.
+
+    Attributes:
+        module: the copy, with frozen parameters, which `update` alone changes.
+        num_averaged: how many updates there have been; a buffer, shape `()`, int32.
+
+    Raises:
+        TypeError: if `model` is no Module.
+        ValueError: if `decay` is out of its range, or `model` holds no parameter.
+
+    Source: `torch.optim.swa_utils.AveragedModel`, with `get_ema_multi_avg_fn(decay)`; Izmailov et al., "Averaging Weights
+    Leads to Wider Optima and Better Generalization", 2018.
+
+    Differs from PyTorch: `update` is torch's `update_parameters`, and `num_averaged` its `n_averaged`. Averages of fewer
+    than 32 bits lose no small changes. With `use_buffers`, buffers that are not floating (counts, keys) are taken over
+    from the model, where torch averages and truncates them. Parameters of the copy are frozen.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from minitorch_jax import nn, optim
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> averaged = optim.AveragedModel(model, decay=0.75)
+        >>> for value in (0.0, 4.0):
+        ...     model.bias = jnp.array([value])
+        ...     averaged.update(model)
+        >>> averaged.module.bias, int(averaged.num_averaged), averaged(jnp.ones((3, 2))).shape
+        (Array([1.], dtype=float32), 2, (3, 1))
+    """
+
+    module: Module
+    num_averaged: Any
+    decay: float | None
+    use_buffers: bool
+
+    def __init__(self, model: Module, decay: float | None = None, use_buffers: bool = False) -> None:
+        if not isinstance(model, Module):
+            raise TypeError(f"AveragedModel takes a Module; got {model!r} ({type(model).__name__})")
+        params = [(p, c) for p, c in zip(*_paths_and_cells(model), strict=True) if c.kind == "parameter"]
+        if not params:
+            raise ValueError(
+                f"AveragedModel: the {type(model).__name__} holds no parameters, so there is nothing to average"
+            )
+        self.decay = None if decay is None else _checked_decay(decay)
+        self.use_buffers = bool(use_buffers)
+        self.num_averaged = Buffer(0)
+        leaves = jax.tree.leaves(model)  # arrays are shared until the first update
+        self.module = build(walk_of(model).spec, leaves, cells.birth_here()).freeze()
+        self.averages = _Averages()
+        for path, cell in params:
+            if _is_low(cell.value):
+                setattr(self.averages, path, Buffer(cell.value.astype(jnp.float32)))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the averaged model gives."""
+        return self.module(*args, **kwargs)
+
+    def update(self, model: Module) -> None:
+        """Take the model's present parameters into the averages, in place: all of them, or none if it raises.
+
+        Args:
+            model: the model that is trained, of the structure that it had when it was given to the constructor. Modes
+                (`train`, `eval`), static attributes and what is frozen may differ, as may floating dtypes and devices.
+
+        Raises:
+            TypeError: if `model` is no Module.
+            ValueError: if its structure differs: the first difference, by its path.
+        """
+        if not isinstance(model, Module):
+            raise TypeError(f"AveragedModel.update takes a Module; got {model!r} ({type(model).__name__})")
+        decay = None if self.decay is None else _checked_decay(self.decay)
+        weight = None if decay is None else np.float32(1 - decay)
+        plan = self._plan_for(model)
+        source = [walk_of(model).cells[i] for i in plan.order]
+        if at_top_level() and cells.local.frame is None and plan.pipeline is not None:
+            plan.pipeline.run((plan.values_of(source), weight))
+            return
+        label = "an average of an AveragedModel"
+        for cell in source:
+            if cells.local.frame is not None:
+                cells.local.frame.touch(cell, model)
+        for cell in plan.owned:
+            cells.check_writable(cell, label, self)
+        new = plan.how.average([cell.value for cell in plan.owned], [cell.value for cell in source], weight)
+        if at_top_level() and cells.local.frame is None:
+            cells.store_all(plan.owned, new)
+        else:
+            for cell, value in zip(plan.owned, new, strict=True):
+                cells.write(cell, value, label, self)
+
+    def _plan_for(self, model: Module) -> _Plan:
+        mine, theirs = walk_of(self), walk_of(model)
+        plan = _plans.get(mine)
+        if plan is None or plan.version is not structure.version or plan.source() is not theirs:
+            plan = _Plan(self, model)
+            if plan.pipeline is not None:  # not one made in a trace
+                _plans[mine] = plan
+        return plan
+
+
+class _Plan:
+    """What an update of an AveragedModel from a model does, for as long as no structure changes."""
+
+    def __init__(self, averaged: AveragedModel, model: Module) -> None:
+        _check_same_structure(averaged.module, model)
+        paths, held = _paths_and_cells(averaged.module)
+        theirs = walk_of(model)
+        index = {path: i for i, path in enumerate(theirs.spec.paths)}
+        self.source: ReferenceType[Walk] = ref(theirs)
+        self.order = [index[path] for path in paths]
+        source = [theirs.cells[i] for i in self.order]
+        wide = [averaged.averages._cells.get(path) for path in paths]
+        self.owned = [averaged._cells["num_averaged"], *held, *(cell for cell in wide if cell is not None)]
+        self.how = _How(
+            averaged._cells["num_averaged"].encoding,
+            tuple([c.kind == "parameter" or (averaged.use_buffers and c.encoding is None) for c in held]),
+            tuple([cell is not None for cell in wide]),
+        )
+        self.pipeline: Pipeline | None = None
+        self.moves = False
+        if at_top_level() and cells.local.frame is None and all(cell.pack is None for cell in self.owned):
+            join_mesh(self.owned)
+            self.moves = _devices(source) != _devices(held)
+            self.targets = held
+            compiled = _compiled_for(self.how, None if self.moves else Layout(source), placement(self.owned))
+            self.pipeline = Pipeline(compiled, self.owned, self.owned)
+        self.version = structure.version
+
+    def values_of(self, source: list[Cell]) -> list[Any]:
+        """The source's arrays: packed ones whole; those on other devices moved."""
+        if self.moves:
+            return [jax.device_put(c.value, mine.value.sharding) for c, mine in zip(source, self.targets, strict=True)]
+        return list(map(get_value, stored_cells(source)))
+
+
+_plans: WeakKeyDictionary[Walk, _Plan] = WeakKeyDictionary()
+
+
+class _How:
+    """What is averaged: static, and the same for many models."""
+
+    def __init__(self, counter: Any, is_averaged: tuple[bool, ...], is_wide: tuple[bool, ...]) -> None:
+        self.counter = counter  # the encoding of the number of updates
+        self.is_averaged = is_averaged  # of each parameter and buffer; else it is copied
+        self.is_wide = is_wide  # whether its average is kept in float32 beside it
+
+    def key(self) -> Any:
+        return self.counter, self.is_averaged, self.is_wide
+
+    def average(self, owned: Sequence[Any], source: Sequence[Any], weight: Any) -> list[Any]:
+        """The new values of the number of updates, the parameters and buffers, and the averages kept in float32."""
+        count = self.counter.decode(owned[0])
+        mine, wide = owned[1 : 1 + len(source)], iter(owned[1 + len(source) :])
+        new, new_wide = [], []
+        for old, value, averaged, has_wide in zip(mine, source, self.is_averaged, self.is_wide, strict=True):
+            if has_wide:
+                kept = next(wide)
+                at = jnp.where(kept.astype(old.dtype) == old, kept, old.astype(kept.dtype))  # unless it was assigned
+                new_wide.append(_averaged(at, value, count, weight))
+                new.append(new_wide[-1].astype(old.dtype))
+            else:
+                new.append(_averaged(old, value, count, weight) if averaged else value.astype(old.dtype))
+        return unaliased([self.counter.encode(count + 1), *new, *new_wide], [*owned, *source])
+
+
+def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
+    """The new average, computed in at least float32; `weight` of the new value, None for an equal one."""
+    dtype = jnp.dtype(jnp.float32) if _is_low(average) else average.dtype
+    a, b = average.astype(dtype), value.astype(dtype)
+    if weight is None:
+        new = a + (b - a) / (count + 1).astype(dtype)
+    else:
+        w = jnp.asarray(weight, dtype)
+        new = jnp.where(w < 0.5, a + w * (b - a), b - (b - a) * (1 - w))  # as torch.lerp
+    return jnp.where(count == 0, b, new).astype(average.dtype)
+
+
+_compiled: dict[Any, Compiled] = {}
+
+
+def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compiled:
+    key = how.key(), layout and layout.key, places
+    found = _compiled.get(key)
+    if found is None:
+        if layout is not None:
+            layout.stored = []  # which would keep the model alive
+
+        def update(owned: list[Any], source: list[Any], weight: Any) -> list[Any]:
+            if layout is not None:
+                source = layout.cut(dict(enumerate(source)), [None] * layout.parts)
+            new = how.average(owned, source, weight)
+            return [placed(v, place) for v, place in zip(new, places, strict=True)] if places else new
+
+        found = _compiled[key] = Compiled(update, "AveragedModel_update")
+    return found
+
+
+# -- structures --------------------------------------------------------------------------------------------------------
+
+
+def _paths_and_cells(model: Module) -> tuple[tuple[str, ...], list[Cell]]:
+    walk = walk_of(model)
+    return walk.spec.paths, walk.cells
+
+
+def _check_same_structure(mine: Module, theirs: Module) -> None:
+    """Raise for the first difference: names, kinds, shapes, dtypes, and what is tied to what."""
+    found, given = _entries(mine), _entries(theirs)
+    name = type(theirs).__name__
+    for path, (cell, first) in found.items():
+        if path not in given:
+            raise _differs(name, f"it has no {path}")
+        other, other_first = given[path]
+        old, new = describe(cell.value), describe(other.value)
+        both_floating = cell.encoding is None and other.encoding is None
+        if (cell.kind, cell.encoding) != (other.kind, other.encoding):
+            raise _differs(name, f"its {path} is a {other.kind} ({new}), and the average's a {cell.kind} ({old})")
+        if np.shape(cell.value) != np.shape(other.value) or not (both_floating or old == new):
+            raise _differs(name, f"its {path} is {new}, and the average's {old}")
+        if first != other_first:
+            ties = [f"tied to {tie}" if tie != path else "not tied" for tie in (other_first, first)]
+            raise _differs(name, f"its {path} is {ties[0]}, and the average's {ties[1]}")
+    for path in given:
+        if path not in found:
+            raise _differs(name, f"its {path} is new")
+
+
+def _differs(name: str, difference: str) -> ValueError:
+    return ValueError(
+        f"AveragedModel.update: the {name} has another structure than the model that is averaged: {difference}. Give it"
+        " that model, or make a new AveragedModel"
+    )
+
+
+def _entries(model: Module) -> dict[str, tuple[Cell, str]]:
+    """Each parameter and buffer by each of its names, with the first of them."""
+    firsts: dict[Cell, str] = {}
+    return {path: (cell, firsts.setdefault(cell, path)) for path, _, _, cell in model._entries()}
+
+
+def _devices(held: Sequence[Cell]) -> set[Any]:
+    arrays = [cell.value for cell in stored_cells(held)]
+    return {device for array in arrays if isinstance(array, jax.Array) for device in array.sharding.device_set}
+
+
+def _is_low(value: Any) -> bool:
+    """Whether an array is floating and has fewer than 32 bits."""
+    return jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
+
+
+def _checked_decay(decay: Any) -> float:
+    try:
+        number = np.nan if isinstance(decay, bool | str) else float(decay)
+    except TypeError:
+        number = np.nan
+    if not 0 <= number <= 1:
+        raise ValueError(f"AveragedModel: decay must be None or a number in [0, 1]; got {decay!r}")
+    return number

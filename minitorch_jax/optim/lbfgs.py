@@ -1,0 +1,496 @@
+"""Limited-memory BFGS: a quasi-Newton method over all parameters as one vector."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, repeat
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import cell as cells
+from ..cell import Cell, get_value, store
+from ..module import Module
+from ..pack import Layout, stored_cells
+from ..pipeline import fresh_copies, placed, placement
+from ..stateful import Builder, Node, walk_of
+from ..tracing import unaliased
+from .hyper import Hyperparameters, is_schedule
+from .optimizer import Optimizer, Options
+from .plan import Plan
+from .wolfe import Point, strong_wolfe
+
+_CLOSURE = """a closure, a function that computes the loss and its gradients anew each time that it is called:
+
+    def closure():
+        opt.zero_grad()
+        return mt.backward(loss_fn, model, x, y)
+
+    opt.step(closure)"""
+_INTEGERS = ("max_iter", "max_eval", "history_size")
+_set_lent: Callable[[Cell, bool], None] = vars(Cell)["lent"].__set__
+
+
+class LBFGSState(NamedTuple):
+    """The state of LBFGS, one for all parameters: n elements as one vector of float32 (or float64)."""
+
+    d: jax.Array  # (n,), the last direction
+    t: jax.Array  # (), how far the last step went along it
+    prev_flat_grad: jax.Array  # (n,), the gradient before that step
+    old_dirs: jax.Array  # (history_size, n), the changes of the gradient y; pair i is in row i mod history_size
+    old_stps: jax.Array  # (history_size, n), the steps s
+    ro: jax.Array  # (history_size,), 1 / (y · s)
+    H_diag: jax.Array  # (), the scale of the first approximation of the inverse Hessian
+    num_stored: jax.Array  # (), int32: pairs stored so far, those that have been overwritten included
+    n_iter: jax.Array  # (), int32: iterations
+    func_evals: jax.Array  # (), int32: evaluations of the closure
+
+
+class LBFGS(Optimizer):
+    r"""L-BFGS: Newton's method, with an inverse Hessian made of the last steps and changes of the gradient.
+
+        s ← the last step, y ← the change of g over it; kept, the last m of them, where y · s > 1e-10
+        q ← -g;  from the newest pair to the oldest: α ← (s · q) / (y · s), q ← q - α y
+        d ← q (s · y) / (y · y) of the newest pair
+        from the oldest to the newest: d ← d + (α - (y · d) / (y · s)) s
+        p ← p + t d, with t = lr, or from a line search that begins there
+
+    The first t is smaller, lr min(1, 1 / Σ|g|). One call of `step(closure)` does up to `max_iter` such iterations; the
+    closure calls `zero_grad()` and `mt.backward(...)` and returns the loss, and may be compiled (`mt.jit`). If it raises,
+    or a Ctrl-C comes, modules and state are what they were before the step.
+
+    Args:
+        modules: a list of modules; see `Optimizer`. All trainable parameters are one vector, so there are no groups.
+        lr: length of a step, >= 0, or a schedule; with a line search, where it begins.
+        max_iter: iterations of a step, >= 1.
+        max_eval: evaluations of the closure after which a step ends, >= 1; None: 5/4 of max_iter.
+        tolerance_grad: a step ends when no element of g is larger, >= 0.
+        tolerance_change: a step ends when the loss changes by less, or no element of p by more, >= 0.
+        history_size: m, >= 1. The state has the size of 2 m + 2 models, and during a step of 2 m more.
+        line_search_fn: "strong_wolfe", or None.
+
+    Raises:
+        ValueError, TypeError: as `Optimizer`; for groups, modules of NumPy arrays, and options of other optimizers
+            (`skip_nonfinite`, `decay_matrices_only`, `master_weights`), which do not apply here.
+        TraceError: by `step` in compiled code, since what the closure gives decides, in Python, how to go on.
+
+    Source: `torch.optim.LBFGS`; Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4, 3.5 and 3.6.
+
+    Differs from PyTorch: when other parameters become trainable, or fewer, the history begins anew; a new `history_size`
+    keeps the newest pairs; for bfloat16 and float16 the vector is float32; if the closure raises, nothing has changed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn, optim
+        >>> model = nn.Linear(1, 1, key=jax.random.key(0))
+        >>> opt = optim.LBFGS([model], history_size=10, line_search_fn="strong_wolfe")
+        >>> x = jnp.linspace(-1.0, 1.0, 8)[:, None]
+        >>> def loss_fn(model, x):
+        ...     return ((model(x) - 3 * x - 1) ** 2).mean()
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     return mt.backward(loss_fn, model, x)
+        >>> loss = opt.step(closure)
+        >>> round(model.weight.item(), 3), round(model.bias.item(), 3)
+        (3.0, 1.0)
+    """
+
+    _ranges: ClassVar = dict.fromkeys(_INTEGERS, (1.0, 2.0**24))
+    elementwise = False
+
+    def __init__(
+        self,
+        modules: Any,
+        lr: Any = 1,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None:
+        if max_eval is None:
+            max_eval = max(max_iter * 5 // 4, 1) if isinstance(max_iter, int | float) else max_iter
+        super().__init__(
+            modules,
+            lr,
+            max_iter=max_iter,
+            max_eval=max_eval,
+            tolerance_grad=tolerance_grad,
+            tolerance_change=tolerance_change,
+            history_size=history_size,
+            line_search_fn=line_search_fn,
+        )
+
+    def _setup(self, lists: list[list[Any]], hyper: Hyperparameters, steps: Cell) -> None:
+        if hyper.own:
+            self._refuse_groups()
+        vars(self)["_members"] = []  # the parameters, in their order, that the state is about
+        super()._setup(lists, hyper, steps)
+
+    def _validate(self) -> None:
+        for name in _INTEGERS:
+            value = self._stated(name)
+            if is_schedule(value) or value != int(value):
+                raise ValueError(f"LBFGS: {name} must be an integer >= 1; got {value!r}")
+        if self.line_search_fn not in (None, "strong_wolfe"):
+            raise ValueError(f"LBFGS: line_search_fn must be 'strong_wolfe' or None; got {self.line_search_fn!r}")
+        for name in Options.__annotations__:
+            if getattr(self, name):
+                raise ValueError(
+                    f"LBFGS: {name} does not apply, since all parameters are one vector, of which the line search and"
+                    " the tolerances decide; leave it False"
+                )
+
+    def _refuse_groups(self) -> NoReturn:
+        raise ValueError(
+            "LBFGS doesn't support per-parameter options (groups): all parameters are one vector. Give it the modules"
+            " themselves, `LBFGS([body, head], lr=1)`, or an optimizer of its own to each"
+        )
+
+    def add_group(self, group: Any) -> None:
+        """Raise ValueError: there are no groups."""
+        self._refuse_groups()
+
+    # -- state: under the first trainable parameter, as in torch ------------------------------------------------------
+
+    def _plan_now(self) -> Plan:
+        plan = super()._plan_now()
+        if plan.foreign:
+            raise TypeError(
+                "LBFGS trains Modules only, and was given one of NumPy arrays. Convert it with"
+                " `minitorch_jax.adapters.numpy`."
+            )
+        if plan.params and not self._state_fits(plan):
+            self._begin(plan)
+        return plan
+
+    def _state_fits(self, plan: Plan) -> bool:
+        held = self._state.get(plan.params[0], (None, []))[1]
+        if plan.params != self._members or not held:
+            return False
+        known = LBFGSState(*map(get_value, held))
+        if not self._hyper.is_plain() or not isinstance(known.old_dirs, jax.Array) or known.old_dirs.ndim != 2:
+            return True  # traced, or those of an ensemble
+        return len(known.ro) == int(self.history_size) and known.d.dtype == _wide_dtype(plan.params)
+
+    def _begin(self, plan: Plan) -> None:
+        """Make an empty state for the parameters that there are; for another `history_size`, keep the newest pairs."""
+        first = plan.params[0]
+        held = self._state[first][1] if plan.params == self._members else []
+        rows = int(self._hyper.given_number("history_size", 0)) if self._hyper.is_plain() or not held else 0
+        dtype, n = _wide_dtype(plan.params), sum(int(np.prod(plan.shapes[cell])) for cell in plan.params)
+        if held and held[0].value.dtype == dtype:
+            state = _resized(LBFGSState(*map(get_value, held)), rows)
+        else:
+            count, number, vector = jnp.zeros((), jnp.int32), jnp.zeros((), dtype), jnp.zeros(n, dtype)
+            table = jnp.zeros((rows, n), dtype)
+            state = LBFGSState(
+                d=vector,
+                t=number,
+                prev_flat_grad=jnp.copy(vector),
+                old_dirs=table,
+                old_stps=jnp.copy(table),
+                ro=jnp.zeros(rows, dtype),
+                H_diag=number + 1,
+                num_stored=count,
+                n_iter=jnp.copy(count),
+                func_evals=jnp.copy(count),
+            )
+        leaves, tree = jax.tree.flatten(state)
+        none = jax.tree.structure(())
+        states: dict[Cell, Any] = {cell: (none, []) for cell in self._state}
+        states[first] = tree, [Cell(leaf, "state", birth=first.birth) for leaf in leaves]
+        vars(self).update(_state=states, _members=list(plan.params), _cached_walk=None)
+        cells.structure_changed()
+
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Self:
+        self = super()._rebuild(payload, builder)
+        vars(self)["_members"] = [builder.cells[param] for param, _ in payload[2]]
+        return self
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Minimise the loss over up to `max_iter` iterations, in place: all of them, or none if anything is raised.
+
+        Args:
+            closure: a function that calls `zero_grad()`, then `mt.backward(...)`, and returns the loss.
+
+        Returns:
+            What the closure returned at first: the loss before the step.
+        """
+        if not callable(closure):
+            was = "none was given" if closure is None else f"got {closure!r}"
+            raise TypeError(f"LBFGS.step() takes {_CLOSURE}\n\n({was})")
+        if not cells.at_top_level() or cells.local.frame is not None:
+            raise cells.TraceError(
+                "LBFGS.step() was called inside compiled code (mt.jit, mt.scan, or a JAX transform): the losses that the"
+                " closure gives decide, in Python, how the step goes on. Call it outside; the closure itself may be"
+                " compiled: `opt.step(mt.jit(closure))`."
+            )
+        plan = self._plan_now()
+        if not plan.params:
+            raise ValueError("LBFGS: every parameter is frozen, so there is nothing to train; unfreeze() some")
+        if not self._hyper.is_plain():
+            raise TypeError("LBFGS.step() cannot be taken by an ensemble (stacked optimizers): step each by itself")
+        held = self._state[plan.params[0]][1]
+        objective = _Objective(self, plan.params, closure)
+        before = _Before([*self._everything(plan), *held, self._steps])
+        done = False
+        try:
+            state = LBFGSState(*map(get_value, held))
+            loss, start = objective.evaluate(0.0, state.d)
+            if plan.fresh:
+                self._look_for_missing(plan, list(map(get_value, plan.grads)))
+            state = self._minimized(objective, state, start)
+            steps = np.array(self._steps.value)
+            steps[[*map(self._order.index, plan.params), -2]] += 1
+            cells.store_all([*held, self._steps], [*state, jnp.asarray(steps)])
+            done = True
+        finally:
+            if not done:
+                before.put_back()
+                before.put_back_if_repacked()
+        return loss
+
+    def _everything(self, plan: Plan) -> list[Cell]:
+        """The cells of the modules and their gradients."""
+        walks = [walk_of(module).with_gradients() for module in self.modules if isinstance(module, Module)]
+        return list(dict.fromkeys([*chain.from_iterable(walks), *plan.params, *plan.grads]))
+
+    def _minimized(self, objective: _Objective, state: LBFGSState, x: Point) -> LBFGSState:
+        """The state after some iterations, which begin at `x`. Its arrays are not used up; those made here are."""
+        lr, max_iter, max_eval = float(self.lr), int(self.max_iter), int(self.max_eval)
+        tolerance_grad, tolerance_change = float(self.tolerance_grad), float(self.tolerance_change)
+        evals, n_iter, total = 1, int(state.n_iter), int(state.func_evals) + 1
+        memory: Any = None
+        t: Any = state.t
+        d, last_g = state.d, state.prev_flat_grad
+        for iteration in range(1, max_iter + 1) if not x.g_max <= tolerance_grad else ():
+            n_iter += 1
+            if n_iter == 1:
+                d, gtd, d_max, t = _numbers(_steepest(x.g), 1)
+                t = min(1.0, t) * lr
+            else:
+                memory = memory or fresh_copies([*state[3:8]])
+                memory, d, gtd, d_max = _numbers(_direction(memory, d, _array(t, d.dtype), last_g, x.g), 2)
+                t = lr
+            last_g, last_f = x.g, x.f
+            x = x._replace(t=0, gtd=gtd)
+            if gtd > -tolerance_change:
+                break
+            new_evals = 0
+            if self.line_search_fn is not None:
+                origin = objective.here()
+                along = partial(objective.at, origin, d)
+                x, new_evals = strong_wolfe(along, x, t, d_max, max_eval - evals, tolerance_change)
+                t = x.t
+                objective.move(origin, d, t)
+            else:
+                objective.move(objective.here(), d, t)
+                if iteration != max_iter:  # after the last one nothing asks for it
+                    x, new_evals = objective.evaluate(t, d)[1], 1
+            evals, total = evals + new_evals, total + new_evals
+            with np.errstate(all="ignore"):
+                small = abs(t * d_max) <= tolerance_change
+            if evals >= max_eval or x.g_max <= tolerance_grad or small or abs(x.f - last_f) < tolerance_change:
+                break
+        counts = (jnp.asarray(count, jnp.int32) for count in (n_iter, total))
+        return LBFGSState(d, jnp.asarray(t, d.dtype), last_g, *(memory or state[3:8]), *counts)
+
+
+def _wide_dtype(params: Sequence[Cell]) -> Any:
+    """The dtype of the vector of all parameters."""
+    return np.dtype(np.float64 if any(cell.value.dtype == np.float64 for cell in params) else np.float32)
+
+
+def _array(number: Any, dtype: Any) -> Any:
+    """A number as an array, so that its type does not compile again."""
+    return number if isinstance(number, jax.Array) else np.asarray(number, dtype)
+
+
+def _numbers(results: Sequence[Any], first: int) -> list[Any]:
+    """Results of a program, of which those from `first` on are numbers, as NumPy's scalars."""
+    return [*results[:first], *(np.asarray(number)[()] for number in results[first:])]
+
+
+def _resized(state: LBFGSState, rows: int) -> LBFGSState:
+    """A state with room for another number of pairs, of which it keeps the newest."""
+    stored, had = int(state.num_stored), len(state.ro)
+    kept = min(stored, had, rows)
+    newest = np.array([i % had for i in range(stored - kept, stored)], int)
+
+    def moved(table: Any) -> Any:
+        return jnp.zeros((rows, *table.shape[1:]), table.dtype).at[:kept].set(table[newest])
+
+    return state._replace(
+        old_dirs=moved(state.old_dirs),
+        old_stps=moved(state.old_stps),
+        ro=moved(state.ro),
+        num_stored=jnp.asarray(kept, jnp.int32),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loss as a function of one vector
+
+
+class _Before:
+    """What some cells held, put back by one C call, which no signal handler comes between."""
+
+    def __init__(self, parts: Sequence[Cell]) -> None:
+        self.parts, self.layout = parts, Layout(parts)
+        stored = self.layout.stored
+        for cell in stored:
+            cells.lend(cell)  # so that no program uses the arrays up
+        self.values = list(map(get_value, stored))
+        steps = chain(map(store, stored, self.values), map(_set_lent, stored, repeat(True)))
+        self.put_back: Callable[[], Any] = partial(deque, steps, 0)
+
+    def put_back_if_repacked(self) -> None:
+        """What remains to be done: tell the compiled programs; and if packs have changed since, store part by part."""
+        cells.lendings.last = cells.gradients.last = object()
+        if stored_cells(self.parts) != self.layout.stored:
+            values = self.layout.cut(dict(enumerate(self.values)), [None] * len(self.parts))
+            cells.store_all(self.parts, values)
+
+
+class _Space:
+    """How the vector is made of arrays: what programs are compiled for. Equal ones are one object."""
+
+    def __init__(self, params: Sequence[Cell], layout: Layout, grads: Layout) -> None:
+        self.layout, self.grads = layout, grads
+        self.shapes = tuple([cell.value.shape for cell in params])
+        self.dtypes = tuple([cell.value.dtype for cell in params])
+        self.places = placement(layout.stored)
+        self.dtype = _wide_dtype(params)
+        self.key = self.shapes, self.dtypes, self.places, layout.key, grads.key
+        layout.stored, grads.stored = [], []  # a program that is kept keeps no cells
+
+
+_spaces: dict[Any, _Space] = {}
+
+
+def _space_of(params: Sequence[Cell]) -> _Space:
+    space = _Space(params, Layout(params), Layout([cell.grad for cell in params]))
+    return _spaces.setdefault(space.key, space)
+
+
+class _Objective:
+    """The closure's loss during one step of an optimizer."""
+
+    def __init__(self, opt: LBFGS, params: list[Cell], closure: Callable[[], Any]) -> None:
+        self.opt, self.params, self.closure = opt, params, closure
+        self.space, self.stored = _space_of(params), stored_cells(params)
+
+    def here(self) -> list[Any]:
+        """The parameters' arrays, to be kept."""
+        for cell in self.stored:
+            cells.lend(cell)
+        return list(map(get_value, self.stored))
+
+    def move(self, origin: list[Any], d: Any, t: Any) -> None:
+        """Put the parameters at a distance `t` from an origin."""
+        cells.store_all(self.stored, _moved(self.space, origin, d, _array(t, self.space.dtype)))
+
+    def evaluate(self, t: Any, d: Any) -> tuple[Any, Point]:
+        """The loss where the parameters are now, as the closure gives it, and as the point `t` along `d`."""
+        loss = self.closure()
+        if self.opt._plan_now().params != self.params or stored_cells(self.params) != self.stored:
+            raise RuntimeError(
+                "LBFGS.step(): the closure changed which parameters are trained, or how they are packed. Do that between"
+                " the steps."
+            )
+        if np.shape(loss) != () or not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
+            what = "nothing" if loss is None else f"{type(loss).__name__} {loss!r}"
+            raise TypeError(f"LBFGS.step(): the closure must return the loss, a number; it returned {what}")
+        grads = stored_cells([cell.grad for cell in self.params])
+        g, g_max, gtd = _numbers(_measured(self.space, list(map(get_value, grads)), d), 1)
+        return loss, Point(t, float(loss), g, g_max, gtd)
+
+    def at(self, origin: list[Any], d: Any, t: Any) -> Point:
+        """The point at a distance `t` from an origin."""
+        self.move(origin, d, t)
+        return self.evaluate(t, d)[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs
+
+
+def _dot(a: Any, b: Any) -> Any:
+    return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _largest(a: Any) -> Any:
+    return jnp.max(jnp.abs(a), initial=0.0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _measured(space: _Space, stored: list[Any], d: Any) -> Any:
+    """The gradient as a vector, its largest element, and its slope along `d`."""
+    parts = space.grads.cut(dict(enumerate(stored)), [None] * len(space.shapes))
+    arrays = [
+        jnp.zeros(shape, space.dtype) if cells.unless_consumed(part) is None else part.astype(space.dtype)
+        for part, shape in zip(parts, space.shapes, strict=True)
+    ]
+    (g,) = unaliased([jnp.concatenate([array.reshape(-1) for array in arrays])], jax.tree.leaves((stored, d)))
+    return g, _largest(g), _dot(g, d)
+
+
+@partial(jax.jit, static_argnums=0)
+def _moved(space: _Space, stored: list[Any], d: Any, t: Any) -> list[Any]:
+    """The parameters plus `t d`."""
+    parts = space.layout.cut(dict(enumerate(stored)), [None] * len(space.shapes))
+    ends = np.cumsum([int(np.prod(shape)) for shape in space.shapes])
+    steps = jnp.split(d, ends[:-1])
+    new = [
+        (part.astype(space.dtype) + t * step.reshape(part.shape)).astype(part.dtype)
+        for part, step in zip(parts, steps, strict=True)
+    ]
+    joined = [space.layout.joined(j, new.__getitem__, old) for j, old in enumerate(stored)]
+    return [placed(*both) for both in zip(joined, space.places, strict=True)] if space.places else joined
+
+
+@jax.jit
+def _steepest(g: Any) -> Any:
+    """The first direction, its slope, its largest element, and 1 / Σ|g|."""
+    return -g, -_dot(g, g), _largest(g), 1 / jnp.sum(jnp.abs(g))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _direction(memory: Sequence[Any], d: Any, t: Any, last_g: Any, g: Any) -> Any:
+    """The history with another pair, the direction that follows from it (in two loops), its slope, its largest element."""
+    dirs, stps, ro, diag, stored = memory
+    size = len(ro)
+    y, s = g - last_g, d * t
+    ys, row = _dot(y, s), stored % size
+    keep = ys > 1e-10
+    dirs = dirs.at[row].set(jnp.where(keep, y, dirs[row]))
+    stps = stps.at[row].set(jnp.where(keep, s, stps[row]))
+    ro = ro.at[row].set(jnp.where(keep, 1 / ys, ro[row]))
+    diag = jnp.where(keep, ys / _dot(y, y), diag)
+    stored = stored + keep.astype(stored.dtype)
+    count = jnp.minimum(stored, size)
+
+    def back(k: Any, carry: Any) -> Any:
+        q, al = carry
+        i = (stored - 1 - k) % size
+        a = _dot(stps[i], q) * ro[i]
+        return q - a * dirs[i], al.at[i].set(a)
+
+    def forth(k: Any, carry: Any) -> Any:
+        r, al = carry
+        i = (stored - count + k) % size
+        b = _dot(dirs[i], r) * ro[i]
+        return r + (al[i] - b) * stps[i], al
+
+    q, al = jax.lax.fori_loop(0, count, back, (-g, jnp.zeros_like(ro)))
+    d, _ = jax.lax.fori_loop(0, count, forth, (q * diag, al))
+    return [dirs, stps, ro, diag, stored], d, _dot(g, d), _largest(d)
