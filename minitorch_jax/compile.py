@@ -153,8 +153,7 @@ def _arranged(fn: Any) -> Callable[..., Any]:
         args, kwargs = order.value.restored(values)
         return fn(*args, **kwargs)
 
-    call.__wrapped__ = fn  # type: ignore[attr-defined]
-    call.__module__ = getattr(fn, "__module__", None) or ""  # what it reaches by closure is the user's
+    call.__wrapped__ = call.stands_for = fn  # type: ignore[attr-defined]
     return call
 
 
@@ -337,8 +336,7 @@ def scan(
     def target(*stacked: Any) -> Any:
         return _scan(fn, stacked, length, unroll, keep_grads)
 
-    target.__wrapped__ = fn  # type: ignore[attr-defined]
-    target.__module__ = getattr(fn, "__module__", None) or ""  # what it reaches by closure is the user's
+    target.__wrapped__ = target.stands_for = fn  # type: ignore[attr-defined]
     (out,), binding = function.run(target, stacked, {})
     return unwrap_output(out, objects_of(function, target, stacked, {})) if binding.program.wraps else out
 

@@ -125,7 +125,7 @@ class Function:
 
     def look(self, fn: Callable[..., Any]) -> None:
         """Find by name what `fn` reaches by closure."""
-        places = closures.search(fn)
+        places = closures.search(getattr(fn, "stands_for", fn))  # a wrapper of ours: what it reaches is the user's
         self.watch = closures.Watch(places)
         self.reached = list({id(was): was for _, _, was in places if holds_state(was)}.values())
 

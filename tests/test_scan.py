@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -565,3 +567,14 @@ def test_modules_made_inside_are_stacked() -> None:
     assert out.weight.shape == (5, 3)
     assert_allclose(out.weight[1], mt.grad(squared)(Line(), XS[1], YS[1]).weight, rtol=1e-5)
     assert_alive(out, model)
+
+
+def test_what_a_function_closed_over_is_freed_with_it() -> None:
+    def train() -> Any:
+        model, opt = pair()
+        mt.scan(lambda x: step(model, opt, x, Y), np.stack([X] * 2))
+        return weakref.ref(model)
+
+    reference = train()
+    gc.collect()
+    assert reference() is None

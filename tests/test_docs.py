@@ -1,0 +1,80 @@
+"""The Python blocks of the pages on optimizers run, and what their tables say of classes is so."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_sides import discovered
+
+import minitorch_jax as mt
+from minitorch_jax import nn, optim
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [DOCS / "optimizers.md", *sorted((DOCS / "optim").glob("*.md")), DOCS / "schedules.md"]
+GIVEN = {"schedules.md": {"validation_loss": 1.0}}  # names that a page takes from its reader
+CLASSES = {cls.__name__: cls for cls in discovered()}
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_blocks_of_a_page_run_in_order(page: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
+    assert blocks
+    names: dict[str, Any] = {"model": nn.Linear(2, 1), **GIVEN.get(page.name, {})}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # JAX as a reader has it
+        for number, block in enumerate(blocks, 1):
+            exec(compile(block, f"{name_of(page)}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def index_rows() -> list[list[str]]:
+    lines = (DOCS / "optimizers.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("row", index_rows(), ids=lambda row: row[0].strip("`"))
+def test_the_index_says_what_is_so(row: list[str]) -> None:
+    name, _, _, defaults, state, packed = row
+    cls = CLASSES[name.strip("`")]
+    assert packed == ("yes" if cls.elementwise else "no")
+    parameters = inspect.signature(cls).parameters
+    for option, value in re.findall(r"(\w+)=(\([^)]*\)|[^,]+)", defaults):
+        assert repr(parameters[option].default) == value
+    if cls is not optim.Adafactor:
+        found = cls([nn.Linear(3, 2, bias=False, key=jax.random.key(0))]).state_dict()["state"]["0.weight"]
+        shapes = [jnp.shape(value) for field, value in found.items() if field != "step"]
+        arrays, numbers = (sum(shape == wanted for shape in shapes) for wanted in ((2, 3), ()))
+        stated = dict.fromkeys(("array", "number"), 0)
+        for count, what in re.findall(r"(\d+|an) (array|number)", state.split(";")[0].replace("a number", "1 number")):
+            stated[what] = 1 if count == "an" else int(count)
+        assert (arrays, numbers) == (stated["array"], stated["number"])
+
+
+def test_the_index_names_each_class_once() -> None:
+    names = [row[0].strip("`") for row in index_rows()]
+    assert len(names) == len(set(names)) >= 21 and set(names) <= CLASSES.keys()
+
+
+def test_each_class_has_a_heading_on_its_page() -> None:
+    for name, page, *_ in index_rows():
+        text = (DOCS / re.findall(r"\((.*)\)", page)[0]).read_text()
+        assert re.search(rf"^## .*\b{name.strip('`')}\b", text, flags=re.M), name
+
+
+def test_your_own_optimizer_is_short() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "optimizers.md").read_text(), flags=re.S)
+    (own,) = [block[block.index("class ") :] for block in blocks if "class " in block]
+    assert len([line for line in own.splitlines() if line.strip()]) < 15
+    assert "optim.Optimizer" in own and mt.Optimizer is optim.Optimizer
