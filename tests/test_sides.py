@@ -33,7 +33,9 @@ def discovered() -> list[type[mt.Optimizer]]:
             yield from below(inner)
 
     found = {cls for cls in below(mt.Optimizer) if cls.__module__.startswith("minitorch_jax.optim")}
-    found.discard(optim.LBFGS)  # no rule of one array, and a step only with a closure, outside of programs: test_lbfgs.py
+    found.discard(
+        optim.LBFGS
+    )  # no rule of one array, and a step only with a closure, outside of programs: test_lbfgs.py
     return [mt.Optimizer, *sorted((c for c in found if not c.__name__.startswith("_")), key=lambda c: c.__name__)]
 
 
@@ -268,3 +270,47 @@ def test_the_functional_form_leaves_the_original_alone() -> None:
     now = everything(opt.modules[0], opt)
     for name, value in before.items():
         assert_array_equal(now[name], value, err_msg=name)
+
+
+SHORT = 10
+
+
+def short(cls: Any, way: str, side: str = "eager", **settings: Any) -> dict[str, Any]:
+    """All there is after a few steps of a network without dropout, in groups, packed, or in bfloat16."""
+    net = Matrices() if cls is optim.Muon else Net(0.0)
+    if way == "bfloat16":
+        net.astype(jnp.bfloat16)
+        settings["master_weights"] = True
+    opt = cls([{"modules": [net], "lr": 0.01}] if way == "groups" else [net], **{"lr": 0.01, **settings})
+    if way == "packed":
+        mt.pack(net)
+    xs, ys = (part[:SHORT].astype(jnp.bfloat16 if way == "bfloat16" else jnp.float32) for part in data())
+    opt, _ = SIDES[side](opt, xs, ys)
+    found = everything(opt.modules[0], opt)
+    return {name: value for name, value in found.items() if name.startswith("0.") or name.count(".") > 1}
+
+
+def assert_close(mine: dict[str, Any], theirs: dict[str, Any], rtol: float) -> None:
+    assert list(mine) == list(theirs)
+    for name, value in theirs.items():
+        value = np.asarray(value).astype(np.float64)
+        scale = np.abs(value).max(initial=0.0)
+        assert_allclose(np.asarray(mine[name]).astype(np.float64), value, rtol=rtol, atol=rtol * scale, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", discovered(), ids=lambda cls: cls.__name__)
+def test_groups_and_packing_change_nothing(cls: Any) -> None:
+    expected = short(cls, "plain")
+    for way in ("groups", "packed"):
+        for side in ("eager", "jit"):
+            assert_close(short(cls, way, side), expected, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", discovered(), ids=lambda cls: cls.__name__)
+def test_master_weights_are_the_same_on_every_side(cls: Any) -> None:
+    expected = short(cls, "bfloat16")
+    assert expected["1.0.large.master_weight"].dtype == np.float32
+    for side in ("jit", "scan"):
+        assert_close(short(cls, "bfloat16", side), expected, 2e-2)  # XLA keeps more bits between fused operations
