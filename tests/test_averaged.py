@@ -163,6 +163,7 @@ def functionally(model: Any, opt: Any, averaged: Any, xs: Any) -> Any:
 LOOPS = [eagerly, with_jit, with_closures, with_jit_of_the_update, with_scan, functionally]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decay", "pack"), [(None, False), (0.75, True)])
 def test_every_loop_gives_the_same(decay: float | None, pack: bool) -> None:
     xs = jnp.stack([X + 0.1 * i for i in range(5)])

@@ -67,6 +67,7 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     check_png(tmp_path / "compare_numpy.png")
 
 
+@pytest.mark.slow
 def test_with_the_functional_loop(compare_numpy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "figure.png"
     assert compare_numpy.main(["--epochs", "2", "--functional", "--batch-size", "50", "--output", str(output)]) == 0
@@ -84,6 +85,7 @@ def test_defaults_train_well(compare_numpy: Any, tmp_path: Path, capsys: pytest.
     assert all(float(cells[1]) > 0.95 for cells in rows_of(text).values())
 
 
+@pytest.mark.slow
 def test_a_single_step_and_a_diverging_one(
     compare_numpy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

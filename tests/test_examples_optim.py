@@ -84,6 +84,7 @@ def test_minima_are_minima(trajectories: Any) -> None:
 # -- side by side -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_beside_optax(
     compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

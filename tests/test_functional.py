@@ -199,6 +199,7 @@ CASES = [(kind, loop) for kind in OPTIMIZERS for loop in ("jit, donated", "scan"
 CASES += [("momentum", loop) for loop in LOOPS if ("momentum", loop) not in CASES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, loop", CASES)
 def test_a_functional_loop_is_the_eager_loop(kind, loop):
     make = OPTIMIZERS[kind]
@@ -601,6 +602,7 @@ ENSEMBLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ENSEMBLES.values(), ids=ENSEMBLES)
 def test_each_member_of_an_ensemble_is_the_model_trained_alone(train):
     make = OPTIMIZERS["momentum"]

@@ -170,6 +170,7 @@ def double() -> Iterator[None]:
 # Numerics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "name"),
     [
@@ -373,6 +374,7 @@ def test_one_pack_of_two_models_with_an_optimizer_each() -> None:
     assert_array_equal(two.weight, before)
 
 
+@pytest.mark.slow
 def test_arrays_on_a_mesh_stay_there() -> None:
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
@@ -400,6 +402,7 @@ def test_other_trainable_parameters_begin_anew() -> None:
         opt.step(closure)
 
 
+@pytest.mark.slow
 def test_modules_come_and_go() -> None:
     first, second = nn.Linear(3, 3, key=jax.random.key(0)), nn.Linear(3, 3, key=jax.random.key(1))
     opt = optim.LBFGS([first], max_iter=3)
@@ -431,6 +434,7 @@ def test_settings_can_be_assigned() -> None:
     assert optim.LBFGS([nn.Linear(1, 1)]).max_eval == 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 9])
 def test_another_history_size_keeps_the_newest_pairs(size: int) -> None:
     """A history of 2 from the start holds the same pairs as one of 4 that is cut to 2."""

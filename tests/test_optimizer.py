@@ -1561,6 +1561,7 @@ def functional_step(opt: Any, xy: Any) -> Any:
     return opt, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_eager_and_jitted_and_scanned_steps_agree(name: str) -> None:
     xs = jnp.stack([jnp.roll(X, i, axis=0) for i in range(5)])

@@ -230,6 +230,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_training_ends_where_the_unpacked_twin_ends(way: str) -> None:
     packed, plain = twins()

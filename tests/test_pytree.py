@@ -148,6 +148,7 @@ def test_jit_takes_and_gives_modules(mlp, batch):
     assert type(new) is nn.Sequential and new[2].in_features == 4
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_a_module_of_stacked_arrays():
     keys = jax.random.split(jax.random.key(0), 4)
     ensemble = jax.vmap(lambda k: nn.Linear(3, 2, key=k))(keys)

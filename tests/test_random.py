@@ -215,6 +215,7 @@ def by_hand(keys, draws, n):
     return [X + sum(jax.random.normal(next(wrapped), (2,)) for _ in range(draws)) for _ in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_every_draw_is_one_step_of_the_stream(way, draws, drawn, keys):
@@ -290,6 +291,7 @@ def trainer(mse, batch):
     return model, step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "scan", "scan in jit"])
 def test_training_with_dropout_is_the_same_eager_and_compiled(way, mse, batch, drawn):
     model, step = trainer(mse, batch)
@@ -403,6 +405,7 @@ def places():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ON)
 @pytest.mark.parametrize("first, then", [("first", "second"), ("second", "first"), ("both", "first")])
 def test_models_on_different_devices_draw_from_one_stream(way, first, then, drawn, keys):

@@ -260,6 +260,7 @@ def test_two_optimizers_of_one_loss() -> None:
     assert (scaler.scale, scaler.skipped) == (8.0, 1)
 
 
+@pytest.mark.slow
 def test_losses_of_all_kinds_of_functions() -> None:
     model, opt, scaler = trio()
 
@@ -373,6 +374,7 @@ def test_a_failing_loss_changes_nothing() -> None:
     assert scaler.state_dict() == small().state_dict()
 
 
+@pytest.mark.slow
 def test_an_ensemble() -> None:
     def made(value: Any) -> Any:
         model = Scale(value)
