@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
 
@@ -299,8 +300,8 @@ class Optimizer(Stateful):
         before, hyper = self._lists, self._hyper
         name = type(self).__name__
         own = [*(hyper.own or [{}]), self._checked(own_settings(group), hyper.given, hyper.flags)]
-        numbers = {key: hyper.stated(key, lambda: self._counts()[0]) for key in hyper.given}
-        owned = [{key: hyper.stated(key, int, g) for key in mine} for g, mine in enumerate(own[:-1])]
+        numbers = {key: self._stated(key) for key in hyper.given}
+        owned = [{key: self._stated(key, g) for key in mine} for g, mine in enumerate(own[:-1])]
         lists = [*before, group_modules(name, group)]
         vars(self).update(
             _lists=lists, _hyper=Hyperparameters(name, self._ranges, numbers, hyper.flags, [*owned, own[-1]])
@@ -645,13 +646,19 @@ def _wide(value: Any) -> Any:
     return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
 
 
+@cache
+def _parameters_of(cls: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class's constructor: looked up once, as assigning a setting needs them."""
+    return inspect.signature(cls.__init__).parameters
+
+
 def _check_names(cls: type, hyperparameters: Mapping[str, Any]) -> None:
     """Raise TypeError for a name that came through `**options` of a constructor and means nothing."""
-    own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    own = _parameters_of(cls).values()
     if cls is not Optimizer and not any(p.kind is p.VAR_KEYWORD for p in own):
         return  # those that it passes on are its own
     classes = cls.__mro__[: cls.__mro__.index(Optimizer)]
-    known = {name for each in classes for name in inspect.signature(each.__init__).parameters} | {"lr"}  # type: ignore[misc]
+    known = {name for each in classes for name in _parameters_of(each)} | {"lr"}
     for name in hyperparameters:
         if name not in known:
             near = difflib.get_close_matches(name, [*known, *Options.__annotations__], 1)
@@ -661,8 +668,7 @@ def _check_names(cls: type, hyperparameters: Mapping[str, Any]) -> None:
 
 def _tuples(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with lists as tuples, where a tuple is the default (`betas`): of as many numbers."""
-    defaults = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    plural = {name: len(p.default) for name, p in defaults.items() if isinstance(p.default, tuple)}
+    plural = {name: len(p.default) for name, p in _parameters_of(cls).items() if isinstance(p.default, tuple)}
     found = {name: tuple(v) if name in plural and isinstance(v, list) else v for name, v in settings.items()}
     for name, value in found.items():
         if name in plural and not callable(value) and not (isinstance(value, tuple) and len(value) == plural[name]):
@@ -672,7 +678,7 @@ def _tuples(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that are static: booleans, by their default or their value, strings, and None."""
-    defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}  # type: ignore[misc]
+    defaults = {name: p.default for name, p in _parameters_of(cls).items()}
     flags: dict[str, Any] = {}
     for name, value in settings.items():
         default = defaults.get(name)
@@ -691,5 +697,5 @@ def _flags(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_optional(cls: type, name: str) -> bool:
     """Whether a setting may be None: that is its default."""
-    parameter = inspect.signature(cls.__init__).parameters.get(name)  # type: ignore[misc]
+    parameter = _parameters_of(cls).get(name)
     return parameter is not None and parameter.default is None

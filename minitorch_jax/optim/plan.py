@@ -22,7 +22,7 @@ from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placeme
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign
-from .hyper import Hyperparameters, Layout
+from .hyper import Layout
 from .units import Unit, make_units, over_packs, single
 
 
@@ -60,7 +60,10 @@ class Plan:
         singles = [single(opt, cell, order, groups, shape) for cell, shape in self.shapes.items()]
         self.owned = [*self.params, *(c for unit in singles for c in unit.state), opt._steps]
         hyper = opt._hyper
-        settings = [Settings(hyper, group) for group in range(len(opt._lists))]
+        settings = [
+            Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
+            for g in range(len(opt._lists))
+        ]
         self._rule = type(opt), tuple(settings), hyper.layout
         self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
@@ -68,13 +71,12 @@ class Plan:
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         settings = self._rule[1]
-        structures = tuple(
-            [
-                (unit.tree, unit.positions, self._clocks[unit.positions[0]], unit.group, group.decayed(unit.shapes))
-                for unit in units
-                for group in (settings[unit.group],)
-            ]
-        )
+
+        def structure_of(unit: Unit) -> Any:
+            clock = self._clocks[unit.positions[0]]
+            return unit.tree, unit.positions, clock, unit.group, settings[unit.group].decayed(unit.shapes)
+
+        structures = tuple(map(structure_of, units))
         return (*self._rule, num_native, structures, self._num_steps, placement(owned))
 
     def compile(self, opt: Any) -> None:
@@ -302,24 +304,12 @@ def _packed_update_for(
     return found
 
 
-class Settings:
+class Settings(NamedTuple):
     """What a program knows of a group's settings: its flags, its schedules, and where in the vector its numbers are."""
 
-    __slots__ = ("flags", "schedules", "start")
-
-    def __init__(self, hyper: Hyperparameters, group: int) -> None:
-        self.flags = tuple(hyper.flags_of(group).items())
-        self.schedules = tuple(hyper.schedules_of(group).items())
-        self.start = hyper.start_of(group)
-
-    def _key(self) -> Any:
-        return self.flags, self.schedules, self.start
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Settings) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+    flags: tuple[tuple[str, Any], ...]
+    schedules: tuple[tuple[str, Any], ...]
+    start: int
 
     def decayed(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Of an array made of parameters of these shapes, what weight decay is multiplied by; None for all of it."""
