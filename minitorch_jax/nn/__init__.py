@@ -11,6 +11,8 @@ from .container import ModuleDict as ModuleDict
 from .container import ModuleList as ModuleList
 from .container import Sequential as Sequential
 from .dropout import Dropout as Dropout
+from .linear import Bilinear as Bilinear
 from .linear import Flatten as Flatten
 from .linear import Identity as Identity
 from .linear import Linear as Linear
+from .linear import Unflatten as Unflatten

@@ -6,6 +6,7 @@ import jax
 
 from ..module import Module
 from . import functional as F  # noqa: N812
+from .functional.dropout import probability
 
 
 class Dropout(Module):
@@ -40,7 +41,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = F._probability(p)
+        self.p = probability(p)
 
     def forward(self, input: jax.Array) -> jax.Array:
         return F.dropout(input, self.p, self.training)

@@ -1,4 +1,4 @@
-"""Linear, Identity, Flatten."""
+"""Linear maps, and layers that compute nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..module import Module
 from ..parameter import fresh_parameter
 from ..random import next_key
+from . import functional as F  # noqa: N812
 from . import init
 
 
@@ -58,11 +59,75 @@ class Linear(Module):
                 f"Linear({self.in_features}, {self.out_features}) takes inputs of shape (..., {self.in_features});"
                 f" got {tuple(input.shape)}"
             )
-        out = input @ self.weight.T
-        return out if self.bias is None else out + jnp.expand_dims(self.bias, tuple(range(out.ndim - 1)))
+        return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Bilinear(Module):
+    """y = x1^T A x2 + b, for each output feature a matrix A.
+
+    Args:
+        in1_features: size of the first input's last axis.
+        in2_features: size of the second input's last axis.
+        out_features: size of the output's last axis.
+        bias: whether to add b.
+        dtype: of the parameters, floating.
+        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+
+    Shapes: inputs `(*, in1_features)` and `(*, in2_features)`, output `(*, out_features)`; `weight` is `(out_features,
+    in1_features, in2_features)`, `bias` `(out_features,)`, both from U(-k, k), k = 1 / sqrt(in1_features).
+
+    Raises:
+        ValueError: if a size is not positive, or inputs do not fit.
+
+    Source: torch.nn.Bilinear.
+
+    Example:
+        >>> layer = Bilinear(3, 4, 2, key=jax.random.key(0))
+        >>> layer(jnp.ones((5, 3)), jnp.ones((5, 4))).shape
+        (5, 2)
+    """
+
+    weight: Any
+    bias: Any
+
+    def __init__(
+        self,
+        in1_features: int,
+        in2_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        if in1_features <= 0 or in2_features < 0 or out_features < 0:
+            raise ValueError(
+                f"Bilinear needs in1_features > 0, others >= 0; got {in1_features}, {in2_features}, {out_features}"
+            )
+        self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
+        weight_key, bias_key = jax.random.split(next_key(key))
+        bound = 1 / math.sqrt(in1_features)
+        shape = (out_features, in1_features, in2_features)
+        self.weight = fresh_parameter(init.uniform(weight_key, shape, -bound, bound, dtype))
+        self.bias = fresh_parameter(init.uniform(bias_key, (out_features,), -bound, bound, dtype)) if bias else None
+
+    def forward(self, input1: jax.Array, input2: jax.Array) -> jax.Array:
+        sizes = input1.shape[-1:], input2.shape[-1:]
+        if sizes != ((self.in1_features,), (self.in2_features,)) or input1.shape[:-1] != input2.shape[:-1]:
+            raise ValueError(
+                f"{self!r} takes inputs of shapes (*, {self.in1_features}) and (*, {self.in2_features}), equal in *;"
+                f" got {tuple(input1.shape)} and {tuple(input2.shape)}"
+            )
+        return F.bilinear(input1, input2, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features},"
+            f" bias={self.bias is not None}"
+        )
 
 
 class Identity(Module):
@@ -103,3 +168,42 @@ class Flatten(Module):
 
     def extra_repr(self) -> str:
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Unflatten(Module):
+    """Makes one axis several.
+
+    Args:
+        dim: the axis.
+        unflattened_size: the sizes of the new axes, whose product is the old one's; one of them may be -1.
+
+    Raises:
+        TypeError: if `unflattened_size` is not a tuple or list of integers.
+        ValueError: if it does not fit an input.
+
+    Source: torch.nn.Unflatten. Differs from PyTorch: JAX's arrays have no named dimensions.
+
+    Example:
+        >>> Unflatten(1, (2, 3))(jnp.zeros((4, 6))).shape
+        (4, 2, 3)
+    """
+
+    def __init__(self, dim: int, unflattened_size: Any) -> None:
+        if not isinstance(dim, int):
+            raise TypeError(f"Unflatten takes an axis by number; got {dim!r}")
+        if not isinstance(unflattened_size, tuple | list) or not all(isinstance(n, int) for n in unflattened_size):
+            raise TypeError(f"unflattened_size must be a tuple of ints; got {unflattened_size!r}")
+        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        if not -input.ndim <= self.dim < input.ndim:
+            raise ValueError(f"{self!r} cannot unflatten an input of shape {tuple(input.shape)}: it has no such axis")
+        dim, sizes = self.dim % input.ndim, self.unflattened_size
+        known = math.prod(n for n in sizes if n != -1)
+        fits = input.shape[dim] % known == 0 if known and sizes.count(-1) == 1 else input.shape[dim] == known
+        if not fits or sizes.count(-1) > 1 or min(sizes, default=0) < -1:
+            raise ValueError(f"{self!r} cannot make {input.shape[dim]} numbers into axes of sizes {sizes}")
+        return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim + 1 :])
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"

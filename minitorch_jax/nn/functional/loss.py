@@ -1,4 +1,4 @@
-"""The stateless forms of layers and losses, as in torch.nn.functional."""
+"""Losses as functions."""
 
 from __future__ import annotations
 
@@ -7,100 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from .. import random
-
-
-def relu(input: jax.Array) -> jax.Array:
-    """max(x, 0), elementwise; its derivative at 0 is 0.
-
-    Example:
-        >>> relu(jnp.array([-1.0, 2.0]))
-        Array([0., 2.], dtype=float32)
-    """
-    return jax.nn.relu(input)
-
-
-def tanh(input: jax.Array) -> jax.Array:
-    """The hyperbolic tangent, elementwise."""
-    return jnp.tanh(input)
-
-
-def sigmoid(input: jax.Array) -> jax.Array:
-    """1 / (1 + exp(-x)), elementwise."""
-    return jax.nn.sigmoid(input)
-
-
-def gelu(input: jax.Array, approximate: str = "none") -> jax.Array:
-    """x Φ(x), elementwise (Hendrycks and Gimpel, 2016).
-
-    Args:
-        input: any shape.
-        approximate: "none" for the error function, "tanh" for the approximation by a tanh.
-    """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate must be 'none' or 'tanh'; got {approximate!r}")
-    return jax.nn.gelu(input, approximate=approximate == "tanh")
-
-
-def _softmax_dim(input: jax.Array, dim: int | None, name: str) -> int:
-    if dim is None:
-        dim = 0 if input.ndim in (0, 1, 3) else 1
-        warnings.warn(f"{name} without dim takes {dim} here, as torch does; pass dim={dim} to say so", stacklevel=3)
-    return dim
-
-
-def softmax(input: jax.Array, dim: int | None = None) -> jax.Array:
-    """exp(x) / sum(exp(x)) along `dim`.
-
-    Example:
-        >>> softmax(jnp.zeros((1, 4)), dim=1)
-        Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
-    """
-    return jax.nn.softmax(input, axis=_softmax_dim(input, dim, "softmax"))
-
-
-def log_softmax(input: jax.Array, dim: int | None = None) -> jax.Array:
-    """log(softmax(x)) along `dim`, without overflow."""
-    return jax.nn.log_softmax(input, axis=_softmax_dim(input, dim, "log_softmax"))
-
-
-def _probability(p: float) -> float:
-    """`p` as a float, or the error that says why it is no probability of dropout."""
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    return float(p)
-
-
-def dropout(input: jax.Array, p: float = 0.5, training: bool = True, *, key: Any = None) -> jax.Array:
-    """Zeroes each element with probability `p`, scales the others by 1 / (1 - p); the input itself if not `training`.
-
-    Args:
-        input: any shape, floating; its dtype is kept.
-        p: a number in [0, 1], static.
-        training: whether to drop anything.
-        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`). None is drawn if not
-            `training`, at p = 0 and at p = 1.
-
-    Raises:
-        ValueError: if `p` is not in [0, 1].
-        TypeError: if it is not a number, or something is to be dropped from an input that is not floating.
-
-    Source: torch.nn.functional.dropout. Differs from PyTorch: takes `key`, and no `inplace`.
-
-    Example:
-        >>> dropout(jnp.ones(6), p=0.5, key=jax.random.key(0))
-        Array([0., 0., 2., 2., 0., 2.], dtype=float32)
-    """
-    p = _probability(p)
-    if not training or p == 0.0:
-        return input
-    if not jnp.issubdtype(input.dtype, jnp.inexact):
-        raise TypeError(f"dropout needs a floating input; got {input.dtype}. Convert it with `.astype(float)`.")
-    if p == 1.0:
-        return jnp.zeros_like(input)
-    kept = jax.random.bernoulli(random.next_key(key), jnp.float32(1.0 - p), input.shape)
-    return jnp.where(kept, input / (1.0 - p), 0)
 
 
 def _reduced(loss: jax.Array, reduction: str) -> jax.Array:

@@ -1,0 +1,42 @@
+"""Linear maps, and layers that only reshape, against torch's."""
+
+from layer_contract import Case, LayerContract, Refusal, numbers
+
+CASES = [
+    Case("Linear", (3, 2), inputs=(numbers(5, 3),)),
+    Case("Linear", (3, 2), inputs=(numbers(3),)),
+    Case("Linear", (3, 2, False), inputs=(numbers(2, 4, 3),)),
+    Case("Bilinear", (3, 4, 2), inputs=(numbers(5, 3), numbers(5, 4, seed=1))),
+    Case("Bilinear", (3, 4, 2), {"bias": False}, inputs=(numbers(2, 5, 3), numbers(2, 5, 4, seed=1))),
+    Case("Identity", (54, "anything"), {"unused": 1}, inputs=(numbers(2, 3),)),
+    Case("Flatten", inputs=(numbers(2, 3, 4),)),
+    Case("Flatten", (0, 1), inputs=(numbers(2, 3, 4),)),
+    Case("Flatten", (), {"start_dim": -2}, inputs=(numbers(2, 3, 4),)),
+    Case("Unflatten", (1, (2, 3)), inputs=(numbers(4, 6),)),
+    Case("Unflatten", (-2, (2, -1, 2)), inputs=(numbers(4, 3),)),
+    Case("linear", inputs=(numbers(5, 3), numbers(2, 3, seed=1), numbers(2, seed=2))),
+    Case("linear", inputs=(numbers(5, 3), numbers(3, seed=1))),
+    Case("bilinear", inputs=(numbers(5, 3), numbers(5, 2), numbers(4, 3, 2, seed=1))),
+]
+
+INITIAL = [("Linear", (25, 400)), ("Linear", (400, 100)), ("Bilinear", (9, 5, 200))]
+
+REFUSALS = [
+    Refusal("Linear", (-1, 2), match="sizes >= 0"),
+    Refusal("Linear", (3, 2), inputs=(numbers(5, 4),), match=r"\(\.\.\., 3\); got \(5, 4\)"),
+    Refusal("Bilinear", (0, 2, 2), match="in1_features > 0"),
+    Refusal("Bilinear", (3, 4, 2), inputs=(numbers(5, 3), numbers(6, 4)), match=r"\(5, 3\) and \(6, 4\)"),
+    Refusal("Bilinear", (3, 4, 2), inputs=(numbers(5, 4), numbers(5, 4)), match=r"\(\*, 3\) and \(\*, 4\)"),
+    Refusal("Flatten", (2, 1), inputs=(numbers(2, 3, 4),), match="cannot flatten"),
+    Refusal("Unflatten", (1, "ab"), match="tuple of ints"),
+    Refusal("Unflatten", ("x", (2, 3)), inputs=(numbers(4, 6),), match="axis by number"),
+    Refusal("Unflatten", (1, (4, 2)), inputs=(numbers(4, 6),), match="cannot make 6"),
+    Refusal("Unflatten", (1, (-1, -1)), inputs=(numbers(4, 6),), match="cannot make 6"),
+    Refusal("Unflatten", (3, (2, 3)), inputs=(numbers(4, 6),), match="no such axis"),
+]
+
+FUNCTIONS = ["linear", "bilinear"]
+
+
+class TestLayers(LayerContract):
+    pass
