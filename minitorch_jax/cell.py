@@ -80,6 +80,11 @@ except (ImportError, AttributeError, TypeError):
 at_top_level: Callable[[], bool] = _at_top_level
 
 
+def is_eager() -> bool:
+    """Whether the code that calls runs eagerly: in no JAX transform, and in nothing that `mt.jit` or `backward` traces."""
+    return at_top_level() and local.frame is None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The static structure of everything has one version: a compiled call compares it to know that nothing moved.
 
@@ -372,7 +377,7 @@ def birth_state() -> Any:
 
 def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -> None:
     """Raise unless the structure of something made in trace `birth` (or, if `own`, in this very run) may change here."""
-    if own or at_top_level() and local.frame is None:
+    if own or is_eager():
         return
     if local.frame is not None and (at_top_level() or local.frame.state == trace_state()):
         raise TraceError(

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
-from .cell import Cell, at_top_level
+from .cell import Cell
 from .module import Module
 from .pack import stored_cells
+from .parameter import wide_dtype
 from .pipeline import Compiled, Pipeline
 from .stateful import walk_of
 
@@ -54,18 +55,17 @@ def clip_grad_norm(
     """
     if not norm_type > 0:
         raise ValueError(f"clip_grad_norm: norm_type must be > 0; got {norm_type!r}")
-    if error_if_nonfinite and (not at_top_level() or cells.local.frame is not None):
+    if error_if_nonfinite and not cells.is_eager():
         raise cells.TraceError(
             "clip_grad_norm: error_if_nonfinite would need the norm's value, which compiled code has not"
         )
     grads = _gradients("clip_grad_norm", modules)
     limit = _number("clip_grad_norm", "max_norm", max_norm)
     if error_if_nonfinite:
-        norm = _norms(norm_type)([cells.gradient(grad) for grad in grads])
-        if not np.isfinite(norm):
-            raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {norm}; nothing was changed")
-    (norm,) = _apply(grads, limit, _clip_norm, float(norm_type))
-    result: jax.Array = norm
+        found = _norms(norm_type)([cells.gradient(grad) for grad in grads])
+        if not np.isfinite(found):
+            raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {found}; nothing was changed")
+    result: jax.Array = _apply(grads, limit, _clip_norm, float(norm_type))[0]
     return result
 
 
@@ -108,13 +108,9 @@ def scale_grads(modules: Any, factor: Any) -> None:
 # -- the programs ------------------------------------------------------------------------------------------------------
 
 
-def _wide(dtype: Any) -> Any:
-    """The dtype to compute in: at least float32."""
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-
-
-def _norm(grads: Sequence[Any], norm_type: float) -> Any:
-    wide = [g.astype(_wide(g.dtype)).reshape(-1) for g in grads if g is not None and g.size]
+def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
+    """The p-norm of all gradients (None for none) as one vector, computed in at least float32."""
+    wide = [g.astype(wide_dtype(g.dtype)).reshape(-1) for g in grads if g is not None and g.size]
     if not wide:
         return jnp.zeros((), jnp.float32)
     if norm_type == np.inf:
@@ -126,18 +122,18 @@ def _norm(grads: Sequence[Any], norm_type: float) -> Any:
 
 @cache
 def _norms(norm_type: float) -> Callable[[Sequence[Any]], Any]:
-    return jax.jit(lambda grads: _norm(grads, norm_type))
+    return jax.jit(lambda grads: norm(grads, norm_type))
 
 
 def _each(update: Callable[[Any], Any], grads: Sequence[Any]) -> list[Any]:
     """`update` of each gradient, in at least float32, in its own dtype."""
-    return [None if g is None else update(g.astype(_wide(g.dtype))).astype(g.dtype) for g in grads]
+    return [None if g is None else update(g.astype(wide_dtype(g.dtype))).astype(g.dtype) for g in grads]
 
 
 def _clip_norm(grads: list[Any], limit: Any, norm_type: float) -> list[Any]:
-    norm = _norm(grads, norm_type)
-    factor = jnp.minimum(limit.astype(norm.dtype) / (norm + 1e-6), 1.0)
-    return [*_each(lambda g: g * factor.astype(g.dtype), grads), norm]
+    total = norm(grads, norm_type)
+    factor = jnp.minimum(limit.astype(total.dtype) / (total + 1e-6), 1.0)
+    return [*_each(lambda g: g * factor.astype(g.dtype), grads), total]
 
 
 def _clip_value(grads: list[Any], limit: Any) -> list[Any]:
@@ -155,7 +151,7 @@ def _compiled(function: Callable[..., list[Any]], *static: Any) -> Compiled:
 
 def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *static: Any) -> list[Any]:
     """Store what a function makes of gradients; its other results."""
-    if at_top_level() and cells.local.frame is None:
+    if cells.is_eager():
         stored = stored_cells(grads)
         for grad in stored:
             cells.gradient(grad)  # the error for one that is not there any more
@@ -166,7 +162,7 @@ def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *
         cells.check_writable(grad, "a gradient")
     results = function([cells.gradient(grad) for grad in grads], number, *static)
     changed = [(grad, new) for grad, new in zip(grads, results, strict=False) if new is not None]
-    if at_top_level() and cells.local.frame is None:
+    if cells.is_eager():
         cells.store_all(*zip(*changed, strict=True))
     else:
         for grad, new in changed:

@@ -18,7 +18,7 @@ from . import cell as cells
 from . import closures, random
 from .arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
 from .autograd import objects_of, paths_of, touch_all
-from .cell import CONSUMED, Cell, at_top_level, held
+from .cell import CONSUMED, Cell, held, is_eager
 from .containers import holds_state
 from .function import Function, Functions
 from .program import Partition, Program
@@ -92,7 +92,7 @@ class Jitted:
         self._warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not at_top_level() or cells.local.frame is not None:
+        if not is_eager():
             return self.__wrapped__(*args, **kwargs)  # part of the program that is being traced
         if self._changes_args:
             args, kwargs = self._arrange(args, kwargs)
@@ -325,7 +325,7 @@ def scan(
     """
     if not callable(fn):
         raise TypeError(f"mt.scan takes a function, not {fn!r}")
-    if not at_top_level() or cells.local.frame is not None:
+    if not is_eager():
         return _scan(fn, stacked, length, unroll, keep_grads)
     empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
     key = length, unroll, keep_grads, empty

@@ -286,7 +286,7 @@ class Module(Stateful):
     def zero_grad(self) -> None:
         """Reset all gradients of this module and those below it to zeros."""
         walk = walk_of(self)
-        if cells.at_top_level() and cells.local.frame is None:
+        if cells.is_eager():
             if any([grad.pack is not None for grad in walk.stored_grads]):  # a part of a pack
                 cells.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
             else:

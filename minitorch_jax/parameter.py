@@ -98,6 +98,16 @@ class Buffer(_Declaration):
         self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=cells.birth_here())
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype in which arithmetic on parameters and gradients of `dtype` is done: at least float32."""
+    return jnp.dtype(dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
+
+
+def is_narrow(value: Any) -> bool:
+    """Whether a value is a floating array of fewer bits than arithmetic on it is done in."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
+
+
 def read_gradient(param: Cell, owner: Any = None) -> Any:
     """The accumulated gradient of a parameter: zeros where there is none."""
     value = cells.read(param.grad, owner)

@@ -35,7 +35,7 @@ class Stream(Stateful):
         """A key that no other draw has given."""
         cells.check_writable(self.cell, "the random stream", self)
         advance = _advance_now if cells.at_top_level() else _advance
-        if cells.at_top_level() and cells.local.frame is None:
+        if cells.is_eager():
             self.move(None)
         data, key = advance(self.cell.value, self.impl)
         cells.write(self.cell, data, "the random stream", self)

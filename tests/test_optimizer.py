@@ -1349,9 +1349,11 @@ def test_what_a_state_dict_holds() -> None:
             "nesterov": True,
             "maximize": False,
             "skip_nonfinite": False,
+            "track_grad_norm": False,
             "decay_matrices_only": False,
             "master_weights": False,
         },
+        "fingerprints": {"0.weight": (1.0, 0.9375)},
         "state": {"0.weight": {"step": 1}},
     }
 

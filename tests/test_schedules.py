@@ -638,6 +638,17 @@ def test_plateau_with_groups() -> None:
             plateau.step(1.0)
             scheduler.step(1.0)
             assert [group.lr for group in opt.groups] == [group["lr"] for group in theirs.param_groups]
+    opt = optim.SGD([{"modules": [m]} for m in models], lr=0.1)
+    plateau = optim.ReduceOnPlateau(opt, factor=0.1, patience=0, min_lr=[0.05, 0.01, 0.0])
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, factor=0.1, patience=0, min_lr=[0.05, 0.01, 0.0])
+    for group in theirs.param_groups:
+        group["lr"] = 0.1
+    for _ in range(4):
+        plateau.step(1.0)
+        scheduler.step(1.0)
+        np.testing.assert_allclose([g.lr for g in opt.groups], [g["lr"] for g in theirs.param_groups], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"min_lr must be a number or a list of 3; got \(0.0, 0.1\)"):
+        optim.ReduceOnPlateau(opt, min_lr=[0.0, 0.1])
     follower = optim.SGD([{"modules": [models[0]], "lr": 0.5}, {"modules": [models[1]]}], lr=0.1)
     plateau = optim.ReduceOnPlateau(follower, factor=0.5, patience=0)
     plateau.step(1.0)
@@ -681,7 +692,8 @@ NOT_NEGATIVE = "must be a finite number >= 0; got "
         ({"patience": 1.5}, "ReduceOnPlateau: patience must be an integer >= 0; got 1.5"),
         ({"cooldown": True}, "ReduceOnPlateau: cooldown must be an integer >= 0; got True"),
         ({"threshold": math.nan}, f"ReduceOnPlateau: threshold {NOT_NEGATIVE}nan"),
-        ({"min_lr": [0.1]}, f"ReduceOnPlateau: min_lr {NOT_NEGATIVE}[0.1]"),
+        ({"min_lr": [-0.1]}, f"ReduceOnPlateau: min_lr {NOT_NEGATIVE}-0.1"),
+        ({"min_lr": [0.1, 0.2]}, "ReduceOnPlateau: min_lr must be a number or a list of 1; got (0.1, 0.2)"),
         ({"eps": "small"}, f"ReduceOnPlateau: eps {NOT_NEGATIVE}'small'"),
     ],
     ids=str,

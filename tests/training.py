@@ -87,6 +87,7 @@ def everything(*objects: Any) -> dict[str, Any]:
             for path, fields in state.pop("state").items():
                 found.update({f"{i}.{path}.{field}": np.array(value) for field, value in fields.items()})
             hyper = state.pop("hyperparameters")
+            del state["fingerprints"]  # of the parameters, whose values are compared themselves
             found.update({f"{i}.{name}": value for name, value in {**state, **hyper}.items() if not callable(value)})
         else:
             found.update({f"{i}.{name}": np.array(value) for name, value in obj.state_dict().items()})

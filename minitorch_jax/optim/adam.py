@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from ..parameter import wide_dtype
 from .moments import BELOW_ONE, bias_correction, in_place
 from .optimizer import Optimizer, Options
 
@@ -322,7 +323,7 @@ class NAdam(Optimizer):
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
-        one = jnp.ones((), p.dtype if p.dtype.itemsize >= 4 else jnp.float32)
+        one = jnp.ones((), wide_dtype(p.dtype))
         return NAdamState(jnp.zeros_like(p), jnp.zeros_like(p), one)
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from ..parameter import wide_dtype
 from .optimizer import Optimizer, Options
 
 
@@ -84,7 +85,7 @@ class ASGD(Optimizer):
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
-        dtype = p.dtype if p.dtype.itemsize >= 4 else jnp.float32
+        dtype = wide_dtype(p.dtype)
         return ASGDState(jnp.zeros((), dtype), jnp.ones((), dtype), jnp.zeros_like(p))
 
     @staticmethod

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cell as cells
-from ..cell import Cell, at_top_level, get_value, structure
+from ..cell import Cell, get_value, structure
 from ..containers import describe
 from ..module import Module
 from ..pack import Layout, stored_cells
-from ..parameter import Buffer
+from ..parameter import Buffer, is_narrow, wide_dtype
 from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
 from ..stateful import Walk, build, walk_of
 from ..tracing import unaliased
@@ -90,7 +90,7 @@ class AveragedModel(Module):
         self.module = build(walk_of(model).spec, leaves, cells.birth_here()).freeze()
         self.averages = _Averages()
         for path, cell in params:
-            if _is_low(cell.value):
+            if is_narrow(cell.value):
                 setattr(self.averages, path, Buffer(cell.value.astype(jnp.float32)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +114,7 @@ class AveragedModel(Module):
         weight = None if decay is None else np.float32(1 - decay)
         plan = self._plan_for(model)
         source = [walk_of(model).cells[i] for i in plan.order]
-        if at_top_level() and cells.local.frame is None and plan.pipeline is not None:
+        if cells.is_eager() and plan.pipeline is not None:
             plan.pipeline.run((plan.values_of(source), weight))
             return
         label = "an average of an AveragedModel"
@@ -124,7 +124,7 @@ class AveragedModel(Module):
         for cell in plan.owned:
             cells.check_writable(cell, label, self)
         new = plan.how.average([cell.value for cell in plan.owned], [cell.value for cell in source], weight)
-        if at_top_level() and cells.local.frame is None:
+        if cells.is_eager():
             cells.store_all(plan.owned, new)
         else:
             for cell, value in zip(plan.owned, new, strict=True):
@@ -160,7 +160,7 @@ class _Plan:
         )
         self.pipeline: Pipeline | None = None
         self.moves = False
-        if at_top_level() and cells.local.frame is None and all(cell.pack is None for cell in self.owned):
+        if cells.is_eager() and all(cell.pack is None for cell in self.owned):
             join_mesh(self.owned)
             self.moves = _devices(source) != _devices(held)
             self.targets = held
@@ -207,7 +207,7 @@ class _How:
 
 def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
     """The new average, computed in at least float32; `weight` of the new value, None for an equal one."""
-    dtype = jnp.dtype(jnp.float32) if _is_low(average) else average.dtype
+    dtype = wide_dtype(average.dtype)
     a, b = average.astype(dtype), value.astype(dtype)
     if weight is None:
         new = a + (b - a) / (count + 1).astype(dtype)
@@ -283,11 +283,6 @@ def _entries(model: Module) -> dict[str, tuple[Cell, str]]:
 def _devices(held: Sequence[Cell]) -> set[Any]:
     arrays = [cell.value for cell in stored_cells(held)]
     return {device for array in arrays if isinstance(array, jax.Array) for device in array.sharding.device_set}
-
-
-def _is_low(value: Any) -> bool:
-    """Whether an array is floating and has fewer than 32 bits."""
-    return jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
 
 
 def _checked_decay(decay: Any) -> float:

@@ -228,7 +228,7 @@ class LBFGS(Optimizer):
         if not callable(closure):
             was = "none was given" if closure is None else f"got {closure!r}"
             raise TypeError(f"LBFGS.step() takes {_CLOSURE}\n\n({was})")
-        if not cells.at_top_level() or cells.local.frame is not None:
+        if not cells.is_eager():
             raise cells.TraceError(
                 "LBFGS.step() was called inside compiled code (mt.jit, mt.scan, or a JAX transform): the losses that the"
                 " closure gives decide, in Python, how the step goes on. Call it outside; the closure itself may be"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from .. import cell as cells
 from .. import interrupts
-from ..cell import Cell, at_top_level, get_value, structure
-from ..parameter import checked
+from ..cell import Cell, get_value, structure
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, join
+from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
 from .plan import Plan, field_names, ids_of, make_plan
@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     """What every optimizer takes by keyword; see `Optimizer`."""
 
     skip_nonfinite: bool
+    track_grad_norm: bool
     decay_matrices_only: bool
     master_weights: bool
 
@@ -55,6 +56,8 @@ class Optimizer(Stateful):
             `groups`).
         lr: learning rate, a finite number >= 0, or a function of the step count (0 at the first step).
         skip_nonfinite: leave everything as it is at a step whose gradients are not all finite; `skipped` counts them.
+        track_grad_norm: have each step note the norm of the gradients and whether they are finite: `grad_norm`,
+            `grads_finite`.
         decay_matrices_only: leave parameters of fewer than two dimensions (biases, the scales of normalisation layers)
             out of weight decay.
         master_weights: keep a float32 copy of parameters of fewer bits (bfloat16, float16), which the steps add up in:
@@ -102,12 +105,14 @@ class Optimizer(Stateful):
         lr: Any = 0.01,
         *,
         skip_nonfinite: bool = False,
+        track_grad_norm: bool = False,
         decay_matrices_only: bool = False,
         master_weights: bool = False,
         **hyperparameters: Any,
     ) -> None:
         options = {
             "skip_nonfinite": skip_nonfinite,
+            "track_grad_norm": track_grad_norm,
             "decay_matrices_only": decay_matrices_only,
             "master_weights": master_weights,
         }
@@ -128,6 +133,7 @@ class Optimizer(Stateful):
             _lists=lists,  # the modules of each group; of the optimizer, if it has none
             _hyper=hyper,
             _steps=steps,  # of each parameter in `_order`; after them, steps taken and steps skipped
+            _seen=None,  # with `track_grad_norm`, a cell: the norm of the last step's gradients, and 1 if they were finite
             _order=[],
             _clocks=(),  # for each in `_order`, the place of the first that has taken as many steps
             _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
@@ -169,7 +175,7 @@ class Optimizer(Stateful):
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
         plan = self._plan_now()
-        if not at_top_level() or cells.local.frame is not None:
+        if not cells.is_eager():
             self._check_writable(plan)
             self._look_for_missing(plan, list(map(cells.gradient, plan.grads)))
             self._step_inline(plan)
@@ -200,6 +206,41 @@ class Optimizer(Stateful):
     def num_steps(self) -> Any:
         """How many steps have been taken: the argument of schedules."""
         return self._counts()[0]
+
+    @property
+    def grad_norm(self) -> jax.Array:
+        """The 2-norm of the last step's gradients, all as one vector; 0 before. With `track_grad_norm=True` only.
+
+        A float32 scalar, computed in the program of the step: reading it waits for nothing, using its value does.
+
+        Raises:
+            RuntimeError: without `track_grad_norm=True`.
+
+        Example:
+            >>> import jax, minitorch_jax as mt
+            >>> from minitorch_jax import nn
+            >>> layer = nn.Linear(2, 1, bias=False, key=jax.random.key(0))
+            >>> opt = mt.Optimizer([layer], lr=0.1, track_grad_norm=True)
+            >>> layer.accumulate([jnp.array([[3.0, 4.0]])])
+            >>> opt.step()
+            >>> float(opt.grad_norm), bool(opt.grads_finite)
+            (5.0, True)
+        """
+        return self._last_seen()[..., 0]
+
+    @property
+    def grads_finite(self) -> jax.Array:
+        """Whether all gradients of the last step were finite, a boolean scalar; True before. See `grad_norm`."""
+        return self._last_seen()[..., 1] > 0
+
+    def _last_seen(self) -> Any:
+        self._plan_now()
+        if self._seen is None:
+            raise RuntimeError(
+                f"{type(self).__name__} takes no note of its gradients: construct it with `track_grad_norm=True`, or"
+                " assign `opt.track_grad_norm = True`"
+            )
+        return self._seen.value
 
     def _check_writable(self, plan: Plan) -> None:
         """Within a trace: raise unless what a step changes belongs to this very trace."""
@@ -341,7 +382,13 @@ class Optimizer(Stateful):
 
     def _stated(self, name: str, group: int | None = None) -> Any:
         """A setting, a schedule as it is."""
-        return self._hyper.stated(name, lambda: self._counts()[0], group)
+        return self._whole(name, self._hyper.stated(name, lambda: self._counts()[0], group))
+
+    def _whole(self, name: str, value: Any) -> Any:
+        """A setting that is declared as an integer as one: the vector has floats."""
+        if isinstance(value, float) and value.is_integer() and str(_annotation_of(type(self), name)).startswith("int"):
+            return int(value)
+        return value
 
     def _counts(self) -> tuple[Any, Any]:
         """Steps taken and skipped: integers, or for a traced or stacked optimizer arrays."""
@@ -357,7 +404,7 @@ class Optimizer(Stateful):
 
     def _get_setting(self, name: str, group: int | None) -> Any:
         if name in self._hyper.given or name in self._hyper.flags:
-            return self._hyper.get(name, lambda: self._counts()[0], group)
+            return self._whole(name, self._hyper.get(name, lambda: self._counts()[0], group))
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{self._hint(name)}")
 
     def _hint(self, name: str) -> str:
@@ -397,13 +444,7 @@ class Optimizer(Stateful):
             own = dict(hyper._own(group))
             before = self._stated(name, group)
             hyper.set(name, value, self, group)
-            try:
-                self._validate_now()
-            except ValueError:
-                hyper.set(name, before, self, group)
-                if group is not None and hyper.own and name not in own:
-                    del hyper.own[group][name]
-                raise
+            self._validate_or(partial(hyper.set, name, before, self, group), name, group, own)
             if isinstance(before, int | float) and not before:
                 vars(self).update(_grows=True, _plan=None)  # from zero: the rule may need a state now
         elif name in hyper.flags:
@@ -413,16 +454,20 @@ class Optimizer(Stateful):
             if (isinstance(known, str) or optional) and not isinstance(value, str) and not (optional and value is None):
                 raise ValueError(f"{owner}: {name} must be a str{' or None' if optional else ''}; got {value!r}")
             hyper.set_flag(name, _flags(type(self), {name: value})[name], group)
-            try:
-                self._validate_now()
-            except ValueError:
-                hyper.set_flag(name, known, group)
-                if group is not None and hyper.own and name not in own:
-                    del hyper.own[group][name]
-                raise
+            self._validate_or(partial(hyper.set_flag, name, known, group), name, group, own)
             vars(self).update(_grows=True, _plan=None)
         else:
             self._get_setting(name, group)  # the error for a name that is not there
+
+    def _validate_or(self, undo: Callable[[], None], name: str, group: int | None, own: dict[str, Any]) -> None:
+        """Take an assignment back that goes with no other setting; `own` are those that the group had before."""
+        try:
+            self._validate_now()
+        except ValueError:
+            undo()
+            if group is not None and self._hyper.own and name not in own:
+                del self._hyper.own[group][name]
+            raise
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -430,9 +475,10 @@ class Optimizer(Stateful):
         """Everything but the parameters: steps taken, hyperparameters, and each parameter's state by its path.
 
         Returns:
-            `{"num_steps": int, "skipped": int, "hyperparameters": {name: value}, "state": {path: {"step": int, field:
-            array}}}`, and, if there are groups, `"groups"`: a list of what each has of its own. Paths start with the
-            module's place in `modules`.
+            `{"num_steps": int, "skipped": int, "hyperparameters": {name: value}, "fingerprints": {path: pair}, "state":
+            {path: {"step": int, field: array}}}`, and, if there are groups, `"groups"`: a list of what each has of its
+            own. Paths start with the module's place in `modules`. A fingerprint is two numbers of a parameter's values,
+            by which `load_state_dict` sees that modules are listed in another order.
 
         Example:
             >>> import jax
@@ -441,82 +487,23 @@ class Optimizer(Stateful):
             >>> {path: sorted(state) for path, state in opt.state_dict()["state"].items()}
             {'0.weight': ['momentum_buffer', 'step'], '0.bias': ['momentum_buffer', 'step']}
         """
-        plan = self._plan_now()
-        steps = np.asarray(self._steps.value)
-        state = {}
-        for path, param in plan.named.items():
-            tree, held = self._state.get(param, (None, []))
-            fields = (
-                dict(zip(field_names(tree), [cells.read(cell, self) for cell in held], strict=True)) if held else {}
-            )
-            state[path] = {"step": _number(steps[..., self._order.index(param)]), **fields}
-        hyper = self._hyper
-        own = [{name: self._stated(name, g) for name in mine} for g, mine in enumerate(hyper.own)]
-        return {
-            "num_steps": _number(steps[..., -2]),
-            "skipped": _number(steps[..., -1]),
-            "hyperparameters": {name: self._stated(name) for name in (*hyper.given, *hyper.flags)},
-            **({"groups": own} if own else {}),
-            "state": state,
-        }
+        return state.state_dict(self, self._plan_now())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what another optimizer's `state_dict()` gave.
+        """Take over what another optimizer's `state_dict()` gave. Load the modules' own states first.
 
         Raises:
-            ValueError: one error that lists everything that does not fit; nothing has changed then.
+            ValueError: one error that lists everything that does not fit, and each parameter whose state was saved for
+                another one of those that there are; nothing has changed then.
         """
-        plan = self._plan_now()
-        problems: list[str] = []
-        wanted = {"num_steps", "skipped", "hyperparameters", "state", *(["groups"] if self._hyper.own else [])}
-        for key in sorted(wanted ^ set(state_dict)):
-            problems.append(f"  {'missing' if key in wanted else 'unexpected'}: {key}")
-        state, hyper = state_dict.get("state", {}), dict(state_dict.get("hyperparameters", {}))
-        known = {**self._hyper.given, **self._hyper.flags}
-        for name in sorted(known.keys() ^ hyper.keys()):
-            problems.append(f"  {'missing' if name in known else 'unexpected'}: hyperparameter {name}")
-        problems += [f"  missing: state of {path}" for path in plan.named if path not in state]
-        problems += [f"  unexpected: state of {path}" for path in state if path not in plan.named]
-        new: list[tuple[Cell, Any]] = []
-        steps = np.asarray(self._steps.value).copy()
-        steps[-2:] = state_dict.get("num_steps", 0), state_dict.get("skipped", 0)
-        for path, param in plan.named.items():
-            tree, held = self._state.get(param, (None, []))
-            names = ["step", *(field_names(tree) if held else [])]
-            given = state.get(path, dict.fromkeys(names))
-            if set(names) != set(given):
-                problems.append(f"  {path}: fields {sorted(given)} were given for {sorted(names)}")
-            elif path in state:
-                steps[self._order.index(param)] = given["step"]
-                for name, cell in zip(names[1:], held, strict=True):
-                    try:
-                        with _wide(cell.value):
-                            new.append((cell, checked(given[name], cell.value, f"{path}.{name}")))
-                    except ValueError as error:
-                        problems.append(f"  {error}")
-        own = [dict(mine) for mine in state_dict.get("groups", [])]
-        if len(own) != len(self._hyper.own):
-            problems.append(f"  {len(own)} groups were given for {len(self._hyper.own)}")
-        for settings in (hyper, *own):
-            for name, value in settings.items():
-                try:
-                    if name in self._hyper.given:
-                        self._hyper.check(name, value)
-                    elif name in self._hyper.flags:
-                        _flags(type(self), {name: value})
-                    elif settings is not hyper:
-                        problems.append(f"  unexpected: hyperparameter {name} of a group")
-                except ValueError as error:
-                    problems.append(f"  {error}")
-        if problems:
-            listed = "\n".join(problems)
-            raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
-        cells.check_writable(self._steps, f"the state of {type(self).__name__}", self)
-        self._load_hyperparameters(hyper, own)
-        for cell, _ in new:
-            cells.lend(cell)
-        cells.store_all([*(cell for cell, _ in new), self._steps], [*(v for _, v in new), jnp.asarray(steps)])
-        cells.structure_changed()  # other parameters may have taken as many steps as each other
+        state.load_state_dict(self, self._plan_now(), state_dict)
+
+    def _check_setting(self, name: str, value: Any) -> None:
+        """Raise ValueError for a value that a setting cannot have."""
+        if name in self._hyper.given:
+            self._hyper.check(name, value)
+        else:
+            _flags(type(self), {name: value})
 
     def _load_hyperparameters(self, hyper: dict[str, Any], own: list[dict[str, Any]]) -> None:
         """Assign all of them; if they do not go together, none."""
@@ -589,7 +576,9 @@ class Optimizer(Stateful):
         state.append(self._clocks)
         steps = walker.cell(self._steps, join(path, "steps"))
         values = walker.cell(self._hyper.cell, join(path, "hyperparameters"))
-        return modules, tuple(map(len, self._lists)), grads, tuple(state), steps, values, self._hyper.statics()
+        seen = None if self._seen is None else walker.cell(self._seen, join(path, "seen"))
+        counts = steps, seen
+        return modules, tuple(map(len, self._lists)), grads, tuple(state), counts, values, self._hyper.statics()
 
     @classmethod
     def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
@@ -615,7 +604,7 @@ class Optimizer(Stateful):
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
-        modules, lengths, grads, state, steps, values, statics = payload
+        modules, lengths, grads, state, (steps, seen), values, statics = payload
         self = object.__new__(cls)
         builder.objects.append(self)
         made = builder.cells
@@ -626,13 +615,10 @@ class Optimizer(Stateful):
         for param, grad in grads:
             made[param].grad = made[grad]
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
-        vars(self).update(_order=[made[p] for p, _, _ in state], _clocks=clocks)
+        vars(self).update(
+            _order=[made[p] for p, _, _ in state], _clocks=clocks, _seen=None if seen is None else made[seen]
+        )
         return self
-
-
-def _number(count: Any) -> Any:
-    """A count as an integer; those of an ensemble as an array."""
-    return int(count) if count.ndim == 0 else count
 
 
 def _nan_like(value: Any) -> Any:
@@ -641,15 +627,16 @@ def _nan_like(value: Any) -> Any:
     return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
 
 
-def _wide(value: Any) -> Any:
-    """A context in which float64 is kept, if `value` (of a NumPy module's state) is float64."""
-    return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
-
-
 @cache
 def _parameters_of(cls: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of a class's constructor: looked up once, as assigning a setting needs them."""
     return inspect.signature(cls.__init__).parameters
+
+
+def _annotation_of(cls: Any, name: str) -> Any:
+    """What a class's constructor says a setting is; None if it says nothing of it."""
+    parameter = _parameters_of(cls).get(name)
+    return parameter and parameter.annotation
 
 
 def _check_names(cls: type, hyperparameters: Mapping[str, Any]) -> None:

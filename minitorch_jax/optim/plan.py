@@ -15,9 +15,11 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from .. import cell as cells
 from ..cell import Cell
+from ..clip import norm
 from ..live import LiveList
 from ..module import Module
 from ..pack import stored_cells
+from ..parameter import is_narrow, wide_dtype
 from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
 from ..stateful import join, walk_of
 from ..tracing import unaliased
@@ -58,7 +60,8 @@ class Plan:
             self.shapes |= {cell: a.shape for cell, a in zip(module.cells, module.arrays(), strict=True)}
         order = {cell: i for i, cell in enumerate(opt._order)}
         singles = [single(opt, cell, order, groups, shape) for cell, shape in self.shapes.items()]
-        self.owned = [*self.params, *(c for unit in singles for c in unit.state), opt._steps]
+        self.tail = [opt._steps] if opt._seen is None else [opt._seen, opt._steps]
+        self.owned = [*self.params, *(c for unit in singles for c in unit.state), *self.tail]
         hyper = opt._hyper
         settings = [
             Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
@@ -79,11 +82,17 @@ class Plan:
         structures = tuple(map(structure_of, units))
         return (*self._rule, num_native, structures, self._num_steps, placement(owned))
 
+    def values(self) -> dict[str, Any]:
+        """The parameters' arrays by path, frozen ones and those of NumPy included."""
+        arrays = [array for module in self.foreign for array in module.arrays()]
+        foreign = dict(zip(self.extra, arrays, strict=True))
+        return {path: foreign.get(cell, cell.value) for path, cell in self.named.items()}
+
     def compile(self, opt: Any) -> None:
         """Make the pipeline of a step outside of traces, which takes packed parameters as one."""
         units = make_units(opt, self.shapes, self.groups)
         native = [unit for unit in units if unit.grad is not None]
-        owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), opt._steps]
+        owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), *self.tail]
         grads = [unit.grad for unit in native]
         key = self._key(units, len(native), owned)
         compiled, update = _update_for(key)
@@ -104,11 +113,13 @@ def make_plan(opt: Any) -> Plan:
     if not native and not extra:
         raise ValueError(f"{type(opt).__name__}: the modules hold no parameters, so there is nothing to train")
     _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign, groups)
-    if cells.at_top_level() and cells.local.frame is None:
+    _keep_seen(opt)
+    if cells.is_eager():
         states = [cell for _, state in opt._state.values() for cell in state]
-        join_mesh(stored_cells([*native, *states, opt._steps]))
+        seen = [] if opt._seen is None else [opt._seen]
+        join_mesh(stored_cells([*native, *states, opt._steps, *seen]))
     plan = Plan(opt, native, foreign, groups, version)
-    if cells.at_top_level() and cells.local.frame is None and any(cell.pack is not None for cell in plan.params):
+    if cells.is_eager() and any(cell.pack is not None for cell in plan.params):
         plan.compile(opt)  # now, so that compiled code, too, finds the state packed
     return plan
 
@@ -193,7 +204,7 @@ def _keep_state(
         if cell not in state or not state[cell][1] or opt._grows:
             with jax.enable_x64(True) if cell in values and values[cell].dtype == np.float64 else nullcontext():
                 p = jnp.asarray(values[cell]) if cell in values else cell.value
-                if settings[groups[cell]].master_weights and _is_low(p):
+                if settings[groups[cell]].master_weights and is_narrow(p):
                     p = p.astype(jnp.float32)
                 leaves, tree = jax.tree.flatten(type(opt).init_state(p, settings[groups[cell]]))
             made = [Cell(leaf, "state", birth=cell.birth) for leaf in unaliased(leaves, [p])]
@@ -202,7 +213,7 @@ def _keep_state(
             elif leaves and cell in opt._state:
                 begun.add(cell)
             state[cell] = tree, made
-        _keep_master(state, cell, settings[groups[cell]].master_weights and _is_low(cell.value))
+        _keep_master(state, cell, settings[groups[cell]].master_weights and is_narrow(cell.value))
     if every != opt._order or begun:
         old = {cell: i for i, cell in enumerate(opt._order) if cell not in begun}
         steps = opt._steps.value
@@ -216,6 +227,15 @@ def _keep_state(
         opt._steps.lent = False
     opt._clocks = _clocks(opt, every, trainable)
     opt._state, opt._order, opt._grows = state, list(every), False
+
+
+def _keep_seen(opt: Any) -> None:
+    """Make the cell of what a step sees of its gradients, if it is to, or drop it."""
+    if not any(opt._hyper.flags_of(g)["track_grad_norm"] for g in range(len(opt._lists))):
+        opt._seen = None
+    elif opt._seen is None:
+        one = jnp.ones_like(opt._steps.value[..., -1], jnp.float32)  # of an ensemble, one each
+        opt._seen = Cell(jnp.stack([0 * one, one], axis=-1), "seen", birth=opt._steps.birth)
 
 
 def _clocks(opt: Any, every: list[Cell], trainable: Iterable[Cell]) -> tuple[int, ...]:
@@ -245,11 +265,6 @@ class Master(NamedTuple):
 
     master_weight: Any
     rule_state: Any
-
-
-def _is_low(value: Any) -> bool:
-    """Whether an array has fewer bits than a step is computed in."""
-    return hasattr(value, "dtype") and value.dtype.itemsize < 4
 
 
 def _grown(known: tuple[Any, list[Cell]], tree: Any, made: list[Cell]) -> tuple[Any, list[Cell]]:
@@ -338,7 +353,10 @@ def _make_update(
     places: Placement,
 ) -> Callable[..., Any]:
     """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
-    skip_nonfinite = any(dict(group.flags)["skip_nonfinite"] for group in settings)
+    skip_nonfinite, tracks = (
+        any(dict(group.flags)[flag] for group in settings) for flag in ("skip_nonfinite", "track_grad_norm")
+    )
+    last = -2 if tracks else -1  # where the states end
     ticks = np.zeros(num_steps + 2, np.int32)
     ticks[[*(i for _, positions, *_ in structures for i in positions), num_steps]] = 1
 
@@ -346,7 +364,7 @@ def _make_update(
         owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()
     ) -> list[Any]:
         params, steps = [*owned[:num_native], *foreign], owned[-1]
-        held = iter(owned[num_native:-1])
+        held = iter(owned[num_native:last])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
         grads = [*map(cells.unless_consumed, grads), *foreign_grads]
         values = jnp.asarray(values)
@@ -359,14 +377,16 @@ def _make_update(
             new_params.append(new_p)
             new_states += jax.tree.leaves(new_s)
         new_steps = steps + ticks
-        if skip_nonfinite:
+        if skip_nonfinite or tracks:
             finite = jnp.stack([jnp.isfinite(g).all() for g in grads if g is not None] or [jnp.array(True)]).all()
-            old = [*params, *owned[num_native:-1]]
+        if skip_nonfinite:
+            old = [*params, *owned[num_native:last]]
             kept = [jnp.where(finite, new, was) for new, was in zip([*new_params, *new_states], old, strict=True)]
             new_params, new_states = kept[: len(params)], kept[len(params) :]
             skipped = steps.at[num_steps + 1].add(1)
             new_steps = jnp.where(finite, new_steps, skipped)
-        out = [*new_params[:num_native], *new_states, new_steps]
+        seen = [jnp.stack([norm(grads).astype(jnp.float32), finite.astype(jnp.float32)])] if tracks else []
+        out = [*new_params[:num_native], *new_states, *seen, new_steps]
         if places:
             out = [placed(value, place) for value, place in zip(out, places, strict=True)]
         out += new_params[num_native:]
@@ -401,7 +421,7 @@ def _lifted(
     rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any
 ) -> tuple[Any, Any]:
     """One parameter's update, computed in at least float32, with the dtypes that went in."""
-    dtype = jnp.dtype(jnp.float32) if _is_low(p) else p.dtype
+    dtype = wide_dtype(p.dtype)
     if isinstance(s, Master):  # unless the parameter has been given another value since
         same = s.master_weight.astype(p.dtype) == p
         master = jnp.where(same, s.master_weight, p.astype(dtype))

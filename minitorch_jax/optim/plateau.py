@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,7 +30,7 @@ class ReduceOnPlateau:
         threshold: how much better than the best a value must be to count, >= 0.
         threshold_mode: "rel", for a share of the best value, or "abs".
         cooldown: for how many measurements after a reduction bad ones do not count, >= 0.
-        min_lr: the rate does not go below it, >= 0.
+        min_lr: the rate does not go below it, >= 0; or a list, one for each group.
         eps: a reduction by no more than this is left out, >= 0.
 
     Raises:
@@ -39,7 +39,7 @@ class ReduceOnPlateau:
 
     Source: `torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
-    Differs from PyTorch: `min_lr` is one number; a negative `factor`, `patience` or `cooldown` is an error.
+    Differs from PyTorch: a negative `factor`, `patience` or `cooldown` is an error.
 
     Example:
         >>> import jax
@@ -62,7 +62,7 @@ class ReduceOnPlateau:
     threshold: float
     threshold_mode: str
     cooldown: int
-    min_lr: float
+    min_lr: float | tuple[float, ...]
     eps: float
 
     def __init__(
@@ -74,7 +74,7 @@ class ReduceOnPlateau:
         threshold: float = 1e-4,
         threshold_mode: str = "rel",
         cooldown: int = 0,
-        min_lr: float = 0.0,
+        min_lr: float | Sequence[float] = 0.0,
         eps: float = 1e-8,
     ) -> None:
         if not isinstance(opt, Optimizer):
@@ -83,6 +83,7 @@ class ReduceOnPlateau:
         given = (mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps)
         vars(self).update(_checked(dict(zip(_SETTINGS, given, strict=True))))
         self._check_numbers()
+        self._floors()
         self.best = math.inf if self.mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = self.last_epoch = 0
 
@@ -150,16 +151,24 @@ class ReduceOnPlateau:
     def _reduce(self) -> None:
         self._check_numbers()
         default, groups = self.opt._stated("lr"), self.opt.groups  # without groups, one that is the optimizer itself
-        reduced = [(group, self._reduced(group.lr)) for group in groups]
-        if not callable(default):
+        reduced = [(group, self._reduced(group.lr, low)) for group, low in zip(groups, self._floors(), strict=True)]
+        if not callable(default) and not isinstance(self.min_lr, tuple):
             with suppress(AttributeError):  # every group has a rate of its own, and the optimizer's is none's
-                self.opt.lr = self._reduced(default)
+                self.opt.lr = self._reduced(default, self.min_lr)
         for group, rate in reduced:
             if group.lr != rate:
                 group.lr = rate
 
-    def _reduced(self, rate: Any) -> float:
-        new = max(float(rate) * self.factor, self.min_lr)
+    def _floors(self) -> tuple[float, ...]:
+        """`min_lr` of each group."""
+        count = len(self.opt.groups)
+        floors = self.min_lr if isinstance(self.min_lr, tuple) else (self.min_lr,) * count
+        if len(floors) != count:
+            raise ValueError(f"ReduceOnPlateau: min_lr must be a number or a list of {count}; got {self.min_lr!r}")
+        return floors
+
+    def _reduced(self, rate: Any, low: float) -> float:
+        new = max(float(rate) * self.factor, low)
         return new if float(rate) - new > self.eps else float(rate)
 
     def __repr__(self) -> str:
@@ -177,7 +186,10 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     factor = _as_number("factor", settings["factor"])
     if factor >= 1:
         raise ValueError(f"ReduceOnPlateau: factor must be in [0, 1); got {settings['factor']!r}")
-    numbers = {name: _as_number(name, settings[name]) for name in ("threshold", "min_lr", "eps")}
+    numbers: dict[str, Any] = {name: _as_number(name, settings[name]) for name in ("threshold", "eps")}
+    low = settings["min_lr"]
+    several = isinstance(low, list | tuple)
+    numbers["min_lr"] = tuple(_as_number("min_lr", n) for n in low) if several else _as_number("min_lr", low)
     counts = {name: _as_count(name, settings[name]) for name in ("patience", "cooldown")}
     return {**settings, "factor": factor, **numbers, **counts}
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from ..parameter import wide_dtype
 from .moments import bias_correction
 from .optimizer import Optimizer, Options
 
@@ -90,7 +91,7 @@ class ScheduleFreeAdamW(Optimizer):
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
-        zero = jnp.zeros((), p.dtype if p.dtype.itemsize >= 4 else jnp.float32)
+        zero = jnp.zeros((), wide_dtype(p.dtype))
         return ScheduleFreeAdamWState(jnp.copy(p), jnp.zeros_like(p), zero, jnp.zeros_like(zero))
 
     @staticmethod

@@ -1,0 +1,148 @@
+"""An optimizer's state as a plain dict, keyed by parameter path, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import cell as cells
+from ..cell import Cell
+from ..parameter import checked
+from .plan import Plan, field_names
+
+
+def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
+    """What `Optimizer.state_dict` gives."""
+    steps = np.asarray(opt._steps.value)
+    state = {}
+    for path, param in plan.named.items():
+        tree, held = opt._state.get(param, (None, []))
+        fields = dict(zip(field_names(tree), [cells.read(cell, opt) for cell in held], strict=True)) if held else {}
+        state[path] = {"step": _number(steps[..., opt._order.index(param)]), **fields}
+    hyper = opt._hyper
+    own = [{name: opt._stated(name, g) for name in mine} for g, mine in enumerate(hyper.own)]
+    return {
+        "num_steps": _number(steps[..., -2]),
+        "skipped": _number(steps[..., -1]),
+        "hyperparameters": {name: opt._stated(name) for name in (*hyper.given, *hyper.flags)},
+        **({"groups": own} if own else {}),
+        "fingerprints": _fingerprints(plan),
+        "state": state,
+    }
+
+
+def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
+    """What `Optimizer.load_state_dict` does."""
+    hyper = dict(given.get("hyperparameters", {}))
+    own = [dict(mine) for mine in given.get("groups", [])]
+    new, steps, problems = _new_state(opt, plan, given)
+    wanted = {"num_steps", "skipped", "hyperparameters", "state", *(["groups"] if opt._hyper.own else [])}
+    keys = sorted(wanted ^ (given.keys() - {"fingerprints"}))
+    problems = [f"  {'missing' if key in wanted else 'unexpected'}: {key}" for key in keys] + problems
+    problems += _moved(plan, given.get("fingerprints", {}))
+    problems += _misfits(opt, hyper, own)
+    if problems:
+        listed = "\n".join(problems)
+        raise ValueError(f"state_dict does not fit this {type(opt).__name__}; nothing was loaded:\n{listed}")
+    cells.check_writable(opt._steps, f"the state of {type(opt).__name__}", opt)
+    opt._load_hyperparameters(hyper, own)
+    for cell, _ in new:
+        cells.lend(cell)
+    cells.store_all([*(cell for cell, _ in new), opt._steps], [*(v for _, v in new), jnp.asarray(steps)])
+    cells.structure_changed()  # other parameters may have taken as many steps as each other
+
+
+def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tuple[Cell, Any]], Any, list[str]]:
+    """New values of states and step counts, and what is wrong with them."""
+    state = given.get("state", {})
+    problems = [f"  missing: state of {path}" for path in plan.named if path not in state]
+    problems += [f"  unexpected: state of {path}" for path in state if path not in plan.named]
+    new: list[tuple[Cell, Any]] = []
+    steps = np.asarray(opt._steps.value).copy()
+    steps[-2:] = given.get("num_steps", 0), given.get("skipped", 0)
+    for path, param in plan.named.items():
+        tree, held = opt._state.get(param, (None, []))
+        names = ["step", *(field_names(tree) if held else [])]
+        fields = state.get(path, dict.fromkeys(names))
+        if set(names) != set(fields):
+            problems.append(f"  {path}: fields {sorted(fields)} were given for {sorted(names)}")
+        elif path in state:
+            steps[opt._order.index(param)] = fields["step"]
+            for name, cell in zip(names[1:], held, strict=True):
+                try:
+                    with _wide(cell.value):
+                        new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
+                except ValueError as error:
+                    problems.append(f"  {error}")
+    return new, steps, problems
+
+
+def _misfits(opt: Any, hyper: dict[str, Any], own: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with hyperparameters, and with those that groups have of their own."""
+    known = {**opt._hyper.given, **opt._hyper.flags}
+    different = sorted(known.keys() ^ hyper.keys())
+    problems = [f"  {'missing' if name in known else 'unexpected'}: hyperparameter {name}" for name in different]
+    if len(own) != len(opt._hyper.own):
+        problems.append(f"  {len(own)} groups were given for {len(opt._hyper.own)}")
+    for settings in (hyper, *own):
+        for name, value in settings.items():
+            try:
+                if name in known:
+                    opt._check_setting(name, value)
+                elif settings is not hyper:
+                    problems.append(f"  unexpected: hyperparameter {name} of a group")
+            except ValueError as error:
+                problems.append(f"  {error}")
+    return problems
+
+
+def _number(count: Any) -> Any:
+    """A count as an integer; those of an ensemble as an array."""
+    return int(count) if count.ndim == 0 else count
+
+
+def _wide(value: Any) -> Any:
+    """A context in which float64 is kept, if `value` (of a NumPy module's state) is float64."""
+    return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
+
+
+# -- which parameter a state belongs to --------------------------------------------------------------------------------
+
+
+@jax.jit
+def _fingerprint(value: Any) -> Any:
+    size = jnp.abs(value.astype(jnp.float32)).reshape(-1)
+    return jnp.stack([size.sum(), jnp.vdot(size, jnp.linspace(0.5, 1.0, size.size))])
+
+
+def _fingerprints(plan: Plan) -> dict[str, tuple[float, float]]:
+    """Two numbers of each parameter that tell it from others of its shape."""
+    found = {path: _fingerprint(value) for path, value in plan.values().items()}
+    return {path: (float(pair[0]), float(pair[1])) for path, pair in jax.device_get(found).items()}
+
+
+def _moved(plan: Plan, saved: Mapping[str, Any]) -> list[str]:
+    """Parameters whose state was saved beside values that another one of them has now."""
+    if not saved:
+        return []
+    now, shapes = _fingerprints(plan), {path: np.shape(value) for path, value in plan.values().items()}
+    problems = []
+    for path in now.keys() & saved.keys():
+        if _same(now[path], saved[path]):
+            continue
+        for other in (p for p in now if p in saved and p != path and shapes[p] == shapes[path]):
+            if _same(now[other], saved[path]) and not _same(now[other], saved[other]):
+                problems.append(
+                    f"  {path}: its state was saved for the parameter that is {other} now. List the modules in the"
+                    " order that they had"
+                )
+    return sorted(problems)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(np.allclose(one, other, rtol=1e-4, atol=0))
