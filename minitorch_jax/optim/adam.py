@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..parameter import wide_dtype
-from .moments import BELOW_ONE, bias_correction, in_place
+from .moments import BELOW_ONE, bias_correction, decayed, in_place
 from .optimizer import Optimizer, Options
 
 
@@ -39,7 +39,7 @@ class NAdamState(NamedTuple):
 def _coupled(p: jax.Array, g: jax.Array, h: SimpleNamespace) -> jax.Array:
     """The gradient, with coupled weight decay in it."""
     g = -g if h.maximize else g
-    return g if h.decoupled_weight_decay else g + h.weight_decay * p
+    return g if h.decoupled_weight_decay else decayed(g, p, h.weight_decay)
 
 
 def _decoupled(p: jax.Array, h: SimpleNamespace) -> jax.Array:
@@ -250,7 +250,7 @@ class Adamax(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         beta1, beta2 = h.betas
-        g = (-g if h.maximize else g) + h.weight_decay * p
+        g = decayed(-g if h.maximize else g, p, h.weight_decay)
         m = beta1 * s.exp_avg + (1 - beta1) * g
         u = jnp.maximum(beta2 * s.exp_inf, jnp.abs(g) + h.eps)
         m, u, p = in_place(m, u, p)

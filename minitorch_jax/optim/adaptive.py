@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from .moments import decayed
 from .optimizer import Optimizer, Options
 
 
@@ -97,7 +98,7 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = (-g if h.maximize else g) + h.weight_decay * p
+        g = decayed(-g if h.maximize else g, p, h.weight_decay)
         total = s.sum + g * g
         lr = h.lr / (1 + (h.t - 1) * h.lr_decay)
         return p - lr * (g / (jnp.sqrt(total) + h.eps)), AdagradState(total)
@@ -166,7 +167,7 @@ class Adadelta(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = (-g if h.maximize else g) + h.weight_decay * p
+        g = decayed(-g if h.maximize else g, p, h.weight_decay)
         v = h.rho * s.square_avg + (1 - h.rho) * g * g
         d = jnp.sqrt(s.acc_delta + h.eps) / jnp.sqrt(v + h.eps) * g
         return p - h.lr * d, AdadeltaState(v, h.rho * s.acc_delta + (1 - h.rho) * d * d)
@@ -243,7 +244,7 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = (-g if h.maximize else g) + h.weight_decay * p
+        g = decayed(-g if h.maximize else g, p, h.weight_decay)
         v, a, b = h.alpha * s.square_avg + (1 - h.alpha) * g * g, s.grad_avg, s.momentum_buffer
         variance = v
         if h.centered:

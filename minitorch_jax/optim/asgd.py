@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..parameter import wide_dtype
+from .moments import decayed
 from .optimizer import Optimizer, Options
 
 
@@ -90,7 +91,7 @@ class ASGD(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = (-g if h.maximize else g) + h.weight_decay * p
+        g = decayed(-g if h.maximize else g, p, h.weight_decay)
         eta = jnp.where(h.t == 1, h.lr, s.eta)
         p = p * (1 - h.lambd * eta) - eta * g
         ax = jnp.where(s.mu == 1, p, s.ax + s.mu * (p - s.ax))

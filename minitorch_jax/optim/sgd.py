@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from .moments import in_place
+from .moments import decayed, in_place
 from .optimizer import Optimizer, Options
 
 
@@ -92,10 +92,10 @@ class SGD(Optimizer):
         g = -g if h.maximize else g
         if not s:
             return p - h.lr * (g + h.weight_decay * p), s
-        gp = g + h.weight_decay * p
-        b = jnp.where(h.t == 1, gp, h.momentum * s.momentum_buffer + (1 - h.dampening) * gp)
-        b = jnp.where(h.momentum == 0, s.momentum_buffer, b)
+        keep = jnp.where(h.momentum == 0, 1, h.momentum)  # without momentum b stays as it is
+        take = jnp.where(h.momentum == 0, 0, jnp.where(h.t == 1, 1, 1 - h.dampening))
+        b = keep * s.momentum_buffer + take * decayed(g, p, h.weight_decay)  # at t = 1 it is zeros
         b, p = in_place(b, p)
-        gp = g + h.weight_decay * p
+        gp = decayed(g, p, h.weight_decay)
         d = gp + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, gp, b)
         return p - h.lr * d, SGDState(b)
