@@ -23,5 +23,6 @@ from .random import rng as rng
 from .random import seed as seed
 from .recompiles import RecompileWarning as RecompileWarning
 from .scaling import LossScaler as LossScaler
+from .summary import summary as summary
 
 __version__ = "0.1.0"
