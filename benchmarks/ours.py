@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
-from .problems import DECAY, LR, MLP, MOMENTUM, Arrays
+from .problems import DECAY, LAYER_LR, LR, MLP, MOMENTUM, Arrays, Layer
 from .timing import Side
 
 
@@ -130,3 +130,47 @@ def scanned(problem: MLP, steps: int) -> Side:
         return losses
 
     return Side(run, steps=steps)
+
+
+class Called(mt.Module):
+    """A layer, and how it is called to map one array to one."""
+
+    def __init__(self, problem: Layer) -> None:
+        n = problem.size
+        self.kind = problem.kind
+        match problem.kind:
+            case "conv":
+                self.layer: Any = nn.Conv2d(n, n, 3, padding=1)
+            case "lstm":
+                self.layer = nn.LSTM(n, n, bias=False, batch_first=True)
+            case "attention":
+                self.layer = nn.MultiheadAttention(n, problem.heads, batch_first=True)
+            case "transformer":
+                self.layer = nn.TransformerEncoderLayer(n, problem.heads, 2 * n, dropout=0.0, batch_first=True)
+        self.layer.load_state_dict(problem.weights())
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        if self.kind == "attention":
+            return self.layer(x, x, x, need_weights=False)[0]
+        return self.layer(x)[0] if self.kind == "lstm" else self.layer(x)
+
+
+def layer(problem: Layer) -> Side:
+    """Forward, backward and an SGD step of one layer, under `mt.jit`."""
+    model = Called(problem)
+    opt = mt.Optimizer([model], lr=LAYER_LR)
+    x, y = map(jnp.asarray, problem.data())
+
+    @mt.jit
+    def train_step(x: jax.Array, y: jax.Array) -> jax.Array:
+        opt.zero_grad()
+        loss = mt.backward(lambda model, x, y: nn.functional.mse_loss(model(x), y), model, x, y)
+        opt.step()
+        return loss
+
+    def run(calls: int) -> jax.Array:
+        for _ in range(calls):
+            loss = train_step(x, y)
+        return loss
+
+    return Side(run)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 LR = 0.1
+LAYER_LR = 1.0  # of a layer alone, whose loss is the mean over many outputs
 MOMENTUM = 0.9
 DECAY = 0.01  # of AdamW and Lion
 
@@ -47,3 +48,49 @@ class Arrays(NamedTuple):
 
     def gradients(self) -> list[Array]:
         return [np.full(self.size, 0.1, np.float32) for _ in range(self.number)]
+
+
+class Layer(NamedTuple):
+    """One layer of torch's, forward, backward and an SGD step; weights under torch's names, data in torch's layout."""
+
+    kind: str  # "conv", "lstm", "attention" or "transformer"
+    batch: int = 8
+    size: int = 64  # channels or features
+    length: int = 32  # of sequences, or of an image's sides
+
+    @property
+    def heads(self) -> int:
+        return 4
+
+    def weights(self) -> dict[str, Array]:
+        """Uniform, of the bounds that torch uses."""
+        n = self.size
+        attention = {"in_proj_weight": (3 * n, n), "in_proj_bias": (3 * n,)}
+        attention |= {"out_proj.weight": (n, n), "out_proj.bias": (n,)}
+        match self.kind:
+            case "conv":
+                shapes: dict[str, tuple[int, ...]] = {"weight": (n, n, 3, 3), "bias": (n,)}
+            case "lstm":
+                shapes = {"weight_ih_l0": (4 * n, n), "weight_hh_l0": (4 * n, n)}
+            case "attention":
+                shapes = attention
+            case "transformer":
+                shapes = {f"self_attn.{name}": shape for name, shape in attention.items()}
+                shapes |= {"linear1.weight": (2 * n, n), "linear1.bias": (2 * n,)}
+                shapes |= {"linear2.weight": (n, 2 * n), "linear2.bias": (n,)}
+                shapes |= {f"norm{i}.{name}": (n,) for i in (1, 2) for name in ("weight", "bias")}
+            case _:
+                raise ValueError(f"no such layer: {self.kind}")
+        rng = np.random.default_rng(n)
+        return {
+            name: (rng.uniform(-1, 1, shape) / np.sqrt(np.prod(shape[1:]) or n)).astype(np.float32)
+            + np.float32(name.startswith("norm") and name.endswith("weight"))
+            for name, shape in shapes.items()
+        }
+
+    def data(self) -> tuple[Array, Array]:
+        """Inputs and targets: `(batch, channels, side, side)` for images, else `(batch, length, features)`."""
+        rng = np.random.default_rng(self.length)
+        n, side = self.size, self.length
+        shape = (self.batch, n, side, side) if self.kind == "conv" else (self.batch, side, n)
+        return rng.normal(0, 1, shape).astype(np.float32), rng.normal(1, 1, shape).astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from . import memory, ours, timing
 from .peers import equinox, hand, nnx, numpy, optax, torch
-from .problems import MLP, Arrays
+from .problems import MLP, Arrays, Layer
 from .timing import Side, Times
 
 Makers = Mapping[str, Callable[[], Side]]
@@ -210,6 +210,22 @@ def small(count: int, rule: str, name: str) -> Group:
     return Group(f"small/{rule}", f"{name}, {count} arrays of 16 floats", rows, steady(makers))
 
 
+LAYERS = {
+    "conv": "Conv2d(64, 64, 3), 8 images of 32 x 32",
+    "lstm": "LSTM(64, 64), 8 sequences of 32",
+    "attention": "MultiheadAttention(64, 4), 8 sequences of 32",
+    "transformer": "TransformerEncoderLayer(64, 4, 128), 8 sequences of 32",
+}
+
+
+def layer(problem: Layer, title: str) -> Group:
+    """Forward, backward and an SGD step of one layer, against the same of other libraries."""
+    makers = {JIT: partial(ours.layer, problem), NNX_PARTIAL: partial(nnx.layer, problem)}
+    makers |= {EQUINOX: partial(equinox.layer, problem), FUSED: partial(torch.layer, problem)}
+    rows = [Row(JIT, NNX_PARTIAL, 1.1), Row(JIT, EQUINOX, 1.1), Row(JIT, FUSED)]
+    return Group(f"layer/{problem.kind}", f"training step of {title}", rows, steady(makers))
+
+
 def peak_memory(size: int) -> Group:
     rows = [Row(memory.OURS, memory.LEAST, 1.05), Row(memory.OURS, memory.HAND)]
     title = f"peak memory of SGD, one array of {size:,} floats"
@@ -241,6 +257,10 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
         groups.append(large(sizes.large, rule, name))
         if rule != "sgd":  # which has rows of its own
             groups.append(small(sizes.arrays[-1], rule, name))
+    for kind, title in LAYERS.items():
+        groups.append(
+            layer(Layer(kind, *((2, 8, 8) if quick else ())), title if not quick else f"a small {kind} layer")
+        )
     why = memory.unavailable()
     if why is None:
         groups.append(peak_memory(sizes.large))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from . import CORES
-from .problems import DECAY, LR, MLP, MOMENTUM, Arrays
+from .problems import DECAY, LAYER_LR, LR, MLP, MOMENTUM, Arrays, Layer
 
 Run = Callable[[int], torch.Tensor]
 
@@ -81,6 +81,39 @@ def make_train(problem: MLP, variant: str) -> Run:
     return run
 
 
+def make_layer(problem: Layer) -> Run:
+    """The usual loop over one layer."""
+    n, nn = problem.size, torch.nn
+    match problem.kind:
+        case "conv":
+            layer: torch.nn.Module = nn.Conv2d(n, n, 3, padding=1)
+        case "lstm":
+            layer = nn.LSTM(n, n, bias=False, batch_first=True)
+        case "attention":
+            layer = nn.MultiheadAttention(n, problem.heads, batch_first=True)
+        case _:
+            layer = nn.TransformerEncoderLayer(n, problem.heads, 2 * n, dropout=0.0, batch_first=True)
+    layer.load_state_dict({name: torch.tensor(weight) for name, weight in problem.weights().items()})
+    layer.to(DEVICE)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=LAYER_LR, fused=True)
+    x, y = (torch.tensor(array, device=DEVICE) for array in problem.data())
+
+    def predict() -> torch.Tensor:
+        if problem.kind == "attention":
+            return layer(x, x, x, need_weights=False)[0]
+        return layer(x)[0] if problem.kind == "lstm" else layer(x)
+
+    def run(calls: int) -> torch.Tensor:
+        for _ in range(calls):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(predict(), y)
+            loss.backward()
+            optimizer.step()
+        return loss.detach()
+
+    return run
+
+
 def wait() -> None:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
@@ -116,6 +149,8 @@ def answer(works: dict[int, Work], message: dict[str, Any]) -> Any:
             works[key] = Work(make_step(Arrays(*problem), variant, rule))
         case {"do": "make", "key": key, "work": "train", "problem": problem, "variant": variant}:
             works[key] = Work(make_train(MLP(*problem), variant))
+        case {"do": "make", "key": key, "work": "layer", "problem": problem}:
+            works[key] = Work(make_layer(Layer(*problem)))
         case {"do": "tune", "key": key}:
             return tune(works[key])
         case {"do": "run", "key": key, "calls": calls, "warm": warm}:

@@ -1,7 +1,7 @@
 """Train one network on handwritten digits with every optimizer, beside the same rule of torch, or else of optax.
 
-All runs of an optimizer start from the same weights and see the same batches; ours is one call of `mt.scan`. (LBFGS is no rule for
-batches: it takes a twentieth of the steps, of up to 20 iterations each, on all training images.) The table has
+All runs of an optimizer start from the same weights and see the same batches; ours is one call of `mt.scan`. (LBFGS is no
+rule for batches: it takes a twentieth of the steps, of up to 20 iterations each, on all training images.) The table has
 training loss and test accuracy after the last step, and how far the weights of the two ended apart. With --x64 both compute
 in float64, where rounding has no say: what still differs there is a difference of the rules.
 

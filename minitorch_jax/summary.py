@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,8 @@ class Row(NamedTuple):
 _HEADINGS = ("module", "type", "input", "output", "parameters", "bytes")
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Summary:
     """What `summary` found: a row for each module, and totals, tied parameters counted once. Prints as a table."""
 
     rows: tuple[Row, ...]
@@ -57,7 +59,7 @@ class Summary(NamedTuple):
         note = f" ({frozen:,} frozen)" if frozen else ""
         return f"{self.num_parameters:,} parameters{note}, {_bytes(self.num_bytes)} with buffers"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [_HEADINGS, *(row.texts() for row in self.rows)]
         shown = [i for i in range(len(_HEADINGS)) if any(line[i] for line in lines[1:])]
         widths = {i: max(len(line[i]) for line in lines) for i in shown}
@@ -67,8 +69,6 @@ class Summary(NamedTuple):
 
         rule = "─" * (sum(widths.values()) + 2 * (len(shown) - 1))
         return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, self._totals()])
-
-    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
@@ -139,6 +139,7 @@ def _calls(
 ) -> dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]:
     """Of each module, by path: the shapes in and out of its calls."""
     calls: dict[str, list[Any]] = {}
+    treedef: Any
     leaves, treedef = jax.tree.flatten((inputs, kwargs))
     arrays = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 

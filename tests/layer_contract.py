@@ -10,6 +10,7 @@ import copy
 import functools
 import inspect
 import pickle
+import typing
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,13 @@ def integers(high: int, *shape: int, seed: int = 0, low: int = 0) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Made:
+    """An argument that each side makes from its own `nn`: a layer, or a function."""
+
+    make: Callable[[Any], Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Case:
     """One layer, and one call of it.
 
@@ -55,6 +63,7 @@ class Case:
     repr: bool = True  # whether its repr must be torch's
     half: bool = True  # whether it must work in bfloat16
     differentiable: bool = True
+    composed: bool = False  # made of layers with cases of their own, which are the ones to run what takes `first`
     rtol: float = 1e-4
     atol: float = 2e-6  # of the largest expected number
     prepare: Callable[[Any], Any] | None = None  # changes torch's layer before its state is taken
@@ -122,7 +131,13 @@ def _after(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *inputs
 
 def ours_of(tree: Any) -> Any:
     """NumPy arrays as jax arrays."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Made):
+            return leaf.make(nn)
+        return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def theirs_of(tree: Any) -> Any:
@@ -132,6 +147,8 @@ def theirs_of(tree: Any) -> Any:
         if isinstance(leaf, np.ndarray):
             tensor = torch.from_numpy(leaf.copy())
             return tensor.long() if leaf.dtype == np.int32 else tensor
+        if isinstance(leaf, Made):
+            return leaf.make(torch.nn)
         return torch.float32 if leaf is jnp.float32 else leaf
 
     return jax.tree.map(convert, tree)
@@ -201,7 +218,7 @@ def gradients_of(case: Case, cotangents: list[np.ndarray]) -> tuple[Any, list[An
 
     def loss(layer: Any, floats: list[Any]) -> Any:
         outputs = layer(*join(floats), **ours_of(case.call))
-        return weighted(outputs, cotangents), (outputs, layer)
+        return weighted(outputs, cotangents), (outputs, None if case.is_function else layer)
 
     if not case.differentiable:
         return lambda layer, floats: (loss(layer, floats)[1], None), floats
@@ -234,17 +251,26 @@ def compare_state(case: Case, ours: Any, theirs: Any) -> None:
         close(mine[name], tensor.detach().numpy(), case, name)
 
 
+QUICK = 3  # cases of each layer that are in the quick suite; the others are marked slow
+MODAL = ("BatchNorm", "InstanceNorm")  # layers that compute something else in training
+
+
 class LayerContract:
     """The tests; they take `case`, every case, or `first`, the first case of each layer."""
 
     @classmethod
     def pytest_generate_tests(cls, metafunc: Any) -> None:
-        cases = getattr(metafunc.module, "CASES", [])
-        firsts = list({case.name: case for case in reversed([c for c in cases if not c.is_function])}.values())[::-1]
+        cases: list[Case] = getattr(metafunc.module, "CASES", [])
+        number: dict[int, int] = {}  # of a case (its id), among those of its layer
+        for i, case in enumerate(cases):
+            number[id(case)] = sum(other.name == case.name for other in cases[:i])
+        layers = [case for case in cases if not case.is_function]
+        firsts = [case for case in layers if number[id(case)] == 0]
         lists = {
             "case": cases,
-            "trained": [case for case in cases if not case.is_function and not case.random],
-            "first": firsts,
+            "layer": layers,
+            "trained": [c for c in layers if not c.random and (number[id(c)] == 0 or c.name.startswith(MODAL))],
+            "first": [case for case in firsts if not case.composed],
             "initial": getattr(metafunc.module, "INITIAL", []),
             "refusal": getattr(metafunc.module, "REFUSALS", []),
             "layer_name": sorted({case.name for case in cases if not case.is_function}),
@@ -252,7 +278,11 @@ class LayerContract:
         }
         for name, values in lists.items():
             if name in metafunc.fixturenames:
-                metafunc.parametrize(name, values, ids=[str(value) for value in values])
+                rest = [number.get(id(value), 0) >= QUICK and name in ("case", "trained") for value in values]
+                marked = [
+                    pytest.param(v, marks=pytest.mark.slow if s else ()) for v, s in zip(values, rest, strict=True)
+                ]
+                metafunc.parametrize(name, marked, ids=[str(value) for value in values])
 
     # -- values -------------------------------------------------------------------------------------------------------
 
@@ -261,7 +291,7 @@ class LayerContract:
         outputs, input_gradients, parameter_gradients, cotangents = their_side(case, theirs)
         run, floats = gradients_of(case, cotangents)
         (got, after), gradients = compiled(case, run, ours, floats)
-        assert jax.tree.structure(got) == jax.tree.structure(numpy_tree(outputs))
+        assert jax.tree.structure(plain(got)) == jax.tree.structure(plain(numpy_tree(outputs)))
         for i, (mine, other) in enumerate(zip(numpy_of(got), numpy_of(outputs), strict=True)):
             close(mine, other, case, f"output {i}")
         if not case.is_function:
@@ -312,21 +342,17 @@ class LayerContract:
                 for mine, other in zip(layer.grads(), gradients[0].parameters(), strict=True):
                     close(mine, other, first, "gradient")
 
-    def test_the_state_has_torchs_names_shapes_and_dtypes(self, case: Case) -> None:
-        if case.is_function:
-            return
-        ours, theirs = case.ours().state_dict(), case.theirs().state_dict()
-        shapes = [(name, tuple(a.shape), str(a.dtype)) for name, a in ours.items()]
+    def test_its_state_and_its_repr_are_torchs(self, layer: Case) -> None:
+        """Names, shapes and dtypes; and the text, where it can be the same."""
+        mine, other = layer.ours(), layer.theirs()
+        shapes = [(name, tuple(a.shape), str(a.dtype)) for name, a in mine.state_dict().items()]
         narrow = {"int64": "int32"}  # JAX without x64
         assert shapes == [
             (name, tuple(t.shape), narrow.get(kind := str(t.dtype).removeprefix("torch."), kind))
-            for name, t in theirs.items()
+            for name, t in other.state_dict().items()
         ]
-
-    def test_its_repr_is_torchs(self, case: Case) -> None:
-        if case.repr and not case.is_function:
-            ours, theirs = case.pair(training=True)
-            assert repr(ours) == repr(theirs)
+        if layer.repr:
+            assert repr(mine) == repr(other)
 
     # -- a layer is a pytree, and an object ---------------------------------------------------------------------------
 
@@ -450,20 +476,26 @@ NOT_TAKEN = {
     "size_average",  # torch has deprecated these two in favour of `reduction`
     "reduce",
     "generator",  # `key` is what JAX has
+    "out",  # arrays are immutable
     "_weight",  # torch's own use
     "_freeze",
     "_stacklevel",
+    "min_value",  # the deprecated names of two arguments of Hardtanh
+    "max_value",
+    "options",  # how LinearCrossEntropyLoss goes through its batch in chunks
 }
-ADDED = {"key"}
+ADDED = {"key", "dropout_key"}  # the second where torch has another `key`
 
 
 def compare_arguments(ours: Any, theirs: Any) -> None:
     """The same arguments and defaults; those that may be given by place, in torch's places."""
+    theirs = next(iter(typing.get_overloads(theirs)), theirs)  # where it is (*args, **kwargs) itself, as LSTM's is
     mine, other = arguments(ours), arguments(theirs)
     assert mine.keys() - other.keys() <= ADDED
     assert other.keys() - mine.keys() <= NOT_TAKEN
     for name in mine.keys() & other.keys() - {"dtype"}:  # torch's None for dtype is its default, float32
-        assert mine[name] == other[name], name
+        one, two = (getattr(value, "__name__", value) for value in (mine[name], other[name]))  # functions by name
+        assert one == two, name
     places = positions(ours)
     assert places == positions(theirs)[: len(places)]
 
@@ -496,3 +528,8 @@ def first_parameters(layer: Any) -> bool:
 
 def numpy_tree(outputs: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.detach().numpy() if isinstance(leaf, torch.Tensor) else leaf, outputs)
+
+
+def plain(outputs: Any) -> Any:
+    """Named tuples as tuples: ours have other types than torch's."""
+    return tuple(outputs) if hasattr(outputs, "_fields") else outputs

@@ -1490,11 +1490,14 @@ def test_p_is_a_number(p):
         F.dropout(X, p)
 
 
-def test_there_is_no_inplace():
-    with pytest.raises(TypeError, match="inplace"):
-        nn.Dropout(0.5, inplace=True)
-    with pytest.raises(TypeError, match="inplace"):
-        F.dropout(X, inplace=True)
+def test_inplace_changes_nothing():
+    with mt.rng(SEED):
+        plain = F.dropout(WIDE)
+    for call in (nn.Dropout(0.5, inplace=True), lambda x: F.dropout(x, inplace=True)):
+        with mt.rng(SEED):
+            np.testing.assert_array_equal(call(WIDE), plain)
+    np.testing.assert_array_equal(WIDE, jnp.ones(2000))
+    assert repr(nn.Dropout(inplace=True)) == repr(torch.nn.Dropout(inplace=True))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..problems import MLP, Arrays
+from ..problems import MLP, Arrays, Layer
 from ..timing import STEPS_CHECKED, Side
 
 QUIET = 0.01  # seconds for which the threads of whoever ran last may still spin
@@ -103,3 +103,8 @@ def step(problem: Arrays, variant: str, rule: str = "sgd") -> Side:
 def train(problem: MLP, variant: str) -> Side:
     """`zero_grad`, `backward` and `step`."""
     return TorchSide(work="train", problem=problem, variant=variant)
+
+
+def layer(problem: Layer) -> Side:
+    """Forward, backward and an SGD step of one layer."""
+    return TorchSide(work="layer", problem=problem)

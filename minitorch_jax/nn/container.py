@@ -14,9 +14,11 @@ def _check_module(value: Any, where: str) -> Module:
     return value
 
 
-def _taken(cls: type) -> set[str]:
-    """Names that an instance needs for itself."""
-    return {*dir(cls), "training"}
+def check_name(key: Any, container: Module, kind: str) -> str:
+    """`key`, if an attribute of that name is not one that the container needs for itself."""
+    if not isinstance(key, str) or not key or "." in key or key in {*dir(type(container)), "training"}:
+        raise KeyError(f"{key!r} cannot be a {kind}'s name: it must be a string, not empty, no method, without dots")
+    return key
 
 
 class _Numbered(Module):
@@ -173,11 +175,7 @@ class ModuleDict(Module):
         return self._modules()[key]
 
     def __setitem__(self, key: str, module: Module) -> None:
-        if not isinstance(key, str) or not key or "." in key or key in _taken(type(self)):
-            raise KeyError(
-                f"{key!r} cannot be a module's name: it must be a string, not empty, no method, without dots"
-            )
-        setattr(self, key, _check_module(module, "ModuleDict"))
+        setattr(self, check_name(key, self, "module"), _check_module(module, "ModuleDict"))
 
     def __delitem__(self, key: str) -> None:
         self.pop(key)

@@ -1,4 +1,4 @@
-"""Dropout as a layer."""
+"""Dropout as layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from . import functional as F  # noqa: N812
 from .functional.dropout import probability
 
 
-class Dropout(Module):
+class _Dropout(Module):
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        self.p, self.inplace = probability(p), inplace
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, inplace={self.inplace}"
+
+
+class Dropout(_Dropout):
     """In training, zeroes elements at random and scales the others by 1 / (1 - p); gives its input in `eval()` mode.
 
     Every call draws one key from the current stream (`mt.seed`, `mt.rng`) and so another mask; none is drawn where
@@ -17,6 +25,7 @@ class Dropout(Module):
 
     Args:
         p: the probability of an element to be zeroed, 0.5. It is static: another one compiles another program.
+        inplace: accepted as in torch, where it saves memory; arrays here are immutable, the result is the same.
 
     Shapes: any, floating; the output has the input's shape and dtype.
 
@@ -28,7 +37,7 @@ class Dropout(Module):
     Source: torch.nn.Dropout; Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
     2014.
 
-    Differs from PyTorch: there is no `inplace` (arrays here are immutable), and masks come from JAX's generators.
+    Differs from PyTorch: masks come from JAX's generators.
 
     Example:
         >>> import jax.numpy as jnp, minitorch_jax as mt
@@ -40,11 +49,63 @@ class Dropout(Module):
         Array([1., 1., 1., 1., 1., 1.], dtype=float32)
     """
 
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = probability(p)
-
     def forward(self, input: jax.Array) -> jax.Array:
         return F.dropout(input, self.p, self.training)
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}, inplace=False"
+
+class Dropout1d(_Dropout):
+    """As Dropout, of whole channels of an input `(N, C, L)` or `(C, L)`.
+
+    Raises:
+        ValueError: for an input of another shape.
+
+    Source: torch.nn.Dropout1d; Tompson et al., "Efficient object localization using convolutional networks", 2015.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> mt.seed(0)
+        >>> Dropout1d()(jnp.ones((3, 2)))
+        Array([[2., 2.],
+               [2., 2.],
+               [0., 0.]], dtype=float32)
+    """
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.dropout1d(input, self.p, self.training)
+
+
+class Dropout2d(_Dropout):
+    """As Dropout1d, of images `(N, C, H, W)`; an input of three axes is `(N, C, L)`, with a warning, as in torch."""
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.dropout2d(input, self.p, self.training)
+
+
+class Dropout3d(_Dropout):
+    """As Dropout1d, of volumes `(N, C, D, H, W)` or `(C, D, H, W)`."""
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.dropout3d(input, self.p, self.training)
+
+
+class AlphaDropout(_Dropout):
+    """As Dropout, but keeping mean 0 and variance 1: puts SELU's limit at -inf for what it drops, then scales and shifts.
+
+    Source: torch.nn.AlphaDropout; Klambauer et al., "Self-normalizing neural networks", 2017.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> mt.seed(0)
+        >>> AlphaDropout()(jnp.zeros(3))
+        Array([ 0.77919394,  0.77919394, -0.77919394], dtype=float32)
+    """
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.alpha_dropout(input, self.p, self.training)
+
+
+class FeatureAlphaDropout(_Dropout):
+    """As AlphaDropout, of whole channels of an input `(N, C, *)`."""
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.feature_alpha_dropout(input, self.p, self.training)

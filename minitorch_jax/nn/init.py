@@ -1,16 +1,22 @@
-"""Initial distributions, as torch.nn.init defines them: functions of a key and a shape.
+"""Initial distributions, as torch.nn.init defines them: functions of a key and a shape, `uniform(key, (3, 2))`, and the
+same with torch's underscore, which fill a parameter or buffer of a module: `uniform_(layer, "weight")`.
 
 Fans follow torch: a weight is `(out, in, *kernel)`, its fan_in is `in` and its fan_out `out` times the kernel's size.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ..module import Module
+from ..random import next_key
 
 _GAINS = {
     "linear": 1.0,
@@ -54,6 +60,28 @@ def normal(key: Any, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, 
     return mean + std * jax.random.normal(key, tuple(shape), dtype)
 
 
+def trunc_normal(
+    key: Any,
+    shape: Sequence[int],
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """Numbers from N(mean, std²) that lie in [a, b].
+
+    Example:
+        >>> sample = trunc_normal(jax.random.key(0), (1000,), std=0.02, a=-0.04, b=0.04)
+        >>> bool(abs(sample).max() <= 0.04)
+        True
+    """
+    if mean < a - 2 * std or mean > b + 2 * std:
+        warnings.warn("trunc_normal: mean is more than 2 std from [a, b], where few digits are right", stacklevel=2)
+    standard = jax.random.truncated_normal(key, (a - mean) / std, (b - mean) / std, tuple(shape), dtype)
+    return jnp.clip(mean + std * standard, a, b)
+
+
 def constant(shape: Sequence[int], val: float, dtype: Any = jnp.float32) -> jax.Array:
     """One number everywhere."""
     return jnp.full(tuple(shape), val, dtype)
@@ -69,21 +97,75 @@ def ones(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     return constant(shape, 1.0, dtype)
 
 
+def eye(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """The identity matrix, with as many ones as fit."""
+    if len(shape) != 2:
+        raise ValueError(f"eye is for 2 dimensions; got shape {tuple(shape)}")
+    rows, columns = shape
+    return jnp.eye(rows, columns, dtype=dtype)
+
+
+def dirac(shape: Sequence[int], groups: int = 1, dtype: Any = jnp.float32) -> jax.Array:
+    """The weight of a convolution that keeps its input, as far as channels go; so in each of the groups.
+
+    Example:
+        >>> dirac((2, 2, 3))[0]
+        Array([[0., 1., 0.],
+               [0., 0., 0.]], dtype=float32)
+    """
+    if not 3 <= len(shape) <= 5:
+        raise ValueError(f"dirac is for weights of 3, 4 or 5 dimensions; got shape {tuple(shape)}")
+    if shape[0] % groups:
+        raise ValueError(f"dirac needs out_channels divisible by groups; got {shape[0]} and {groups}")
+    one_group = jnp.eye(shape[0] // groups, shape[1], dtype=dtype)
+    centre = tuple(n // 2 for n in shape[2:])
+    return jnp.zeros(tuple(shape), dtype).at[:, :, *centre].set(jnp.tile(one_group, (groups, 1)))
+
+
+def orthogonal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
+    """A random matrix with orthonormal rows or columns, whichever are fewer, times gain (Saxe et al., 2013).
+
+    Axes after the first count as one.
+
+    Example:
+        >>> q = orthogonal(jax.random.key(0), (2, 5))
+        >>> bool(jnp.allclose(q @ q.T, jnp.eye(2), atol=1e-6))
+        True
+    """
+    if len(shape) < 2:
+        raise ValueError(f"orthogonal is for 2 or more dimensions; got shape {tuple(shape)}")
+    rows, columns = shape[0], math.prod(shape[1:])
+    q, r = jnp.linalg.qr(jax.random.normal(key, (max(rows, columns), min(rows, columns))))
+    q = q * jnp.sign(jnp.diag(r))[None]  # uniform over all such matrices (Mezzadri, 2006)
+    return (gain * (q.T if rows < columns else q)).reshape(tuple(shape)).astype(dtype)
+
+
+def sparse(key: Any, shape: Sequence[int], sparsity: float, std: float = 0.01, dtype: Any = jnp.float32) -> jax.Array:
+    """Numbers from N(0, std²), of which in each column the share `sparsity` is 0 (Martens, 2010)."""
+    if len(shape) != 2:
+        raise ValueError(f"sparse is for 2 dimensions; got shape {tuple(shape)}")
+    value_key, zero_key = jax.random.split(key)
+    ranks = jnp.broadcast_to(jnp.arange(shape[0])[:, None], tuple(shape))
+    zero = jax.random.permutation(zero_key, ranks, independent=True) < math.ceil(sparsity * shape[0])
+    return jnp.where(zero, 0, normal(value_key, shape, 0.0, std, dtype))
+
+
 def xavier_uniform(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
     """U(-a, a) with a = gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
-    bound = gain * math.sqrt(6.0 / sum(fans(shape)))
+    bound = gain * math.sqrt(6.0 / max(sum(fans(shape)), 1))
     return uniform(key, shape, -bound, bound, dtype)
 
 
 def xavier_normal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
     """N(0, std²) with std = gain sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
-    return normal(key, shape, 0.0, gain * math.sqrt(2.0 / sum(fans(shape))), dtype)
+    return normal(key, shape, 0.0, gain * math.sqrt(2.0 / max(sum(fans(shape)), 1)), dtype)
 
 
 def _kaiming_std(shape: Sequence[int], a: float, mode: str, nonlinearity: str) -> float:
-    if mode not in ("fan_in", "fan_out"):
+    if mode.lower() not in ("fan_in", "fan_out"):
         raise ValueError(f"mode must be 'fan_in' or 'fan_out'; got {mode!r}")
-    return calculate_gain(nonlinearity, a) / math.sqrt(fans(shape)[mode == "fan_out"])
+    fan = fans(shape)[mode.lower() == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))  # 0 where there are no numbers to draw
 
 
 def kaiming_uniform(
@@ -97,7 +179,6 @@ def kaiming_uniform(
     """U(-b, b) with b = gain sqrt(3 / fan) (He et al., 2015); `a` is the slope of a leaky ReLU.
 
     Example:
-        >>> import jax
         >>> kaiming_uniform(jax.random.key(0), (8, 2)).shape
         (8, 2)
     """
@@ -115,3 +196,62 @@ def kaiming_normal(
 ) -> jax.Array:
     """N(0, std²) with std = gain / sqrt(fan) (He et al., 2015)."""
     return normal(key, shape, 0.0, _kaiming_std(shape, a, mode, nonlinearity), dtype)
+
+
+# -- the same, in place ------------------------------------------------------------------------------------------------
+
+
+def _in_place(initial: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`initial` for a parameter or buffer of a module, whose shape and dtype it keeps."""
+    name = f"{initial.__name__}_"
+    own = inspect.signature(initial).parameters
+    random = "key" in own
+
+    def fill(module: Module, path: str = "", *args: Any, **kwargs: Any) -> jax.Array:
+        if not isinstance(module, Module) or not isinstance(path, str):
+            raise TypeError(
+                f"{name} takes a module and the name of its parameter, since an array cannot be changed: write"
+                f" `nn.init.{name}(layer, 'weight', ...)` for torch's `nn.init.{name}(layer.weight, ...)`; got"
+                f" a {type(module).__name__} and a {type(path).__name__}"
+            )
+        given = signature.bind(module, path, *args, **kwargs).arguments
+        settings = {name: value for name, value in given.items() if name in own and name != "key"}
+        holder, attribute = module._holder(path)
+        old = getattr(holder, attribute)
+        keys = [next_key(given.get("key"))] if random else []
+        setattr(holder, attribute, initial(*keys, shape=old.shape, dtype=old.dtype, **settings))
+        return getattr(holder, attribute)
+
+    kinds = inspect.Parameter
+    shown = [
+        kinds("module", kinds.POSITIONAL_ONLY, annotation="Module"),
+        kinds("path", kinds.POSITIONAL_ONLY, annotation="str"),
+        *(parameter for parameter in own.values() if parameter.name not in ("key", "shape", "dtype")),
+        *([kinds("key", kinds.KEYWORD_ONLY, default=None, annotation="Any")] if random else []),
+    ]
+    signature = inspect.Signature(shown, return_annotation="jax.Array")
+    first = (initial.__doc__ or "").splitlines()[0]
+    drawn = " `key` is a `jax.random` key; without it, the next of the global stream." if random else ""
+    fill.__name__ = fill.__qualname__ = name
+    fill.__signature__ = signature  # type: ignore[attr-defined]
+    fill.__doc__ = (
+        f"Fill the parameter or buffer at a dotted path of a module, keeping its shape and dtype: {first}\n\n"
+        f"    Arguments are those of `{initial.__name__}`.{drawn} Gives the new array.\n    "
+    )
+    return fill
+
+
+uniform_ = _in_place(uniform)
+normal_ = _in_place(normal)
+trunc_normal_ = _in_place(trunc_normal)
+constant_ = _in_place(constant)
+zeros_ = _in_place(zeros)
+ones_ = _in_place(ones)
+eye_ = _in_place(eye)
+dirac_ = _in_place(dirac)
+xavier_uniform_ = _in_place(xavier_uniform)
+xavier_normal_ = _in_place(xavier_normal)
+kaiming_uniform_ = _in_place(kaiming_uniform)
+kaiming_normal_ = _in_place(kaiming_normal)
+orthogonal_ = _in_place(orthogonal)
+sparse_ = _in_place(sparse)

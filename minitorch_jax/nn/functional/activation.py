@@ -1,14 +1,26 @@
-"""Activations as functions."""
+"""Activations as functions. `inplace` is accepted as in torch and changes nothing: arrays are immutable."""
 
 from __future__ import annotations
 
-import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ... import random
 
-def relu(input: jax.Array) -> jax.Array:
+
+def threshold(input: jax.Array, threshold: float, value: float, inplace: bool = False) -> jax.Array:
+    """x where x > threshold, `value` elsewhere.
+
+    Example:
+        >>> threshold(jnp.array([0.5, 2.0]), 1.0, 7.0)
+        Array([7., 2.], dtype=float32)
+    """
+    return jnp.where(input <= threshold, value, input)
+
+
+def relu(input: jax.Array, inplace: bool = False) -> jax.Array:
     """max(x, 0), elementwise; its derivative at 0 is 0.
 
     Example:
@@ -18,14 +30,96 @@ def relu(input: jax.Array) -> jax.Array:
     return jax.nn.relu(input)
 
 
-def tanh(input: jax.Array) -> jax.Array:
-    """The hyperbolic tangent, elementwise."""
-    return jnp.tanh(input)
+def hardtanh(input: jax.Array, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> jax.Array:
+    """x clipped to [min_val, max_val]; its derivative at both ends is 0."""
+    if min_val > max_val:
+        raise ValueError(f"hardtanh needs min_val <= max_val; got {min_val} and {max_val}")
+    return jnp.where(input <= min_val, min_val, jnp.where(input >= max_val, max_val, input))
 
 
-def sigmoid(input: jax.Array) -> jax.Array:
-    """1 / (1 + exp(-x)), elementwise."""
-    return jax.nn.sigmoid(input)
+def relu6(input: jax.Array, inplace: bool = False) -> jax.Array:
+    """min(max(x, 0), 6), elementwise."""
+    return hardtanh(input, 0.0, 6.0)
+
+
+def leaky_relu(input: jax.Array, negative_slope: float = 0.01, inplace: bool = False) -> jax.Array:
+    """x where x > 0, `negative_slope` x elsewhere."""
+    return jnp.where(input > 0, input, negative_slope * input)
+
+
+def rrelu(
+    input: jax.Array,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    key: Any = None,
+) -> jax.Array:
+    """A leaky ReLU whose slopes are drawn from U(lower, upper), one for each element; their mean if not `training`.
+
+    Args:
+        input: any shape, floating.
+        lower: the smallest slope.
+        upper: the largest slope.
+        training: whether to draw.
+        inplace: accepted as in torch, changes nothing.
+        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`). None is drawn if not
+            `training`, nor if lower == upper.
+
+    Raises:
+        ValueError: if lower > upper.
+
+    Source: torch.nn.functional.rrelu; Xu et al., "Empirical evaluation of rectified activations in convolutional
+    network", 2015.
+    """
+    if lower > upper:
+        raise ValueError(f"rrelu needs lower <= upper; got {lower} and {upper}")
+    if not training or lower == upper:
+        return leaky_relu(input, (lower + upper) / 2)
+    slopes = jax.random.uniform(random.next_key(key), input.shape, input.dtype, lower, upper)
+    return jnp.where(input > 0, input, slopes * input)
+
+
+def prelu(input: jax.Array, weight: jax.Array) -> jax.Array:
+    """x where x > 0, w x elsewhere.
+
+    Args:
+        input: any shape; its axis 1 is that of the channels.
+        weight: the slopes, `()`, `(1,)` or one for each channel.
+
+    Raises:
+        ValueError: if there are several slopes, but not one for each channel.
+
+    Example:
+        >>> prelu(jnp.array([[-1.0, -1.0]]), jnp.array([0.5, 0.25]))
+        Array([[-0.5 , -0.25]], dtype=float32)
+    """
+    channels = input.shape[1] if input.ndim > 1 else 1
+    if weight.ndim > 1 or weight.size not in (1, channels):
+        raise ValueError(
+            f"weight must have shape () or (1,), or ({channels},) for an input of shape {tuple(input.shape)}; got"
+            f" {tuple(weight.shape)}"
+        )
+    shape = [weight.size if axis == 1 else 1 for axis in range(input.ndim)]
+    return jnp.where(input > 0, input, weight.reshape(shape) * input)
+
+
+def elu(input: jax.Array, alpha: float = 1.0, inplace: bool = False) -> jax.Array:
+    """x where x > 0, alpha (exp(x) - 1) elsewhere (Clevert et al., 2015)."""
+    return jax.nn.elu(input, alpha)
+
+
+def selu(input: jax.Array, inplace: bool = False) -> jax.Array:
+    """scale elu(x, alpha), whose two constants keep mean 0 and variance 1 (Klambauer et al., 2017)."""
+    return jax.nn.selu(input)
+
+
+def celu(input: jax.Array, alpha: float = 1.0, inplace: bool = False) -> jax.Array:
+    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron, 2017)."""
+    if alpha == 0:
+        raise ValueError("celu divides by alpha, which must not be 0")
+    return jax.nn.celu(input, alpha)
 
 
 def gelu(input: jax.Array, approximate: str = "none") -> jax.Array:
@@ -40,23 +134,84 @@ def gelu(input: jax.Array, approximate: str = "none") -> jax.Array:
     return jax.nn.gelu(input, approximate=approximate == "tanh")
 
 
-def _softmax_dim(input: jax.Array, dim: int | None, name: str) -> int:
-    if dim is None:
-        dim = 0 if input.ndim in (0, 1, 3) else 1
-        warnings.warn(f"{name} without dim takes {dim} here, as torch does; pass dim={dim} to say so", stacklevel=3)
-    return dim
+def silu(input: jax.Array, inplace: bool = False) -> jax.Array:
+    """x sigmoid(x), elementwise; also called swish."""
+    return jax.nn.silu(input)
 
 
-def softmax(input: jax.Array, dim: int | None = None) -> jax.Array:
-    """exp(x) / sum(exp(x)) along `dim`.
+def mish(input: jax.Array, inplace: bool = False) -> jax.Array:
+    """x tanh(softplus(x)), elementwise (Misra, 2019)."""
+    return jax.nn.mish(input)
+
+
+def glu(input: jax.Array, dim: int = -1) -> jax.Array:
+    """a sigmoid(b), where a and b are the halves of x along `dim` (Dauphin et al., 2016).
+
+    Raises:
+        ValueError: if the axis has an odd size.
 
     Example:
-        >>> softmax(jnp.zeros((1, 4)), dim=1)
-        Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
+        >>> glu(jnp.array([3.0, 0.0]))
+        Array([1.5], dtype=float32)
     """
-    return jax.nn.softmax(input, axis=_softmax_dim(input, dim, "softmax"))
+    if input.shape[dim] % 2:
+        raise ValueError(f"glu halves axis {dim}, whose size must be even; got an input of shape {tuple(input.shape)}")
+    return jax.nn.glu(input, axis=dim)
 
 
-def log_softmax(input: jax.Array, dim: int | None = None) -> jax.Array:
-    """log(softmax(x)) along `dim`, without overflow."""
-    return jax.nn.log_softmax(input, axis=_softmax_dim(input, dim, "log_softmax"))
+def sigmoid(input: jax.Array) -> jax.Array:
+    """1 / (1 + exp(-x)), elementwise."""
+    return jax.nn.sigmoid(input)
+
+
+def logsigmoid(input: jax.Array) -> jax.Array:
+    """log(sigmoid(x)), elementwise, without overflow."""
+    return jax.nn.log_sigmoid(input)
+
+
+def hardsigmoid(input: jax.Array, inplace: bool = False) -> jax.Array:
+    """relu6(x + 3) / 6, elementwise."""
+    return relu6(input + 3) / 6
+
+
+def hardswish(input: jax.Array, inplace: bool = False) -> jax.Array:
+    """x relu6(x + 3) / 6, elementwise (Howard et al., 2019)."""
+    return input * relu6(input + 3) / 6
+
+
+def tanh(input: jax.Array) -> jax.Array:
+    """The hyperbolic tangent, elementwise."""
+    return jnp.tanh(input)
+
+
+def tanhshrink(input: jax.Array) -> jax.Array:
+    """x - tanh(x), elementwise."""
+    return input - jnp.tanh(input)
+
+
+def softsign(input: jax.Array) -> jax.Array:
+    """x / (1 + |x|), elementwise."""
+    return jax.nn.soft_sign(input)
+
+
+def softplus(input: jax.Array, beta: float = 1.0, threshold: float = 20.0) -> jax.Array:
+    """log(1 + exp(beta x)) / beta, elementwise; x itself where beta x > threshold."""
+    scaled = beta * input
+    return jnp.where(scaled > threshold, input, jax.nn.softplus(scaled) / beta)
+
+
+def hardshrink(input: jax.Array, lambd: float = 0.5) -> jax.Array:
+    """x where |x| > lambd, 0 elsewhere."""
+    return jnp.where(abs(input) <= lambd, 0, input)
+
+
+def softshrink(input: jax.Array, lambd: float = 0.5) -> jax.Array:
+    """x moved towards 0 by `lambd`, and 0 where |x| <= lambd.
+
+    Example:
+        >>> softshrink(jnp.array([-2.0, 0.25, 2.0]))
+        Array([-1.5,  0. ,  1.5], dtype=float32)
+    """
+    if lambd < 0:
+        raise ValueError(f"softshrink needs lambd >= 0; got {lambd}")
+    return jnp.where(abs(input) <= lambd, 0, input - lambd * jnp.sign(input))

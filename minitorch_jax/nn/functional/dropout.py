@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ... import random
+
+_SELU_SATURATION = 1.7580993408473766  # minus the limit of SELU at -inf
 
 
 def probability(p: float) -> float:
@@ -17,13 +21,37 @@ def probability(p: float) -> float:
     return float(p)
 
 
-def dropout(input: jax.Array, p: float = 0.5, training: bool = True, *, key: Any = None) -> jax.Array:
+def _drops(name: str, input: jax.Array, p: float, training: bool) -> bool:
+    """Whether anything may be dropped, from an input that must be floating then."""
+    if not training or p == 0.0:
+        return False
+    if not jnp.issubdtype(input.dtype, jnp.inexact):
+        raise TypeError(f"{name} needs a floating input; got {input.dtype}. Convert it with `.astype(float)`.")
+    return True
+
+
+def _dropped(input: jax.Array, p: float, key: Any, channels: int | None = None) -> jax.Array:
+    """The input with zeros for what is dropped: single numbers, or all that lies beyond the first `channels` axes."""
+    if p == 1.0:
+        return jnp.zeros_like(input)
+    return jnp.where(_kept(input, p, key, channels), input / (1.0 - p), 0)
+
+
+def _kept(input: jax.Array, p: float, key: Any, channels: int | None) -> jax.Array:
+    shape = input.shape if channels is None else input.shape[:channels] + (1,) * (input.ndim - channels)
+    return jax.random.bernoulli(random.next_key(key), jnp.float32(1.0 - p), shape)
+
+
+def dropout(
+    input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
+) -> jax.Array:
     """Zeroes each element with probability `p`, scales the others by 1 / (1 - p); the input itself if not `training`.
 
     Args:
         input: any shape, floating; its dtype is kept.
         p: a number in [0, 1], static.
         training: whether to drop anything.
+        inplace: accepted as in torch; arrays are immutable, the result is the same.
         key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`). None is drawn if not
             `training`, at p = 0 and at p = 1.
 
@@ -31,18 +59,118 @@ def dropout(input: jax.Array, p: float = 0.5, training: bool = True, *, key: Any
         ValueError: if `p` is not in [0, 1].
         TypeError: if it is not a number, or something is to be dropped from an input that is not floating.
 
-    Source: torch.nn.functional.dropout. Differs from PyTorch: takes `key`, and no `inplace`.
+    Source: torch.nn.functional.dropout. Differs from PyTorch: takes `key`.
 
     Example:
         >>> dropout(jnp.ones(6), p=0.5, key=jax.random.key(0))
         Array([0., 0., 2., 2., 0., 2.], dtype=float32)
     """
     p = probability(p)
-    if not training or p == 0.0:
+    return _dropped(input, p, key) if _drops("dropout", input, p, training) else input
+
+
+def _channel_dropout(name: str, input: jax.Array, p: float, training: bool, key: Any, ndim: int) -> jax.Array:
+    """Dropout of the channels of an input `(N, C, …)` with `ndim` axes more, or of one `(C, …)`."""
+    p = probability(p)
+    if input.ndim not in (ndim + 1, ndim + 2):
+        raise ValueError(
+            f"{name}: expected {ndim + 1}D or {ndim + 2}D input, but received a {input.ndim}D input, of shape"
+            f" {tuple(input.shape)}. To drop single elements, use dropout."
+        )
+    return _dropped(input, p, key, input.ndim - ndim) if _drops(name, input, p, training) else input
+
+
+def dropout1d(
+    input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
+) -> jax.Array:
+    """Zeroes each channel with probability `p`, scales the others by 1 / (1 - p); the input itself if not `training`.
+
+    Args:
+        input: `(N, C, L)` or `(C, L)`, floating.
+        p, training, inplace, key: as `dropout`'s.
+
+    Raises:
+        ValueError, TypeError: as `dropout`; for an input of another shape.
+
+    Source: torch.nn.functional.dropout1d.
+
+    Example:
+        >>> dropout1d(jnp.ones((3, 2)), key=jax.random.key(0))
+        Array([[0., 0.],
+               [0., 0.],
+               [2., 2.]], dtype=float32)
+    """
+    return _channel_dropout("dropout1d", input, p, training, key, 1)
+
+
+def dropout2d(
+    input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
+) -> jax.Array:
+    """As dropout1d, of an input `(N, C, H, W)`; one of three axes is `(N, C, L)`, with a warning, as in torch.
+
+    Source: torch.nn.functional.dropout2d. Differs from PyTorch: what it deprecates, other numbers of axes, is an error.
+    """
+    if input.ndim == 3:
+        warnings.warn(
+            "dropout2d takes an input of three axes as (N, C, L), as torch does, not as (C, H, W); use dropout1d to say"
+            " so, or give it a batch of one",
+            stacklevel=2,
+        )
+        return _channel_dropout("dropout2d", input, p, training, key, 1)
+    return _channel_dropout("dropout2d", input, p, training, key, 2)
+
+
+def dropout3d(
+    input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
+) -> jax.Array:
+    """As dropout1d, of an input `(N, C, D, H, W)` or `(C, D, H, W)`.
+
+    Source: torch.nn.functional.dropout3d. Differs from PyTorch: what it deprecates, other numbers of axes, is an error.
+    """
+    return _channel_dropout("dropout3d", input, p, training, key, 3)
+
+
+def alpha_dropout(
+    input: jax.Array, p: float = 0.5, training: bool = False, inplace: bool = False, *, key: Any = None
+) -> jax.Array:
+    """Dropout that keeps mean 0 and variance 1: puts SELU's limit for what it drops, then scales and shifts everything.
+
+    Args:
+        input: any shape, floating.
+        p, inplace, key: as `dropout`'s.
+        training: whether to drop anything; unlike `dropout`, not by default, as in torch.
+
+    Raises:
+        ValueError, TypeError: as `dropout`.
+
+    Source: torch.nn.functional.alpha_dropout; Klambauer et al., "Self-normalizing neural networks", 2017.
+
+    Example:
+        >>> alpha_dropout(jnp.zeros(3), p=0.5, training=True, key=jax.random.key(0))
+        Array([-0.77919394, -0.77919394,  0.77919394], dtype=float32)
+    """
+    p = probability(p)
+    return _alpha_dropped(input, p, key, None) if _drops("alpha_dropout", input, p, training) else input
+
+
+def feature_alpha_dropout(
+    input: jax.Array, p: float = 0.5, training: bool = False, inplace: bool = False, *, key: Any = None
+) -> jax.Array:
+    """alpha_dropout of whole channels of an input `(N, C, *)`.
+
+    Source: torch.nn.functional.feature_alpha_dropout.
+    """
+    p = probability(p)
+    if not _drops("feature_alpha_dropout", input, p, training):
         return input
-    if not jnp.issubdtype(input.dtype, jnp.inexact):
-        raise TypeError(f"dropout needs a floating input; got {input.dtype}. Convert it with `.astype(float)`.")
+    if input.ndim < 2:
+        raise ValueError(f"feature_alpha_dropout needs an input of shape (N, C, *); got {tuple(input.shape)}")
+    return _alpha_dropped(input, p, key, 2)
+
+
+def _alpha_dropped(input: jax.Array, p: float, key: Any, channels: int | None) -> jax.Array:
     if p == 1.0:
         return jnp.zeros_like(input)
-    kept = jax.random.bernoulli(random.next_key(key), jnp.float32(1.0 - p), input.shape)
-    return jnp.where(kept, input / (1.0 - p), 0)
+    scale = 1 / math.sqrt((_SELU_SATURATION**2 * p + 1) * (1 - p))
+    shift = _SELU_SATURATION * scale * p
+    return jnp.where(_kept(input, p, key, channels), scale * input + shift, shift - _SELU_SATURATION * scale)

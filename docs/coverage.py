@@ -1,0 +1,133 @@
+"""Writes docs/coverage.md: what torch.nn, torch.nn.functional and torch.nn.init have, and which of it is here.
+
+    python docs/coverage.py          # writes the page
+    python docs/coverage.py --check  # fails if the page is not what it would write
+
+It needs torch: pip install -e ".[test]"
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minitorch_jax import nn
+
+PAGE = Path(__file__).with_name("coverage.md")
+
+# Why something of torch's is left out. What is missing and not named here is listed as not built yet.
+REASONS = {
+    "Buffer": "`mt.Buffer`",
+    "Container": "deprecated in torch",
+    "LinearCrossEntropyOptions": "options of torch's kernels for `linear_cross_entropy`",
+    "CrossMapLRN2d": "a legacy form of LocalResponseNorm",
+    "DataParallel": "arrays are sharded instead: `model.to(sharding)`",
+    "Module": "`mt.Module`",
+    "NLLLoss2d": "deprecated in torch: NLLLoss",
+    "Parameter": "`mt.Parameter`",
+    "RNNBase": "a base class",
+    "RNNCellBase": "a base class",
+    "SyncBatchNorm": "statistics of a sharded batch are global under `jit` as it is: BatchNorm",
+    "UninitializedBuffer": "see the Lazy layers",
+    "UninitializedParameter": "see the Lazy layers",
+    "assert_int_or_pair": "private to torch",
+    "boolean_dispatch": "private to torch",
+    "conv_tbc": "`conv1d`, once time is the last axis",
+    "embedding_renorm_": "in place; `Embedding(max_norm=...)` does it",
+    "grad": "a module of gradient formulas: JAX differentiates",
+    "grouped_mm": "a product for CUDA; `jax.lax.ragged_dot`",
+    "handle_torch_function": "private to torch",
+    "has_torch_function": "private to torch",
+    "has_torch_function_unary": "private to torch",
+    "has_torch_function_variadic": "private to torch",
+    "multi_head_attention_forward": "`MultiheadAttention` itself, or `scaled_dot_product_attention`",
+    "native_channel_shuffle": "`channel_shuffle`",
+    "scaled_grouped_mm": "a product of float8 for CUDA",
+    "scaled_mm": "a product of float8 for CUDA; `jax.nn.scaled_matmul`",
+    "sigmoid_": "in place; arrays are immutable",
+    "upsample": "deprecated in torch: `interpolate`",
+    "upsample_bilinear": "deprecated in torch: `interpolate`",
+    "upsample_nearest": "deprecated in torch: `interpolate`",
+}
+PATTERNS: dict[str, Callable[[str], bool]] = {
+    "layers that find their sizes at the first call would have to change their structure in compiled code": (
+        lambda name: name.startswith("Lazy")
+    ),
+    "in place; arrays are immutable": lambda name: name.endswith("_"),
+    "`return_indices=True` of the function without the suffix": lambda name: name.endswith("_with_indices"),
+}
+
+
+def reason(name: str) -> str:
+    for why, applies in PATTERNS.items():
+        if name not in REASONS and applies(name):
+            return why
+    return REASONS.get(name, "not built yet")
+
+
+def layers() -> list[str]:
+    """Public classes of torch.nn."""
+    return sorted(n for n, v in vars(torch.nn).items() if inspect.isclass(v) and not n.startswith("_"))
+
+
+def functions() -> list[str]:
+    """Public functions of torch.nn.functional."""
+    homes = ("torch.nn.functional", "torch._jit_internal")
+    return sorted(
+        name
+        for name, value in vars(torch.nn.functional).items()
+        if not name.startswith("_")
+        and (inspect.isbuiltin(value) or (inspect.isfunction(value) and value.__module__ in homes))
+    )
+
+
+def initialisers() -> list[str]:
+    """Public functions of torch.nn.init, in-place ones by their own names; torch's deprecated aliases left out."""
+    names = (n for n, v in vars(torch.nn.init).items() if inspect.isfunction(v) and not n.startswith("_"))
+    return sorted(n for n in names if not hasattr(torch.nn.init, f"{n}_") and n != "skip_init")
+
+
+def section(title: str, theirs: Iterable[str], ours: Any, has: Callable[[str], bool] | None = None) -> str:
+    names = list(theirs)
+    here = [name for name in names if (has(name) if has else hasattr(ours, name))]
+    missing = [name for name in names if name not in here]
+    lines = [f"## {title}", "", f"{len(here)} of {len(names)}.", "", ", ".join(f"`{name}`" for name in here), ""]
+    if missing:
+        lines += ["| left out | why, or what to use |", "|---|---|"]
+        lines += [f"| `{name}` | {reason(name)} |" for name in missing]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    version = torch.__version__.partition("+")[0]
+    head = (
+        f"# What torch.nn has, and what is here\n\nWritten by `python docs/coverage.py` from torch {version} and this"
+        " package; a test fails if it is out of date.\n"
+    )
+    parts = [
+        section("torch.nn", layers(), nn),
+        section("torch.nn.functional", functions(), nn.functional),
+        section("torch.nn.init", initialisers(), nn.init),
+    ]
+    return "\n".join([head, *parts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    if parser.parse_args().check:
+        if PAGE.read_text(encoding="utf-8") != page():
+            sys.exit("docs/coverage.md is out of date: python docs/coverage.py")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Lookup tables as layers."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from ..module import Module
+from ..parameter import Parameter, fresh_parameter
+from ..random import next_key
+from . import functional as F  # noqa: N812
+from . import init
+from .functional.embedding import check_dense, check_mode, renormalized, row_number
+
+
+class _Table(Module):
+    """A weight whose rows are looked up, and what both kinds of lookup have settings for."""
+
+    weight: Any
+
+    def _set_up(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None,
+        max_norm: float | None,
+        norm_type: float,
+        scale_grad_by_freq: bool,
+        sparse: bool,
+    ) -> None:
+        if num_embeddings < 0 or embedding_dim < 0:
+            raise ValueError(f"{type(self).__name__} needs sizes >= 0; got {num_embeddings} and {embedding_dim}")
+        check_dense(sparse)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = row_number(padding_idx, num_embeddings)
+        self.max_norm, self.norm_type = max_norm, norm_type
+        self.scale_grad_by_freq, self.sparse = scale_grad_by_freq, sparse
+
+    def _draw(self, dtype: Any, key: Any) -> None:
+        weight = init.normal(next_key(key), (self.num_embeddings, self.embedding_dim), dtype=dtype)
+        self.weight = fresh_parameter(weight if self.padding_idx is None else weight.at[self.padding_idx].set(0))
+
+    @classmethod
+    def _around(cls, embeddings: Any, freeze: bool) -> Self:
+        """A table with this weight, still to be set up."""
+        weight = Parameter(embeddings, trainable=not freeze)
+        table = cls.__new__(cls)
+        table.weight = weight
+        if table.weight.ndim != 2:
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained takes an array of shape (num_embeddings, embedding_dim); got"
+                f" {tuple(table.weight.shape)}"
+            )
+        return table
+
+    def _renormalize(self, input: jax.Array) -> None:
+        """Scale rows that are about to be looked up and have too large a norm, as torch does in place."""
+        if self.max_norm is not None:
+            self.weight = renormalized(input, self.weight, self.max_norm, self.norm_type)
+
+
+class Embedding(_Table):
+    """The rows of a table at some indices.
+
+    Args:
+        num_embeddings: the number of rows.
+        embedding_dim: the size of a row.
+        padding_idx: a row that is zero at first and gets no gradient; negative ones count from the end.
+        max_norm: the largest norm of a row: a row of a larger one is scaled to it when it is looked up, in the weight.
+        norm_type: the p of that norm.
+        scale_grad_by_freq: whether to divide a row's gradient by how often it was looked up.
+        sparse: must be False.
+        dtype: of the weight, floating.
+        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+
+    Shapes: input `(*)`, integers; output `(*, embedding_dim)`; `weight` is `(num_embeddings, embedding_dim)`, from
+    N(0, 1). An index that is negative or too large gives NaN.
+
+    Raises:
+        ValueError: if a size is negative, `padding_idx` is out of range, or `sparse` is True.
+        TypeError: if an input is not of integers.
+
+    Source: torch.nn.Embedding. Differs from PyTorch: gradients are dense, and an index out of range cannot raise in
+    compiled code.
+
+    Example:
+        >>> layer = Embedding(10, 3, key=jax.random.key(0))
+        >>> layer(jnp.array([[1, 2], [4, 9]])).shape
+        (2, 2, 3)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        *,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        self._set_up(num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        self._draw(dtype, key)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Any,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Self:
+        """A layer with a given weight, `(num_embeddings, embedding_dim)`, which is not trained unless `freeze=False`.
+
+        Example:
+            >>> Embedding.from_pretrained(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.array(1))
+            Array([3., 4.], dtype=float32)
+        """
+        table = cls._around(embeddings, freeze)
+        rows, columns = table.weight.shape
+        table._set_up(rows, columns, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        return table
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        self._renormalize(input)
+        return F.embedding(input, self.weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+
+    def extra_repr(self) -> str:
+        shown = f"{self.num_embeddings}, {self.embedding_dim}"
+        shown += f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
+        shown += f", max_norm={self.max_norm}" if self.max_norm is not None else ""
+        shown += f", norm_type={self.norm_type}" if self.norm_type != 2 else ""
+        return shown + (f", scale_grad_by_freq={self.scale_grad_by_freq}" if self.scale_grad_by_freq else "")
+
+
+class EmbeddingBag(_Table):
+    """Sums, means or maxima of the rows of a table in bags of indices; zeros for an empty bag.
+
+    Args:
+        num_embeddings: the number of rows.
+        embedding_dim: the size of a row.
+        max_norm: the largest norm of a row: a row of a larger one is scaled to it when it is looked up, in the weight.
+        norm_type: the p of that norm.
+        scale_grad_by_freq: whether to divide a row's gradient by how often it was looked up; not with "max".
+        mode: "sum", "mean" or "max".
+        sparse: must be False.
+        include_last_offset: whether offsets have one more, where the last bag ends.
+        padding_idx: a row that is zero at first, is left out, and gets no gradient; negative ones count from the end.
+        dtype: of the weight, floating.
+        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+
+    Shapes: input `(B, N)`, or `(N,)` with offsets `(B,)`, where each bag begins, in order from 0; per_sample_weights as
+    the input; output `(B, embedding_dim)`; `weight` is `(num_embeddings, embedding_dim)`, from N(0, 1). An index that is
+    negative or too large makes its bag NaN.
+
+    Raises:
+        ValueError: if a size is negative, `padding_idx` is out of range, or options or shapes do not fit.
+        TypeError: if an input or offsets are not of integers.
+
+    Source: torch.nn.EmbeddingBag. Differs from PyTorch as Embedding does; and the gradient of a maximum that several
+    different rows have is shared by them.
+
+    Example:
+        >>> layer = EmbeddingBag(10, 3, mode="sum", key=jax.random.key(0))
+        >>> layer(jnp.array([1, 2, 4, 9]), jnp.array([0, 3])).shape
+        (2, 3)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        *,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        self._set_up(num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        self._set_up_bags(mode, include_last_offset)
+        self._draw(dtype, key)
+
+    def _set_up_bags(self, mode: str, include_last_offset: bool) -> None:
+        check_mode(mode, self.scale_grad_by_freq)
+        self.mode, self.include_last_offset = mode, include_last_offset
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Any,
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> Self:
+        """A layer with a given weight, `(num_embeddings, embedding_dim)`, which is not trained unless `freeze=False`.
+
+        Example:
+            >>> EmbeddingBag.from_pretrained(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.array([[1, 0]]))
+            Array([[2., 3.]], dtype=float32)
+        """
+        table = cls._around(embeddings, freeze)
+        rows, columns = table.weight.shape
+        table._set_up(rows, columns, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        table._set_up_bags(mode, include_last_offset)
+        return table
+
+    def forward(
+        self, input: jax.Array, offsets: jax.Array | None = None, per_sample_weights: jax.Array | None = None
+    ) -> jax.Array:
+        self._renormalize(input)
+        return F.embedding_bag(
+            input,
+            self.weight,
+            offsets,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            mode=self.mode,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset,
+            padding_idx=self.padding_idx,
+        )
+
+    def extra_repr(self) -> str:
+        shown = f"{self.num_embeddings}, {self.embedding_dim}"
+        shown += f", max_norm={self.max_norm}" if self.max_norm is not None else ""
+        shown += f", norm_type={self.norm_type}" if self.norm_type != 2 else ""
+        shown += f", scale_grad_by_freq={self.scale_grad_by_freq}" if self.scale_grad_by_freq else ""
+        shown += f", mode={self.mode!r}"
+        return shown + (f", padding_idx={self.padding_idx}" if self.padding_idx is not None else "")

@@ -1,0 +1,167 @@
+"""Attention as functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...containers import describe
+from ...parameter import wide_dtype
+from .dropout import dropout, probability
+
+
+@jax.custom_jvp
+def _logits(query: jax.Array, key: jax.Array) -> jax.Array:
+    """q k^T, in float32 at least."""
+    return jnp.einsum("...le,...se->...ls", query, key, preferred_element_type=wide_dtype(query.dtype))
+
+
+@_logits.defjvp
+def _logits_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Products in the inputs' own dtype: JAX's rule would have the backward pass of bfloat16 multiply in float32."""
+    (query, key), (d_query, d_key) = primals, tangents
+    logits = _logits(query, key)
+    d_logits = jnp.einsum("...le,...se->...ls", d_query, key) + jnp.einsum("...le,...se->...ls", query, d_key)
+    return logits, d_logits.astype(logits.dtype)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    masks: tuple[jax.Array, ...] = (),
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_key: Any = None,
+    empty_rows: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """What `scaled_dot_product_attention` and `MultiheadAttention` compute, and the weights, dropped as they are used.
+
+    Args:
+        query: `(..., L, E)`; key: `(..., S, E)`; value: `(..., S, E_v)`. The query's last leading axis, of heads, may be
+            a multiple of the key's.
+        masks: each broadcastable to the weights' shape `(..., L, S)`, of the same rank: booleans, True where a key takes
+            part, or numbers to add.
+        empty_rows: whether a query that every key is masked for gets 0; otherwise NaN.
+    """
+    length, heads = query.shape[-2], query.shape[-3:-2]
+    grouped = heads > key.shape[-3:-2] == value.shape[-3:-2] != ()
+    if grouped:  # the heads that share a key are rows of one product
+        query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
+    logits = _logits(query, key)
+    rows = logits.shape
+    if grouped:
+        logits = logits.reshape(*rows[:-3], *heads, length, rows[-1])
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
+    may_be_empty = bool(masks)
+    if is_causal:  # every query sees the first key
+        causal = jnp.tri(length, rows[-1], dtype=bool)
+        masks = (*masks, causal.reshape((1,) * (logits.ndim - 2) + causal.shape))
+    for mask in masks:
+        logits = jnp.where(mask, logits, -jnp.inf) if mask.dtype == bool else logits + mask.astype(logits.dtype)
+    weights = jax.nn.softmax(logits, axis=-1, where=logits != -jnp.inf if may_be_empty and empty_rows else None)
+    weights = dropout(weights.astype(value.dtype), dropout_p, key=dropout_key)
+    out = jnp.einsum("...ls,...sv->...lv", weights.reshape(rows) if grouped else weights, value)
+    return out.reshape(*out.shape[:-3], *heads, length, out.shape[-1]) if grouped else out, weights
+
+
+def scaled_dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    attn_mask: jax.Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    dropout_key: Any = None,
+) -> jax.Array:
+    """softmax(q k^T scale + mask) v.
+
+    Logits and softmax are computed in float32 at least. A query that every key is masked for gets 0.
+
+    Args:
+        query: `(N, ..., H, L, E)`, or only `(L, E)`.
+        key: `(N, ..., H, S, E)`.
+        value: `(N, ..., H, S, E_v)`.
+        attn_mask: broadcastable to `(N, ..., H, L, S)`: booleans, True where a key takes part, or numbers to add.
+        dropout_p: the probability of dropping a weight; unlike a layer, a function knows no `eval()` mode.
+        is_causal: whether query i sees keys 0 to i only.
+        scale: 1 / sqrt(E) by default.
+        enable_gqa: whether key and value may have fewer heads than the query, each for a group of its heads.
+        dropout_key: a `jax.random` key for the dropout; without it, the next of the current stream (`mt.seed`, `mt.rng`).
+
+    Returns:
+        `(N, ..., H, L, E_v)`.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or `dropout_p` is not in [0, 1].
+        TypeError: if the mask is neither boolean nor floating.
+
+    Source: torch.nn.functional.scaled_dot_product_attention; Vaswani et al., "Attention is all you need", 2017.
+
+    Example:
+        >>> q, k = jnp.ones((2, 5, 4)), jnp.ones((2, 3, 4))
+        >>> scaled_dot_product_attention(q, k, k).shape
+        (2, 5, 4)
+    """
+    shapes = f"{describe(query)}, {describe(key)} and {describe(value)}"
+    if min(query.ndim, key.ndim, value.ndim) < 2:
+        raise ValueError(f"query, key and value need the shapes (..., L, E), (..., S, E), (..., S, E_v); got {shapes}")
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"query and key must be equal in the last axis, key and value in the one before; got {shapes}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value must be of one dtype; got {shapes}")
+    if enable_gqa:
+        heads = [x.shape[-3] if x.ndim > 2 else 1 for x in (query, key, value)]
+        if heads[0] % max(heads[1], 1) or heads[1] != heads[2]:
+            raise ValueError(
+                f"with enable_gqa, the query's heads must be a multiple of key's and value's; got {shapes}"
+            )
+        lead = query.shape[:-2]
+    else:
+        try:
+            lead = np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        except ValueError:
+            raise ValueError(
+                f"query, key and value do not fit before their last two axes: {shapes}. For fewer heads of key and value"
+                " than of query, pass enable_gqa=True."
+            ) from None
+    masks: tuple[jax.Array, ...] = ()
+    if attn_mask is not None:
+        full = (*lead, query.shape[-2], key.shape[-2])
+        masks = (_mask(attn_mask, full),)
+    out, _ = attention(
+        query,
+        key,
+        value,
+        masks,
+        is_causal=is_causal,
+        scale=scale,
+        dropout_p=probability(dropout_p),
+        dropout_key=dropout_key,
+        empty_rows=True,
+    )
+    return out
+
+
+def check_mask_dtype(mask: jax.Array, name: str) -> None:
+    if mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.floating):
+        raise TypeError(f"{name} must be boolean or floating; got {describe(mask)}. Convert it with `.astype(bool)`.")
+
+
+def _mask(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A mask with the rank of the weights, which have this shape."""
+    check_mask_dtype(mask, "attn_mask")
+    fits = mask.ndim <= len(shape) and all(
+        n in (1, size) for n, size in zip(mask.shape[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"attn_mask must be broadcastable to (..., L, S) = {shape}; got {describe(mask)}")
+    return mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)

@@ -1,0 +1,148 @@
+"""Normalisation that can keep running statistics, as functions; see normalization.py for what they share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from .normalization import check_channels, moments, scaled, wide
+
+
+def _per_channel(array: jax.Array | None, ndim: int) -> Any:
+    """`(C,)` as `(1, C, 1, …)`."""
+    return None if array is None else array.reshape(1, -1, *[1] * (ndim - 2))
+
+
+def _refuse_update(name: str, running_mean: Any, running_var: Any) -> None:
+    if running_mean is not None or running_var is not None:
+        raise ValueError(
+            f"{name} cannot update running_mean and running_var in place: arrays are immutable. Pass None for them where"
+            " the input's own statistics are used, and update them yourself, or use the layer, which does both."
+        )
+
+
+def _by_running(
+    name: str, input: jax.Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
+) -> jax.Array:
+    """The input normalised by running statistics."""
+    if running_mean is None or running_var is None:
+        raise ValueError(f"{name} needs running_mean and running_var where the input's own statistics are not used")
+    check_channels(name, input, eps, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    x = wide(input)
+    mean, var = (_per_channel(wide(array).astype(x.dtype), x.ndim) for array in (running_mean, running_var))
+    return scaled(x, mean, var, _per_channel(weight, x.ndim), _per_channel(bias, x.ndim), eps, input.dtype)
+
+
+def _by_input(
+    name: str, input: jax.Array, weight: Any, bias: Any, eps: float, axes: tuple[int, ...], what: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The input normalised by its own statistics along `axes`; the mean and the unbiased variance of each channel."""
+    check_channels(name, input, eps, weight=weight, bias=bias)
+    count = math.prod(input.shape[axis] for axis in axes)
+    if count == 1:
+        raise ValueError(f"Expected more than 1 {what} when training, got input size {list(input.shape)}")
+    x = wide(input)
+    mean, var = moments(x, axes)
+    out = scaled(x, mean, var, _per_channel(weight, x.ndim), _per_channel(bias, x.ndim), eps, input.dtype)
+    rest = tuple(axis for axis in range(x.ndim) if axis != 1)
+    return out, mean.mean(rest), var.mean(rest) * (count / (count - 1))
+
+
+def batch_norm_by_input(input: jax.Array, weight: Any, bias: Any, eps: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """batch_norm in training, and the mean and the unbiased variance of each channel."""
+    if eps == 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    axes = (0, *range(2, input.ndim))
+    return _by_input("batch_norm", input, weight, bias, eps, axes, "value per channel")
+
+
+def instance_norm_by_input(
+    input: jax.Array, weight: Any, bias: Any, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """instance_norm by the input's statistics, and their averages over the batch."""
+    return _by_input("instance_norm", input, weight, bias, eps, tuple(range(2, input.ndim)), "spatial element")
+
+
+def batch_norm(
+    input: jax.Array,
+    running_mean: jax.Array | None,
+    running_var: jax.Array | None,
+    weight: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and a variance for each channel.
+
+    Args:
+        input: `(N, C, *)`, floating.
+        running_mean: `(C,)`; None in training.
+        running_var: `(C,)`; None in training.
+        weight: `(C,)`.
+        bias: `(C,)`.
+        training: whether mean and (biased) variance are those of the input, over all but the channels.
+        momentum: of the update that torch makes; the layers make it here.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: if shapes do not fit; in training, if running statistics are given, since arrays are immutable, or a
+            channel has only one number.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.batch_norm; Ioffe and Szegedy, "Batch normalization", 2015. Differs from PyTorch:
+    running statistics are not updated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> batch_norm(jnp.array([[1.0], [3.0]]), None, None, training=True)
+        Array([[-0.999995],
+               [ 0.999995]], dtype=float32)
+    """
+    if not training:
+        return _by_running("batch_norm", input, running_mean, running_var, weight, bias, eps)
+    _refuse_update("batch_norm", running_mean, running_var)
+    return batch_norm_by_input(input, weight, bias, eps)[0]
+
+
+def instance_norm(
+    input: jax.Array,
+    running_mean: jax.Array | None = None,
+    running_var: jax.Array | None = None,
+    weight: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and a variance for each channel of each sample.
+
+    Args:
+        input: `(N, C, *)`, floating.
+        running_mean: `(C,)`; None with `use_input_stats`.
+        running_var: `(C,)`; None with `use_input_stats`.
+        weight: `(C,)`.
+        bias: `(C,)`.
+        use_input_stats: whether mean and (biased) variance are those of the input; else the running ones.
+        momentum: of the update that torch makes; the layers make it here.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: if shapes do not fit; with `use_input_stats`, if running statistics are given, since arrays are
+            immutable, or a channel has only one number.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.instance_norm; Ulyanov et al., "Instance normalization", 2016. Differs from PyTorch:
+    running statistics are not updated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> instance_norm(jnp.array([[[1.0, 3.0], [0.0, 4.0]]]))[0, 0]
+        Array([-0.999995,  0.999995], dtype=float32)
+    """
+    if not use_input_stats:
+        return _by_running("instance_norm", input, running_mean, running_var, weight, bias, eps)
+    _refuse_update("instance_norm", running_mean, running_var)
+    return instance_norm_by_input(input, weight, bias, eps)[0]

@@ -1,0 +1,258 @@
+"""Convolutions as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from .spatial import Size, over_batch, sizes
+
+
+def margins(padding: Any, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Any:
+    """What to add before and after each axis."""
+    if not isinstance(padding, str):
+        return tuple((p, p) for p in sizes(padding, len(kernel), "padding", 0))
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding must be numbers, 'same' or 'valid'; got {padding!r}")
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if any(s != 1 for s in stride):
+        raise ValueError(f"padding='same' is for stride 1; got stride {tuple(stride)}. Give the padding as numbers.")
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    return tuple((r // 2, r - r // 2) for r in reach)
+
+
+def _check(name: str, ndim: int, input: jax.Array, weight: jax.Array, bias: jax.Array | None, groups: int) -> None:
+    if weight.ndim != ndim + 2:
+        raise ValueError(f"{name} takes a weight of {ndim + 2} dimensions; got shape {tuple(weight.shape)}")
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(
+            f"{name}: groups must be positive and divide the weight's first axis; got groups={groups} and a weight of"
+            f" shape {tuple(weight.shape)}"
+        )
+    given = {str(array.dtype) for array in (input, weight, bias) if array is not None}
+    if len(given) > 1:
+        raise TypeError(f"{name} takes arrays of one dtype; got {', '.join(sorted(given))}. Convert with `.astype`.")
+
+
+def _convolved(
+    name: str,
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    channels: tuple[int, int],
+    pads: Any,
+    groups: int,
+    *,
+    stride: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
+    spread: Sequence[int] | None = None,
+) -> jax.Array:
+    """The sum of products, of an input whose numbers are first set `spread` apart."""
+    ndim = weight.ndim - 2
+    ones = (1,) * ndim
+    stride, dilation, spread = stride or ones, dilation or ones, spread or ones
+
+    def batch(x: jax.Array) -> jax.Array:
+        if x.shape[1] != channels[0]:
+            raise ValueError(f"{name} takes {channels[0]} channels here; got an input of shape {tuple(input.shape)}")
+        settings = zip(x.shape[2:], weight.shape[2:], dilation, spread, pads, strict=True)
+        if any((n - 1) * between + sum(pad) < d * (k - 1) for n, k, d, between, pad in settings):
+            raise ValueError(f"{name}: the kernel is larger than the padded input of shape {tuple(input.shape)}")
+        out = lax.conv_general_dilated(x, weight, stride, pads, spread, dilation, feature_group_count=groups)
+        return out if bias is None else out + bias.reshape(1, channels[1], *ones)
+
+    if bias is not None and bias.shape != (channels[1],):
+        raise ValueError(f"{name} takes a bias of shape ({channels[1]},) here; got {tuple(bias.shape)}")
+    return over_batch(batch, input, ndim, name)
+
+
+def conv(
+    ndim: int,
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    stride: Size,
+    padding: Any,
+    dilation: Size,
+    groups: int,
+) -> jax.Array:
+    """A convolution over `ndim` axes."""
+    name = f"conv{ndim}d"
+    _check(name, ndim, input, weight, bias, groups)
+    stride, dilation = sizes(stride, ndim, "stride", 1), sizes(dilation, ndim, "dilation", 1)
+    pads = margins(padding, weight.shape[2:], stride, dilation)
+    channels = weight.shape[1] * groups, weight.shape[0]
+    return _convolved(name, input, weight, bias, channels, pads, groups, stride=stride, dilation=dilation)
+
+
+def conv_transpose(
+    ndim: int,
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    groups: int,
+    dilation: Size,
+) -> jax.Array:
+    """A transposed convolution over `ndim` axes."""
+    name = f"conv_transpose{ndim}d"
+    _check(name, ndim, input, weight, bias, groups)
+    stride, dilation = sizes(stride, ndim, "stride", 1), sizes(dilation, ndim, "dilation", 1)
+    padding, extra = sizes(padding, ndim, "padding", 0), sizes(output_padding, ndim, "output_padding", 0)
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        raise ValueError(
+            f"output_padding must be smaller than stride or dilation; got output_padding={extra}, stride={stride},"
+            f" dilation={dilation}"
+        )
+    inner, outer, *kernel = weight.shape
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    pads = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
+    turned = lax.rev(weight, range(2, weight.ndim)).reshape(groups, inner // groups, outer, *kernel)
+    turned = turned.swapaxes(1, 2).reshape(groups * outer, inner // groups, *kernel)
+    channels = inner, groups * outer
+    return _convolved(name, input, turned, bias, channels, pads, groups, dilation=dilation, spread=stride)
+
+
+def conv1d(
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: Size = 1,
+    padding: Any = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """A convolution over one axis; arguments as in `conv2d`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> conv1d(jnp.ones((1, 1, 4)), jnp.ones((1, 1, 3)))
+        Array([[[3., 3.]]], dtype=float32)
+    """
+    return conv(1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: Size = 1,
+    padding: Any = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """y[o] = b[o] + Σ_i w[o, i] ⋆ x[i], where ⋆ slides w over x.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`.
+        weight: `(out, C / groups, kernel height, kernel width)`.
+        bias: `(out,)`.
+        stride: how far the kernel moves, a number or one for each axis.
+        padding: zeros on both sides of each axis, a number or one for each; or "valid", none, or "same", as many as give
+            the output the input's size (for stride 1).
+        dilation: how far apart the kernel's numbers are, a number or one for each axis.
+        groups: how many parts the channels are divided in; each part of the output sees one part of the input.
+
+    Returns:
+        `(N, out, H', W')` or `(out, H', W')`, with H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1.
+
+    Raises:
+        ValueError: if shapes do not fit, or a number is out of its range.
+        TypeError: if the arrays differ in dtype.
+
+    Source: torch.nn.functional.conv2d.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> conv2d(jnp.ones((5, 3, 8, 8)), jnp.ones((4, 3, 3, 3)), padding="same").shape
+        (5, 4, 8, 8)
+    """
+    return conv(2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: Size = 1,
+    padding: Any = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """A convolution over three axes; arguments as in `conv2d`."""
+    return conv(3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose1d(
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> jax.Array:
+    """A transposed convolution over one axis; arguments as in `conv_transpose2d`."""
+    return conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> jax.Array:
+    """The gradient of `conv2d` with respect to its input, as a map of its own: each number is spread over a kernel.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`.
+        weight: `(C, out / groups, kernel height, kernel width)`.
+        bias: `(out,)`.
+        stride: how far apart the spread kernels are, a number or one for each axis.
+        padding: how much of the result is cut off on both sides of each axis.
+        output_padding: how much is added after each axis: strides above 1 bring inputs of several sizes to one size, and
+            this says which one is meant. Smaller than `stride` or `dilation`.
+        groups: how many parts the channels are divided in; each part of the output sees one part of the input.
+        dilation: how far apart the kernel's numbers are, a number or one for each axis.
+
+    Returns:
+        `(N, out, H', W')` or `(out, H', W')`, with
+        H' = (H - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1.
+
+    Raises:
+        ValueError: if shapes do not fit, or a number is out of its range.
+        TypeError: if the arrays differ in dtype.
+
+    Source: torch.nn.functional.conv_transpose2d.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> conv_transpose2d(jnp.ones((5, 3, 4, 4)), jnp.ones((3, 2, 2, 2)), stride=2).shape
+        (5, 2, 8, 8)
+    """
+    return conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> jax.Array:
+    """A transposed convolution over three axes; arguments as in `conv_transpose2d`."""
+    return conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)

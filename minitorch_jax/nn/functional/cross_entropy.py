@@ -1,0 +1,204 @@
+"""Losses of scores or log-probabilities against classes, as functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .linear import linear
+from .loss import reduced
+
+
+def class_mask(target: jax.Array, classes: int, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Which class each target is, along a new axis, and whether it is one at all."""
+    across = [classes if i == axis else 1 for i in range(target.ndim + 1)]
+    mask = jnp.expand_dims(target, axis) == jnp.arange(classes, dtype=target.dtype).reshape(across)
+    return mask, (target >= 0) & (target < classes)
+
+
+def _class_axis(input: jax.Array, name: str) -> int:
+    if input.ndim == 0:
+        raise ValueError(f"{name} needs scores of shape (C,), (N, C) or (N, C, ...); got a scalar")
+    return 0 if input.ndim == 1 else 1
+
+
+def _class_weights(input: jax.Array, weight: jax.Array | None, axis: int) -> jax.Array:
+    """Of shape (C,), with as many axes as the input."""
+    across = [n if i == axis else 1 for i, n in enumerate(input.shape)]
+    if weight is None:
+        return jnp.ones(across, input.dtype)
+    if weight.shape != (input.shape[axis],):
+        raise ValueError(f"weight must have shape ({input.shape[axis]},), one per class; got {weight.shape}")
+    return weight.astype(input.dtype).reshape(across)
+
+
+def _of_classes(
+    log_p: jax.Array,
+    target: jax.Array,
+    weights: jax.Array,
+    axis: int,
+    ignore_index: int,
+    smoothing: float,
+    reduction: str,
+) -> jax.Array:
+    """The loss for class numbers."""
+    class_shape = log_p.shape[:axis] + log_p.shape[axis + 1 :]
+    if target.shape != class_shape or not jnp.issubdtype(target.dtype, jnp.integer):
+        raise ValueError(
+            f"for scores {log_p.shape}, class numbers must have shape {class_shape}; got {target.shape} of"
+            f" {target.dtype}"
+        )
+    target = target.astype(jnp.int32)
+    kept = target != ignore_index
+    classes = log_p.shape[axis]
+    mask, valid = class_mask(jnp.where(kept, target, 0), classes, axis)
+    own_weight = jnp.where(mask, weights, 0).sum(axis)
+    loss = -jnp.where(mask, log_p, 0).sum(axis) * own_weight
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing / classes * (weights * log_p).sum(axis)
+    loss = jnp.where(kept, jnp.where(valid, loss, jnp.nan), 0)
+    return loss.sum() / jnp.where(kept, own_weight, 0).sum() if reduction == "mean" else reduced(loss, reduction)
+
+
+def nll_loss(
+    input: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> jax.Array:
+    """The negative log-likelihood of classes, -log(p)[y].
+
+    Args:
+        input: log-probabilities, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
+        target: class numbers (integers), `()`, `(N,)` or `(N, d1, …)`. Unlike torch, a class number out of range cannot
+            raise in compiled code: it makes the loss NaN.
+        weight: of each class, `(C,)`.
+        ignore_index: a class number that counts for nothing.
+        reduction: "mean" (over what is not ignored, weighted), "sum" or "none".
+
+    Returns:
+        The loss, `()`; with "none", of the shape of the class numbers.
+
+    Raises:
+        ValueError: if shapes do not fit, or for another reduction.
+
+    Source: torch.nn.functional.nll_loss.
+
+    Example:
+        >>> nll_loss(jnp.array([[-1.0, -2.0]]), jnp.array([1]))
+        Array(2., dtype=float32)
+    """
+    axis = _class_axis(input, "nll_loss")
+    weights = _class_weights(input, weight, axis)
+    return _of_classes(input, jnp.asarray(target), weights, axis, ignore_index, 0.0, reduction)
+
+
+def cross_entropy(
+    input: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """The cross-entropy between unnormalised scores and classes.
+
+    Args:
+        input: scores, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
+        target: class numbers (integers), `()`, `(N,)` or `(N, d1, …)`; or probabilities of the input's shape. Unlike
+            torch, a class number out of range cannot raise in compiled code: it makes the loss NaN.
+        weight: of each class, `(C,)`.
+        ignore_index: a class number that counts for nothing.
+        reduction: "mean" (over what is not ignored, weighted), "sum" or "none".
+        label_smoothing: between 0 and 1, the share of a uniform target.
+
+    Returns:
+        The loss, `()`; with "none", of the shape of the class numbers.
+
+    Raises:
+        ValueError: if shapes do not fit, or an argument is out of range.
+
+    Source: torch.nn.functional.cross_entropy.
+
+    Example:
+        >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))
+        Array(1.3862944, dtype=float32)
+    """
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
+    target, axis = jnp.asarray(target), _class_axis(input, "cross_entropy")
+    weights = _class_weights(input, weight, axis)
+    log_p = jax.nn.log_softmax(input, axis=axis)
+    if not jnp.issubdtype(target.dtype, jnp.floating):
+        return _of_classes(log_p, target, weights, axis, ignore_index, label_smoothing, reduction)
+    if target.shape != input.shape:
+        raise ValueError(f"probabilities must have the input's shape {input.shape}; got {target.shape}")
+    if ignore_index >= 0:
+        raise ValueError("ignore_index is for class numbers; these targets are probabilities")
+    smooth = target.astype(input.dtype) * (1 - label_smoothing) + label_smoothing / input.shape[axis]
+    loss = -(weights * smooth * log_p).sum(axis)
+    return loss.sum() / max(loss.size, 1) if reduction == "mean" else reduced(loss, reduction)
+
+
+def linear_cross_entropy(
+    input: jax.Array,
+    linear_weight: jax.Array,
+    target: jax.Array,
+    *,
+    linear_bias: jax.Array | None = None,
+    weight: jax.Array | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """The cross-entropy of x W^T + b.
+
+    Args:
+        input: `(in_features,)` or `(N, in_features)`.
+        linear_weight: `(C, in_features)`, or `(C, d1, …, in_features)` for a batch.
+        target: class numbers, `()`, `(N,)` or `(N, d1, …)`; or probabilities, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
+        linear_bias: `(C,)` or `(C, d1, …)`.
+        weight: of each class, `(C,)`.
+        reduction: "mean", "sum" or "none".
+        ignore_index: a class number that counts for nothing, -100 without it; not for probabilities.
+        label_smoothing: between 0 and 1, the share of a uniform target.
+
+    Raises:
+        ValueError: if shapes do not fit, or an argument is out of range.
+
+    Source: torch.nn.functional.linear_cross_entropy. Differs from PyTorch: there are no `options` (of chunking).
+
+    Example:
+        >>> linear_cross_entropy(jnp.ones((2, 3)), jnp.zeros((4, 3)), jnp.array([0, 3]))
+        Array(1.3862944, dtype=float32)
+    """
+    shape = linear_weight.shape[:-1]
+    if not 1 <= input.ndim <= 2 or not shape or input.shape[-1] != linear_weight.shape[-1]:
+        raise ValueError(
+            f"linear_cross_entropy takes an input (in_features,) or (N, in_features) and a linear_weight"
+            f" (C, ..., in_features); got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
+    if len(shape) > 1 and input.ndim == 1:
+        raise ValueError(f"a linear_weight of shape {tuple(linear_weight.shape)} needs a batch of inputs; got one")
+    if linear_bias is not None and linear_bias.shape != shape:
+        raise ValueError(f"linear_bias must have shape {tuple(shape)}; got {tuple(linear_bias.shape)}")
+    flat: Any = None if linear_bias is None else linear_bias.reshape(-1)
+    scores = linear(input, linear_weight.reshape(math.prod(shape), input.shape[-1]), flat).reshape(
+        input.shape[:-1] + shape
+    )
+    if ignore_index is not None and jnp.shape(target) == scores.shape:
+        raise ValueError("ignore_index is for class numbers; these targets are probabilities")
+    return cross_entropy(
+        scores,
+        target,
+        weight,
+        ignore_index=-100 if ignore_index is None else ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )

@@ -1,0 +1,128 @@
+"""Connectionist temporal classification, as a function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .loss import reduced
+
+_NEVER = -1e30  # the logarithm of 0: finite, so that gradients hold no NaN, and beyond every real one
+
+
+def ctc_loss(
+    log_probs: jax.Array,
+    targets: jax.Array,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> jax.Array:
+    """-log of the probability of all alignments of a sequence of labels with a longer sequence of predictions.
+
+    The recursion over time runs in float32 whatever the dtype of the input, as one `lax.scan`.
+
+    Args:
+        log_probs: log-probabilities (of `log_softmax`), `(T, N, C)`, or `(T, C)`.
+        targets: labels, not the blank; `(N, S)`, padded by anything, or one after another, `(sum(target_lengths),)`.
+        input_lengths: of the predictions, `(N,)` or `()`: an array, or a tuple of ints.
+        target_lengths: of the labels, likewise. For labels one after another, a tuple or a NumPy array makes a smaller
+            program than a JAX array, whose values are not known to it.
+        blank: the number of the blank.
+        reduction: "mean" (of the losses divided by the lengths of their targets), "sum" or "none".
+        zero_infinity: whether a loss is 0, not infinite, where the input is too short for the labels.
+
+    Returns:
+        The loss, `()`; with "none", `(N,)` or `()`.
+
+    Raises:
+        ValueError: if shapes do not fit, or there is no such blank. Unlike torch, a length or a label out of range
+            cannot raise in compiled code: it makes the loss NaN.
+
+    Source: torch.nn.functional.ctc_loss; Graves et al., "Connectionist temporal classification", 2006.
+
+    Differs from PyTorch: gradients are the true ones, with respect to any `log_probs`; torch's are those where these
+    come from `log_softmax`. After one, both are the same. An infinite loss has no gradient, where torch's is NaN.
+
+    Example:
+        >>> log_probs = jax.nn.log_softmax(jnp.zeros((2, 1, 3)), axis=2)
+        >>> ctc_loss(log_probs, jnp.array([[1]]), (2,), (1,))   # -log(3 / 9): -1, 1-, 11
+        Array(1.0986123, dtype=float32)
+    """
+    batched = log_probs.ndim == 3
+    if log_probs.ndim == 2:
+        log_probs = log_probs[:, None]
+    elif not batched:
+        raise ValueError(f"log_probs must have shape (T, N, C) or (T, C); got {tuple(log_probs.shape)}")
+    time, batch, classes = log_probs.shape
+    if not 0 <= blank < classes:
+        raise ValueError(f"blank must be one of the {classes} classes; got {blank}")
+    inputs, lengths = (
+        _lengths(value, batch, name)
+        for value, name in ((input_lengths, "input_lengths"), (target_lengths, "target_lengths"))
+    )
+    labels = _padded(jnp.asarray(targets).astype(jnp.int32), target_lengths, lengths)
+    real = jnp.arange(labels.shape[1])[None] < lengths[:, None]
+    wrong = (real & ((labels < 0) | (labels >= classes))).any(1)
+    wrong |= (inputs < 0) | (inputs > time) | (lengths < 0) | (lengths > labels.shape[1])
+    labels = jnp.where(real, labels, blank)
+    loss = _negative_log_likelihood(log_probs.astype(jnp.float32), labels, inputs, lengths, blank)
+    loss = jnp.where(loss > -0.5 * _NEVER, 0 if zero_infinity else jnp.inf, loss)
+    loss = jnp.where(wrong, jnp.nan, loss).astype(log_probs.dtype)
+    if reduction == "mean":
+        return (loss / jnp.maximum(lengths, 1).astype(loss.dtype)).mean()
+    return reduced(loss if batched else loss[0], reduction)
+
+
+def _lengths(value: Any, batch: int, name: str) -> jax.Array:
+    lengths = jnp.asarray(value)
+    shape = lengths.shape
+    if shape not in ((batch,), ()) or (shape == () and batch != 1):
+        raise ValueError(f"{name} must hold one length for each of the {batch} sequences; got shape {shape}")
+    return lengths.astype(jnp.int32).reshape(batch)
+
+
+def _padded(targets: jax.Array, given: Any, lengths: jax.Array) -> jax.Array:
+    """The labels as `(N, S)`."""
+    batch = len(lengths)
+    if targets.ndim == 2 and targets.shape[0] == batch:
+        return targets
+    if targets.ndim != 1:
+        raise ValueError(f"targets must have shape ({batch}, S) or (sum(target_lengths),); got {tuple(targets.shape)}")
+    size = targets.shape[0]
+    if not any(isinstance(length, jax.Array) for length in jax.tree.leaves(given)):
+        if np.sum(given) != size:
+            raise ValueError(f"targets holds {size} labels, but target_lengths add up to {np.sum(given)}")
+        size = int(np.max(given, initial=0))
+    places = (jnp.cumsum(lengths) - lengths)[:, None] + jnp.arange(size)[None]
+    return jnp.take(targets, places, mode="fill", fill_value=-1)
+
+
+def _negative_log_likelihood(
+    log_probs: jax.Array, labels: jax.Array, input_lengths: jax.Array, target_lengths: jax.Array, blank: int
+) -> jax.Array:
+    """The forward recursion over the states "blank, label, blank, label, …, blank"."""
+    batch, size = labels.shape
+    states = jnp.full((batch, 2 * size + 1), blank, labels.dtype).at[:, 1::2].set(labels)
+    before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :-2]
+    skippable = (states != blank) & (states != before)  # a blank between equal labels cannot be left out
+    emitted = jnp.take_along_axis(log_probs, states[None], 2)
+    emitted = jnp.where(emitted < _NEVER, _NEVER, emitted)
+
+    def step(alpha: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        t, log_p = at
+        earlier = jnp.pad(alpha, ((0, 0), (2, 0)), constant_values=_NEVER)
+        one, two = earlier[:, 1:-1], jnp.where(skippable, earlier[:, :-2], _NEVER)
+        top = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(alpha, one), two))
+        new = top + jnp.log(jnp.exp(alpha - top) + jnp.exp(one - top) + jnp.exp(two - top)) + log_p
+        return jnp.where(t < input_lengths[:, None], new, alpha), None
+
+    start = jnp.full(states.shape, _NEVER).at[:, 0].set(0)  # before the first prediction
+    alpha, _ = jax.lax.scan(step, start, (jnp.arange(len(emitted)), emitted))
+    last = jnp.take_along_axis(alpha, 2 * target_lengths[:, None], 1, mode="clip")[:, 0]
+    label = jnp.take_along_axis(alpha, jnp.maximum(2 * target_lengths - 1, 0)[:, None], 1, mode="clip")[:, 0]
+    return -jnp.logaddexp(last, jnp.where(target_lengths > 0, label, _NEVER))

@@ -1,0 +1,308 @@
+"""Losses that ask for a margin, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .cross_entropy import class_mask
+from .distance import pairwise_distance
+from .loss import alike, expanded, reduced
+
+
+def _positive(x: jax.Array) -> jax.Array:
+    """max(x, 0); its derivative at 0 is 1, as that of torch's clamp."""
+    return jnp.where(x < 0, 0, x)
+
+
+def margin_ranking_loss(
+    input1: jax.Array, input2: jax.Array, target: jax.Array, margin: float = 0.0, *, reduction: str = "mean"
+) -> jax.Array:
+    """max(0, margin - y (x1 - x2)).
+
+    Args:
+        input1: scores, any shape.
+        input2: scores; shapes of the same number of dimensions broadcast.
+        target: 1 where the first must be larger, -1 where the second must.
+        margin: by how much.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: if numbers of dimensions differ.
+
+    Source: torch.nn.functional.margin_ranking_loss.
+
+    Example:
+        >>> margin_ranking_loss(jnp.array([1.0]), jnp.array([3.0]), jnp.array([1]))
+        Array(2., dtype=float32)
+    """
+    shapes = [tuple(jnp.shape(x)) for x in (input1, input2, target)]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise ValueError(f"margin_ranking_loss needs as many dimensions in all three arrays; got {shapes}")
+    x1, x2 = jnp.broadcast_arrays(input1, input2)
+    difference, y = alike(x1 - x2, target)
+    return reduced(_positive(margin - y * difference), reduction)
+
+
+def hinge_embedding_loss(
+    input: jax.Array, target: jax.Array, margin: float = 1.0, *, reduction: str = "mean"
+) -> jax.Array:
+    """x where y = 1, max(0, margin - x) where y = -1: for distances of similar and of dissimilar pairs.
+
+    Args:
+        input: distances, any shape.
+        target: 1 or -1; shapes broadcast.
+        margin: from which distance on the dissimilar cost nothing.
+        reduction: "mean", "sum" or "none".
+
+    Source: torch.nn.functional.hinge_embedding_loss.
+
+    Example:
+        >>> hinge_embedding_loss(jnp.array([0.25, 0.25]), jnp.array([1, -1]), reduction="none")
+        Array([0.25, 0.75], dtype=float32)
+    """
+    x, y = alike(input, target)
+    return reduced(jnp.where(y != -1, x, 0) + jnp.where(y != 1, _positive(margin - x), 0), reduction)
+
+
+def soft_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
+    """log(1 + exp(-y x)), where y is 1 or -1; shapes broadcast.
+
+    Example:
+        >>> soft_margin_loss(jnp.array([0.0, 1000.0]), jnp.array([1, -1]), reduction="none")
+        Array([6.931472e-01, 1.000000e+03], dtype=float32)
+    """
+    x, y = alike(input, target)
+    return reduced(jax.nn.softplus(-y * x), reduction)
+
+
+def multilabel_soft_margin_loss(
+    input: jax.Array, target: jax.Array, weight: jax.Array | None = None, *, reduction: str = "mean"
+) -> jax.Array:
+    """The binary cross-entropy of sigmoid(x), averaged over the last axis.
+
+    Args:
+        input: scores, `(*, C)`.
+        target: 1 for each class that applies, else 0; shapes broadcast.
+        weight: of each class, `(C,)`, or any shape that broadcasts to the input's.
+        reduction: "mean", "sum" or "none", of what the last axis has left.
+
+    Source: torch.nn.functional.multilabel_soft_margin_loss.
+
+    Example:
+        >>> multilabel_soft_margin_loss(jnp.zeros((1, 3)), jnp.array([[1, 0, 1]]))
+        Array(0.6931472, dtype=float32)
+    """
+    if input.ndim == 0:
+        raise ValueError("multilabel_soft_margin_loss needs scores of shape (..., C); got a scalar")
+    x, y = alike(input, target)
+    loss = -(y * jax.nn.log_sigmoid(x) + (1 - y) * jax.nn.log_sigmoid(-x))
+    loss = loss if weight is None else loss * expanded(weight, loss)
+    return reduced(loss.mean(-1), reduction)
+
+
+def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
+    """sum over j, i of max(0, 1 - (x[y[j]] - x[i])) / C, where j are the classes that apply, and i those that do not.
+
+    Args:
+        input: scores, `(C,)` or `(N, C)`.
+        target: of the same shape; each row holds the numbers of the classes that apply, then -1 (the rest is not
+            looked at). Unlike torch, a number out of range cannot raise in compiled code: it makes the loss NaN.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: if shapes do not fit.
+
+    Source: torch.nn.functional.multilabel_margin_loss.
+
+    Example:
+        >>> multilabel_margin_loss(jnp.array([0.1, 0.2, 0.4, 0.8]), jnp.array([3, 0, -1, 1]))
+        Array(0.85, dtype=float32)
+    """
+    target = jnp.asarray(target)
+    if input.shape != target.shape or not 1 <= input.ndim <= 2:
+        raise ValueError(
+            "multilabel_margin_loss takes an input and a target of one shape, (C,) or (N, C); got"
+            f" {tuple(input.shape)} and {tuple(target.shape)}"
+        )
+    classes = input.shape[-1]
+    listed = jnp.cumprod((target >= 0).astype(jnp.int32), -1) == 1
+    mask, valid = class_mask(jnp.where(listed, target.astype(jnp.int32), 0), classes, input.ndim)  # (..., j, i)
+    own = jnp.where(mask, input[..., None, :], 0).sum(-1)
+    applies = (mask & listed[..., None]).any(-2)
+    counted = listed[..., None] & ~applies[..., None, :]
+    loss = jnp.where(counted, jax.nn.relu(1 - own[..., None] + input[..., None, :]), 0).sum((-2, -1)) / classes
+    return reduced(jnp.where(valid.all(-1), loss, jnp.nan), reduction)
+
+
+def multi_margin_loss(
+    input: jax.Array,
+    target: jax.Array,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: jax.Array | None = None,
+    *,
+    reduction: str = "mean",
+) -> jax.Array:
+    """sum over the other classes i of w[y] max(0, margin - x[y] + x[i])^p / C.
+
+    Args:
+        input: scores, `(C,)` or `(N, C)`.
+        target: class numbers, `()` or `(N,)`. Unlike torch, a class number out of range cannot raise in compiled code:
+            it makes the loss NaN.
+        p: 1 or 2.
+        margin: by how much the right class must lead.
+        weight: of each class, `(C,)`.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: if shapes do not fit, or for another `p`.
+
+    Source: torch.nn.functional.multi_margin_loss.
+
+    Example:
+        >>> multi_margin_loss(jnp.array([[0.1, 0.2, 0.4, 0.8]]), jnp.array([3]))
+        Array(0.325, dtype=float32)
+    """
+    target = jnp.asarray(target)
+    if p not in (1, 2):
+        raise ValueError(f"multi_margin_loss takes p = 1 or 2; got {p}")
+    if not 1 <= input.ndim <= 2 or target.shape != input.shape[:-1]:
+        raise ValueError(
+            "multi_margin_loss takes an input (C,) or (N, C) and class numbers () or (N,); got"
+            f" {tuple(input.shape)} and {tuple(target.shape)}"
+        )
+    classes = input.shape[-1]
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(f"weight must have shape ({classes},), one per class; got {tuple(weight.shape)}")
+    mask, valid = class_mask(target.astype(jnp.int32), classes, input.ndim - 1)
+    own = jnp.where(mask, input, 0).sum(-1, keepdims=True)
+    short = jax.nn.relu(margin - own + input)
+    loss = jnp.where(mask, 0, short if p == 1 else short * short).sum(-1) / classes
+    if weight is not None:
+        loss = loss * jnp.where(mask, expanded(weight, input), 0).sum(-1)
+    return reduced(jnp.where(valid, loss, jnp.nan), reduction)
+
+
+def cosine_embedding_loss(
+    input1: jax.Array, input2: jax.Array, target: jax.Array, margin: float = 0.0, *, reduction: str = "mean"
+) -> jax.Array:
+    """1 - cos(x1, x2) where y = 1, max(0, cos(x1, x2) - margin) where y = -1.
+
+    Args:
+        input1: vectors, `(D,)` or `(N, D)`.
+        input2: vectors of the same shape.
+        target: 1 or -1, `()` or `(N,)`.
+        margin: between -1 and 1, up to which cosine the dissimilar cost nothing.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: if shapes do not fit.
+
+    Source: torch.nn.functional.cosine_embedding_loss.
+
+    Example:
+        >>> x = jnp.array([[1.0, 0.0]])
+        >>> cosine_embedding_loss(x, -x, jnp.array([1]))
+        Array(2., dtype=float32)
+    """
+    y = jnp.asarray(target)
+    if not 1 <= input1.ndim <= 2 or input1.ndim != input2.ndim or y.ndim != input1.ndim - 1:
+        raise ValueError(
+            "cosine_embedding_loss takes inputs (D,) and a target (), or inputs (N, D) and a target (N,); got"
+            f" {tuple(input1.shape)}, {tuple(input2.shape)} and {tuple(y.shape)}"
+        )
+    x1, x2 = jnp.broadcast_arrays(input1, input2)
+    squares = ((x1 * x1).sum(-1) + 1e-12) * ((x2 * x2).sum(-1) + 1e-12)
+    cosine, y = jnp.broadcast_arrays((x1 * x2).sum(-1) / jnp.sqrt(squares), y)
+    return reduced(jnp.where(y == 1, 1 - cosine, jnp.where(y == -1, _positive(cosine - margin), 0)), reduction)
+
+
+def triplet_margin_loss(
+    anchor: jax.Array,
+    positive: jax.Array,
+    negative: jax.Array,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    *,
+    reduction: str = "mean",
+) -> jax.Array:
+    """max(0, margin + d(a, p) - d(a, n)), where d is `pairwise_distance` with `p` and `eps`.
+
+    Args:
+        anchor: vectors, `(D,)` or `(N, D)`.
+        positive: what must be near, of as many dimensions.
+        negative: what must be far, of as many dimensions.
+        margin: by how much, above 0.
+        p: of the norm.
+        eps: of the norm.
+        swap: whether to take d(p, n) for d(a, n) where it is smaller (Balntas et al., 2016).
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: if shapes do not fit, or margin <= 0.
+
+    Source: torch.nn.functional.triplet_margin_loss.
+
+    Example:
+        >>> zero = jnp.zeros((1, 2))
+        >>> triplet_margin_loss(zero, zero + 3, zero + 4, p=1.0, eps=0.0)
+        Array(0., dtype=float32)
+    """
+
+    def distance(x: jax.Array, y: jax.Array) -> jax.Array:
+        return pairwise_distance(x, y, p, eps)
+
+    return triplet_margin_with_distance_loss(
+        anchor, positive, negative, distance_function=distance, margin=margin, swap=swap, reduction=reduction
+    )
+
+
+def triplet_margin_with_distance_loss(
+    anchor: jax.Array,
+    positive: jax.Array,
+    negative: jax.Array,
+    *,
+    distance_function: Callable[[Any, Any], Any] | None = None,
+    margin: float = 1.0,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> jax.Array:
+    """max(0, margin + d(a, p) - d(a, n)) for any distance d.
+
+    Args:
+        anchor: any shape that the distance takes.
+        positive: what must be near, of as many dimensions.
+        negative: what must be far, of as many dimensions.
+        distance_function: d, a function of two arrays; `pairwise_distance` without it.
+        margin: by how much, above 0.
+        swap: whether to take d(p, n) for d(a, n) where it is smaller (Balntas et al., 2016).
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ValueError: if numbers of dimensions differ, or margin <= 0.
+
+    Source: torch.nn.functional.triplet_margin_with_distance_loss.
+
+    Example:
+        >>> zero = jnp.zeros((1, 2))
+        >>> triplet_margin_with_distance_loss(zero, zero, zero, distance_function=lambda x, y: abs(x - y).max(-1))
+        Array(1., dtype=float32)
+    """
+    if margin <= 0:
+        raise ValueError(f"margin must be greater than 0; got {margin}")
+    if not anchor.ndim == positive.ndim == negative.ndim:
+        raise ValueError(
+            "anchor, positive and negative must have as many dimensions; got shapes"
+            f" {tuple(anchor.shape)}, {tuple(positive.shape)} and {tuple(negative.shape)}"
+        )
+    distance = distance_function or pairwise_distance
+    near, far = distance(anchor, positive), distance(anchor, negative)
+    if swap:
+        far = jnp.minimum(far, distance(positive, negative))
+    return reduced(_positive(margin + near - far), reduction)

@@ -1,0 +1,236 @@
+"""Normalisation as functions. Inputs of less than 32 bits are computed with in float32; outputs have their dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...parameter import wide_dtype
+from .distance import norm
+from .spatial import floating
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32 at least."""
+    return jnp.asarray(x, wide_dtype(x.dtype))
+
+
+def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance along `axes`, which are kept with size 1, in one pass over `x`.
+
+    Var[x] = E[d²] - E[d]², d = x - s. With s = 0 that loses all where the mean is much larger than the deviation; with
+    an element of x for s, E[d]² is no more than n variances, and seldom more than a few.
+    """
+    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))] if x.size else 0.0
+    first = jax.lax.stop_gradient(first)
+    d = x - first
+    mean = d.mean(axes, keepdims=True)
+    var = jnp.maximum((d * d).mean(axes, keepdims=True) - mean * mean, 0)
+    return first + mean, var
+
+
+def scaled(x: jax.Array, mean: Any, var: jax.Array, weight: Any, bias: Any, eps: float, dtype: Any) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, of arrays that broadcast, in `dtype`."""
+    scale = jax.lax.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight.astype(x.dtype)
+    out = (x - mean) * scale
+    return (out if bias is None else out + bias.astype(x.dtype)).astype(dtype)
+
+
+def check_channels(name: str, input: jax.Array, eps: float, **arrays: jax.Array | None) -> None:
+    """Raise unless `input` is floating, with channels on axis 1, and each array has one number for each of them."""
+    floating(input, name)
+    if input.ndim < 2:
+        raise ValueError(f"{name} needs an input of shape (N, C, ...); got {tuple(input.shape)}")
+    if eps < 0:
+        raise ValueError(f"{name} eps must be non-negative, but got {eps}")
+    channels = input.shape[1]
+    for argument, array in arrays.items():
+        if array is not None and array.shape != (channels,):
+            raise ValueError(f"{name} needs a {argument} of shape ({channels},), one per channel; got {array.shape}")
+
+
+def group_norm(
+    input: jax.Array,
+    num_groups: int,
+    weight: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    eps: float = 1e-5,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and a variance for each group of channels of a sample.
+
+    Args:
+        input: `(N, C, *)`, floating.
+        num_groups: how many groups of neighbouring channels there are; a divisor of C.
+        weight: `(C,)`.
+        bias: `(C,)`.
+        eps: added to the (biased) variance.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.group_norm; Wu and He, "Group normalization", 2018.
+
+    Example:
+        >>> group_norm(jnp.array([[1.0, 3.0, 0.0, 4.0]]), 2).round(4)
+        Array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+    check_channels("group_norm", input, eps, weight=weight, bias=bias)
+    batch, channels, *sizes = input.shape
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"num_groups must divide the number of channels, {channels}; got {num_groups}")
+    if input.size == num_groups:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(input.shape)}")
+    groups = num_groups, channels // num_groups
+    x = wide(input).reshape(batch, *groups, *sizes)
+    mean, var = moments(x, tuple(range(2, x.ndim)))
+    shape = (1, *groups, *[1] * len(sizes))
+    weight, bias = (None if array is None else array.reshape(shape) for array in (weight, bias))
+    return scaled(x, mean, var, weight, bias, eps, input.dtype).reshape(input.shape)
+
+
+def _last_axes(name: str, input: jax.Array, normalized_shape: Sequence[int], **arrays: Any) -> tuple[int, ...]:
+    """The axes of `normalized_shape`, the last ones."""
+    floating(input, name)
+    shape = tuple(normalized_shape)
+    if not shape or tuple(input.shape[-len(shape) :]) != shape:
+        raise ValueError(
+            f"{name} with normalized_shape={list(shape)} needs an input that has these last axes, at least one; got"
+            f" {tuple(input.shape)}"
+        )
+    for argument, array in arrays.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} needs a {argument} of the normalized_shape, {shape}; got {array.shape}")
+    return tuple(range(input.ndim - len(shape), input.ndim))
+
+
+def _with_axes(array: jax.Array | None, ndim: int) -> Any:
+    """`array` with `ndim` axes, new ones first."""
+    return None if array is None else jnp.expand_dims(array, tuple(range(ndim - array.ndim)))
+
+
+def layer_norm(
+    input: jax.Array,
+    normalized_shape: Sequence[int],
+    weight: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    eps: float = 1e-5,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * weight + bias, with the mean and the variance over the last axes.
+
+    Args:
+        input: `(*, *normalized_shape)`, floating.
+        normalized_shape: the sizes of the last axes.
+        weight: of shape `normalized_shape`.
+        bias: of shape `normalized_shape`.
+        eps: added to the (biased) variance.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.layer_norm; Ba et al., "Layer normalization", 2016.
+
+    Example:
+        >>> layer_norm(jnp.array([1.0, 3.0]), (2,))
+        Array([-0.999995,  0.999995], dtype=float32)
+    """
+    axes = _last_axes("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    x = wide(input)
+    mean, var = moments(x, axes)
+    return scaled(x, mean, var, _with_axes(weight, x.ndim), _with_axes(bias, x.ndim), eps, input.dtype)
+
+
+def rms_norm(
+    input: jax.Array,
+    normalized_shape: Sequence[int],
+    weight: jax.Array | None = None,
+    eps: float | None = None,
+) -> jax.Array:
+    """x / sqrt(mean(x²) + eps) * weight, with the mean over the last axes.
+
+    Args:
+        input: `(*, *normalized_shape)`, floating.
+        normalized_shape: the sizes of the last axes.
+        weight: of shape `normalized_shape`.
+        eps: added to the mean; None is the machine epsilon of float32, for float64 its own.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.rms_norm; Zhang and Sennrich, "Root mean square layer normalization", 2019.
+
+    Example:
+        >>> rms_norm(jnp.array([3.0, 3.0]), (2,))
+        Array([1., 1.], dtype=float32)
+    """
+    axes = _last_axes("rms_norm", input, normalized_shape, weight=weight)
+    x = wide(input)
+    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
+    mean_square = (x * x).mean(axes, keepdims=True)
+    return scaled(x, 0.0, mean_square, _with_axes(weight, x.ndim), None, eps, input.dtype)
+
+
+def local_response_norm(
+    input: jax.Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> jax.Array:
+    """x / (k + alpha mean(x²))^beta, with the mean over `size` neighbouring channels (zeros beyond the ends).
+
+    Args:
+        input: `(N, C, L, *)`, floating.
+        size: how many channels, the larger half of the others before.
+        alpha: multiplies the mean.
+        beta: the exponent.
+        k: added to the mean.
+
+    Raises:
+        ValueError: if the input has fewer than 3 axes, or `size` is not positive.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.local_response_norm; Krizhevsky et al., "ImageNet classification with deep convolutional
+    neural networks", 2012.
+
+    Example:
+        >>> local_response_norm(jnp.ones((1, 3, 1)), 3, alpha=3.0, beta=1.0).ravel()
+        Array([0.33333334, 0.25      , 0.33333334], dtype=float32)
+    """
+    floating(input, "local_response_norm")
+    if input.ndim < 3:
+        raise ValueError(f"local_response_norm needs an input of 3 axes or more; got {tuple(input.shape)}")
+    if size < 1:
+        raise ValueError(f"local_response_norm needs a size > 0; got {size}")
+    x = wide(input)
+    window = [size if axis == 1 else 1 for axis in range(x.ndim)]
+    padding = [(size // 2, (size - 1) // 2) if axis == 1 else (0, 0) for axis in range(x.ndim)]
+    total = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, window, [1] * x.ndim, padding)
+    return (x * (k + alpha / size * total) ** -beta).astype(input.dtype)
+
+
+def normalize(input: jax.Array, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> jax.Array:
+    """x / max(norm(x), eps), with the p-norm along `dim`.
+
+    Args:
+        input: any shape, floating.
+        p: the exponent of the norm, at least 0; 0 counts what is not 0, `math.inf` gives the largest absolute value.
+        dim: an axis, or several.
+        eps: the least divisor.
+
+    Raises:
+        TypeError: if the input is not floating.
+        ValueError: for a p < 0 (which torch takes).
+
+    Source: torch.nn.functional.normalize. Differs from PyTorch: there is no `out`, since arrays are immutable.
+
+    Example:
+        >>> normalize(jnp.array([[3.0, 4.0]]))
+        Array([[0.6, 0.8]], dtype=float32)
+    """
+    floating(input, "normalize")
+    x = wide(input)
+    return (x / jnp.maximum(norm(x, p, dim, keepdims=True), eps)).astype(input.dtype)

@@ -1,0 +1,268 @@
+"""Pooling as functions."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .spatial import Size, floating, over_batch, sizes, wide
+from .windows import Windows, first_maxima, lowest, windows
+
+
+def max_pool(
+    ndim: int,
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    """Max pooling over `ndim` axes."""
+    name = f"max_pool{ndim}d"
+
+    def batch(x: jax.Array) -> Any:
+        frame = windows(name, x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+        if return_indices or max(frame.dilation) > 1:  # JAX has no gradient of dilated windows
+            found = _with_places(x, frame)
+            return found if return_indices else found[0]
+        return _reduced(x, frame, lowest(x.dtype), lax.max)
+
+    return over_batch(batch, input, ndim, name)
+
+
+@partial(jax.jit, static_argnums=1)
+def _with_places(x: jax.Array, frame: Windows) -> tuple[jax.Array, jax.Array]:
+    return first_maxima(x, [frame.rows(axis) for axis in range(x.ndim - 2)], frame.pads)
+
+
+def _reduced(x: jax.Array, frame: Windows, start: Any, operation: Any) -> jax.Array:
+    return lax.reduce_window(
+        x, start, operation, (1, 1, *frame.kernel), (1, 1, *frame.stride), ((0, 0), (0, 0), *frame.pads)
+    )
+
+
+def avg_pool(
+    ndim: int,
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None = None,
+) -> jax.Array:
+    """Average pooling over `ndim` axes."""
+    name = f"avg_pool{ndim}d"
+    floating(input, name)
+    if divisor_override == 0:
+        raise ValueError(f"{name}: divisor_override must not be 0; use None for the size of the window")
+
+    def batch(x: jax.Array) -> jax.Array:
+        shape = x.shape[2:]
+        frame = windows(name, shape, kernel_size, stride, padding, 1, ceil_mode)
+        sums = _reduced(x.astype(wide(x.dtype)), frame, np.zeros((), wide(x.dtype)), lax.add)
+        if divisor_override is not None:
+            return (sums / divisor_override).astype(x.dtype)
+        counts = np.ones((1, 1))
+        for axis, (size, (before, _)) in enumerate(zip(shape, frame.pads, strict=True)):
+            # what `ceil_mode` adds after the padding never counts
+            low, high = (0, size + 2 * before) if count_include_pad else (before, before + size)
+            rows = frame.rows(axis)
+            counts = counts[..., None] * ((rows >= low) & (rows < high)).sum(1)
+        divisor = counts.flat[0] if (counts == counts.flat[0]).all() else jnp.asarray(counts, sums.dtype)
+        return (sums / divisor).astype(x.dtype)
+
+    return over_batch(batch, input, ndim, name)
+
+
+def lp_pool(
+    ndim: int, input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None, ceil_mode: bool
+) -> jax.Array:
+    """Power-average pooling over `ndim` axes."""
+    if norm_type == 0:
+        raise ValueError(f"lp_pool{ndim}d: norm_type must not be 0")
+    if math.isinf(norm_type):
+        sign = 1 if norm_type > 0 else -1
+        return sign * max_pool(ndim, sign * jnp.abs(input), kernel_size, stride, 0, 1, ceil_mode, False)
+    power = int(norm_type) if norm_type == int(norm_type) else float(norm_type)  # a whole power is a product
+    means = avg_pool(ndim, input**power, kernel_size, stride, 0, ceil_mode, True)
+    sums = means * math.prod(sizes(kernel_size, ndim, "kernel_size", 1))
+    there = sums != 0
+    return jnp.where(there, jnp.where(there, sums, 1) ** (1 / norm_type), 0)
+
+
+def max_pool1d(
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maxima of windows over one axis; arguments as in `max_pool2d`.
+
+    Example:
+        >>> max_pool1d(jnp.array([[1.0, 3.0, 2.0, 0.0]]), 2)
+        Array([[3., 2.]], dtype=float32)
+    """
+    return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool2d(
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maxima of windows over two axes; the gradient goes to the first of equal ones.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`.
+        kernel_size: of the windows, a number or one for each axis, as the next ones are.
+        stride: how far the windows move; None is `kernel_size`.
+        padding: how far they reach over the edges, where nothing is; at most half of the windows.
+        dilation: how far apart the numbers of a window are.
+        ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
+        return_indices: whether to give the places of the maxima as well.
+
+    Returns:
+        `(N, C, H', W')` or `(C, H', W')`; with `return_indices`, a pair of it and of int32 places in the flattened
+        H W, the first of equal maxima, of the same shape.
+
+    Raises:
+        ValueError: if shapes do not fit, or a number is out of its range.
+
+    Source: torch.nn.functional.max_pool2d.
+
+    Example:
+        >>> max_pool2d(jnp.arange(16.0).reshape(1, 4, 4), 2)
+        Array([[[ 5.,  7.],
+                [13., 15.]]], dtype=float32)
+    """
+    return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool3d(
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maxima of windows over three axes; arguments as in `max_pool2d`."""
+    return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def avg_pool1d(
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> jax.Array:
+    """The means of windows over one axis; arguments as in `avg_pool2d`."""
+    return avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+def avg_pool2d(
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> jax.Array:
+    """The means of windows over two axes.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`, floating.
+        kernel_size: of the windows, a number or one for each axis, as the next ones are.
+        stride: how far the windows move; None is `kernel_size`.
+        padding: zeros on both sides of each axis; at most half of the windows.
+        ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
+        count_include_pad: whether the zeros count in the mean.
+        divisor_override: what to divide the sums by, instead of how many numbers a window has.
+
+    Returns:
+        `(N, C, H', W')` or `(C, H', W')`.
+
+    Raises:
+        ValueError: if shapes do not fit, or a number is out of its range.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.avg_pool2d.
+
+    Example:
+        >>> avg_pool2d(jnp.arange(16.0).reshape(1, 4, 4), 2)
+        Array([[[ 2.5,  4.5],
+                [10.5, 12.5]]], dtype=float32)
+    """
+    return avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def avg_pool3d(
+    input: jax.Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> jax.Array:
+    """The means of windows over three axes; arguments as in `avg_pool2d`."""
+    return avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def lp_pool1d(
+    input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+) -> jax.Array:
+    """The p-norms of windows over one axis; arguments as in `lp_pool2d`."""
+    return lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool2d(
+    input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+) -> jax.Array:
+    """(Σ x^p)^(1/p) of windows over two axes; where the sum is 0, its gradient is 0 too.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`, floating.
+        norm_type: p, not 0; infinity gives the maximum of |x|, minus infinity the minimum.
+        kernel_size: of the windows, a number or one for each axis.
+        stride: how far the windows move; None is `kernel_size`.
+        ceil_mode: whether a last window may reach over the end.
+
+    Raises:
+        ValueError: if shapes do not fit, or a number is out of its range.
+        TypeError: if the input is not floating.
+
+    Source: torch.nn.functional.lp_pool2d. As there, x^p keeps its sign, so that odd powers may cancel out.
+
+    Example:
+        >>> lp_pool2d(jnp.array([[[3.0, 4.0]]]), 2, (1, 2))
+        Array([[[5.]]], dtype=float32)
+    """
+    return lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool3d(
+    input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+) -> jax.Array:
+    """The p-norms of windows over three axes; arguments as in `lp_pool2d`."""
+    return lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)

@@ -1,0 +1,77 @@
+"""Softmax and its relatives as functions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ... import random
+
+
+def _prepared(input: jax.Array, dim: int | None, dtype: Any, name: str) -> tuple[jax.Array, int]:
+    """The input in the dtype asked for, and the axis."""
+    if dim is None:
+        dim = 0 if input.ndim in (0, 1, 3) else 1
+        warnings.warn(f"{name} without dim takes {dim} here, as torch does; pass dim={dim} to say so", stacklevel=3)
+    return input if dtype is None else input.astype(dtype), dim
+
+
+def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
+    """exp(x) / sum(exp(x)) along `dim`.
+
+    Args:
+        input: any shape.
+        dim: the axis that sums to 1; without it torch's old rule chooses, with a warning.
+        dtype: what the input is converted to first, so that float16 does not overflow.
+
+    Example:
+        >>> softmax(jnp.zeros((1, 4)), dim=1)
+        Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
+    """
+    input, dim = _prepared(input, dim, dtype, "softmax")
+    return jax.nn.softmax(input, axis=dim)
+
+
+def softmin(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
+    """softmax(-x) along `dim`; see `softmax` for the arguments."""
+    input, dim = _prepared(input, dim, dtype, "softmin")
+    return jax.nn.softmax(-input, axis=dim)
+
+
+def log_softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
+    """log(softmax(x)) along `dim`, without overflow; see `softmax` for the arguments."""
+    input, dim = _prepared(input, dim, dtype, "log_softmax")
+    return jax.nn.log_softmax(input, axis=dim)
+
+
+def gumbel_softmax(
+    logits: jax.Array, tau: float = 1.0, hard: bool = False, eps: float = 1e-10, dim: int = -1, *, key: Any = None
+) -> jax.Array:
+    """A sample from the Gumbel-softmax distribution, softmax((x + g) / tau) with g from Gumbel(0, 1).
+
+    Args:
+        logits: log-probabilities up to a constant, any shape, floating.
+        tau: the temperature.
+        hard: whether to give one-hot vectors, which still have the gradient of the soft sample.
+        eps: has no effect, as in torch.
+        dim: the axis of the categories.
+        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`).
+
+    Source: torch.nn.functional.gumbel_softmax; Jang et al., 2016; Maddison et al., 2016.
+
+    Example:
+        >>> gumbel_softmax(jnp.zeros(3), hard=True, key=jax.random.key(0))
+        Array([0., 1., 0.], dtype=float32)
+    """
+    if eps != 1e-10:
+        warnings.warn("gumbel_softmax: `eps` is deprecated in torch and has no effect", stacklevel=2)
+    noise = jax.random.gumbel(random.next_key(key), logits.shape, logits.dtype)
+    soft = jax.nn.softmax((logits + noise) / tau, axis=dim)
+    if not hard:
+        return soft
+    largest = jnp.argmax(soft, axis=dim)
+    one_hot = jax.nn.one_hot(largest, logits.shape[dim], dtype=soft.dtype, axis=dim % logits.ndim)
+    return one_hot + (soft - jax.lax.stop_gradient(soft))  # in this order, exactly one-hot

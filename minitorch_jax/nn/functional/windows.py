@@ -1,0 +1,104 @@
+"""Windows over an image, and their maxima: what all kinds of pooling share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .spatial import Size, sizes
+
+
+class Windows(NamedTuple):
+    """Where the windows of one kind of pooling lie on an image, a number for each axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]  # before and after; `ceil_mode` may need more after than was asked for
+    counts: tuple[int, ...]
+
+    def rows(self, axis: int) -> np.ndarray:
+        """The places of each window's numbers on a padded axis, (count, kernel)."""
+        starts = np.arange(self.counts[axis])[:, None] * self.stride[axis]
+        return starts + np.arange(self.kernel[axis]) * self.dilation[axis]
+
+
+def windows(
+    name: str,
+    shape: Sequence[int],
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Windows:
+    """The windows over axes of this shape, by torch's rules."""
+    ndim = len(shape)
+    kernel = sizes(kernel_size, ndim, "kernel_size", 1)
+    step = kernel if stride is None else sizes(stride, ndim, "stride", 1)
+    pads, apart = sizes(padding, ndim, "padding", 0), sizes(dilation, ndim, "dilation", 1)
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, apart, strict=True)]
+    if any(p > r // 2 for p, r in zip(pads, reach, strict=True)):
+        raise ValueError(f"{name}: padding may be at most half of the kernel; got padding={pads}, kernel_size={kernel}")
+    counts, after = [], []
+    for n, r, s, p in zip(shape, reach, step, pads, strict=True):
+        count = (n + 2 * p - r + (s - 1 if ceil_mode else 0)) // s + 1
+        count -= ceil_mode and (count - 1) * s >= n + p  # a window may not begin in the padding after the input
+        counts.append(count)
+        after.append(max((count - 1) * s + r - n - p, 0))
+    if min(counts) < 1:
+        raise ValueError(f"{name}: a window of {tuple(reach)} does not fit the padded input of shape {tuple(shape)}")
+    return Windows(kernel, step, apart, tuple(zip(pads, after, strict=True)), tuple(counts))
+
+
+def _pick(x: jax.Array, rows: Any, axis: int) -> jax.Array:
+    """The numbers at places `rows` of an axis, (count,) or, different in each image, (N, C, count)."""
+    if isinstance(rows, jax.Array):
+        shape = [-1 if a == axis else 1 for a in range(2, x.ndim)]
+        return jnp.take_along_axis(x, rows.reshape(*rows.shape[:2], *shape), axis, mode="promise_in_bounds")
+    steps = np.diff(rows)
+    if rows.size > 1 and (steps[0] < 1 or (steps != steps[0]).any()):
+        return jnp.take(x, rows, axis, mode="clip")
+    return lax.slice_in_dim(x, int(rows[0]), int(rows[-1]) + 1, int(steps[0]) if rows.size > 1 else 1, axis)
+
+
+def first_maxima(input: jax.Array, rows: Sequence[Any], pads: Sequence[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
+    """The maxima of windows of `(N, C, …)`, and their places in the flattened image.
+
+    One axis is reduced after the other, the last one first, so that the first of equal numbers wins in row-major order,
+    and an order of k^2 comparisons becomes 2 k.
+    """
+    shape, x = input.shape[2:], lax.stop_gradient(input)
+    places = lax.iota(jnp.int32, math.prod(shape)).reshape(1, 1, *shape)
+    places = jnp.broadcast_to(places, input.shape)
+    if any(map(any, pads)):
+        around = [(0, 0), (0, 0), *pads]
+        x = jnp.pad(x, around, constant_values=lowest(x.dtype))
+        places = jnp.pad(places, around, "edge")
+    for i in reversed(range(len(shape))):
+        best, at = (_pick(a, rows[i][..., 0], i + 2) for a in (x, places))
+        for j in range(1, rows[i].shape[-1]):
+            other, there = (_pick(a, rows[i][..., j], i + 2) for a in (x, places))
+            better = (other > best) | (other != other)  # NaN wins, as in torch
+            best, at = jnp.where(better, other, best), jnp.where(better, there, at)
+        x, places = best, at
+    return at_places(input, places), places
+
+
+def at_places(input: jax.Array, places: jax.Array) -> jax.Array:
+    """The numbers of `(N, C, …)` at these places of the flattened images."""
+    flat = input.reshape(*input.shape[:2], -1)
+    rows = places.reshape(*places.shape[:2], -1)
+    return jnp.take_along_axis(flat, rows, 2, mode="promise_in_bounds").reshape(places.shape)
+
+
+def lowest(dtype: Any) -> Any:
+    """What is not above any number of this dtype."""
+    floats = jnp.issubdtype(dtype, jnp.floating)
+    return np.asarray(-np.inf if floats else jnp.iinfo(dtype).min, dtype)

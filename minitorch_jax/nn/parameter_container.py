@@ -1,0 +1,218 @@
+"""Containers of parameters."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import jax
+
+from ..containers import is_array
+from ..module import Module
+from ..parameter import Parameter
+from .container import check_name
+
+
+class _Parameters(Module):
+    """Parameters under names. What is put in is a Parameter, or an array, which becomes one; reading gives arrays."""
+
+    def _put(self, name: str, value: Any) -> None:
+        """Set the parameter `name`: an array takes the place of the value there is, or becomes a new Parameter."""
+        if is_array(value) and name not in self._cells:
+            value = Parameter(value)
+        if not (isinstance(value, Parameter) or is_array(value)):
+            raise TypeError(f"{type(self).__name__} holds Parameters and arrays; got a {type(value).__name__}")
+        setattr(self, name, value)
+
+    def _share(self, name: str, other: _Parameters, other_name: str) -> None:
+        """Hold a parameter of another container, tied."""
+        self._restructure(f"{type(self).__name__}.{name}")
+        self._cells[name] = other._cells[other_name]
+
+
+class ParameterList(_Parameters):
+    """A list of parameters that is a module; torch's state_dict calls them "0", "1", …
+
+    Args:
+        values: Parameters, or floating arrays, which become Parameters. Those of another ParameterList are shared with
+            it (tied), as are those of a slice.
+
+    Raises:
+        TypeError: if something is neither.
+
+    Source: torch.nn.ParameterList. Differs from PyTorch: it holds nothing but parameters; an array assigned to a place
+    replaces the value of the parameter there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from minitorch_jax import nn
+        >>> biases = nn.ParameterList([jnp.zeros(2), jnp.ones(3)])
+        >>> biases[0] = biases[0] + 5
+        >>> biases
+        ParameterList(0=float32[2], 1=float32[3])
+        >>> [bias.tolist() for bias in biases]
+        [[5.0, 5.0], [1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, values: Iterable[Any] | None = None) -> None:
+        self.extend(() if values is None else values)
+
+    def _name(self, index: int) -> str:
+        return str(range(len(self))[index])
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        """An array; for a slice, a ParameterList of the same parameters."""
+        if not isinstance(index, slice):
+            return getattr(self, self._name(index))
+        new = type(self)()
+        for i, place in enumerate(range(len(self))[index]):
+            new._share(str(i), self, str(place))
+        return new
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self._put(self._name(index), value)
+
+    def __iadd__(self, values: Iterable[Any]) -> Self:
+        return self.extend(values)
+
+    def append(self, value: Any) -> Self:
+        """Add a parameter at the end; gives the list."""
+        self._put(str(len(self)), value)
+        return self
+
+    def extend(self, values: Iterable[Any]) -> Self:
+        """Add parameters at the end; gives the list."""
+        if isinstance(values, ParameterList):
+            for i in range(len(values)):
+                self._share(str(len(self)), values, str(i))
+            return self
+        if is_array(values) or not isinstance(values, Iterable):
+            raise TypeError(f"ParameterList takes an iterable of parameters; got a {type(values).__name__}")
+        for value in values:
+            self.append(value)
+        return self
+
+
+class ParameterDict(_Parameters):
+    """A dict of parameters, by strings, that is a module.
+
+    Args:
+        parameters: a mapping, or pairs, of names and Parameters, or floating arrays, which become Parameters. Those of
+            another ParameterDict are shared with it (tied).
+
+    Raises:
+        TypeError: if a value is neither.
+        KeyError: for a name that cannot be one.
+
+    Source: torch.nn.ParameterDict. Differs from PyTorch: it holds nothing but parameters; an array assigned to a key
+    replaces the value of the parameter there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from minitorch_jax import nn
+        >>> scales = nn.ParameterDict({"left": jnp.ones(2), "right": jnp.ones(3)})
+        >>> scales["left"].shape, list(scales)
+        ((2,), ['left', 'right'])
+    """
+
+    def __init__(self, parameters: Any = None) -> None:
+        self.update({} if parameters is None else parameters)
+
+    def __getitem__(self, key: str) -> jax.Array:
+        if key not in self._cells:
+            raise KeyError(key)
+        found: jax.Array = getattr(self, key)
+        return found
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._put(check_name(key, self, "parameter"), value)
+
+    def __delitem__(self, key: str) -> None:
+        self.pop(key)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._cells)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._cells
+
+    def __or__(self, other: ParameterDict) -> ParameterDict:
+        new = self.copy()
+        new.update(other)
+        return new
+
+    def __ior__(self, other: ParameterDict) -> Self:
+        self.update(other)
+        return self
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+        return self._cells.keys()
+
+    def values(self) -> Iterable[jax.Array]:
+        """The arrays."""
+        return (self[key] for key in self)
+
+    def items(self) -> Iterable[tuple[str, jax.Array]]:
+        """Names and arrays."""
+        return ((key, self[key]) for key in self)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The array of a name, or `default`."""
+        return self[key] if key in self else default
+
+    def setdefault(self, key: str, default: Any = None) -> jax.Array:
+        """The array of a name, which becomes `default` if there is none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, parameters: Any) -> None:
+        """Add parameters or replace values; a plain dict's in the order of their names, as torch does."""
+        if isinstance(parameters, ParameterDict):
+            for key in parameters:
+                self._share(key, parameters, key)
+            return
+        if is_array(parameters) or not isinstance(parameters, Iterable):
+            raise TypeError(f"ParameterDict takes a mapping, or pairs; got a {type(parameters).__name__}")
+        if isinstance(parameters, Mapping) and not isinstance(parameters, OrderedDict):
+            parameters = sorted(parameters.items())
+        for key, value in dict(parameters).items():
+            self[key] = value
+
+    def copy(self) -> ParameterDict:
+        """Another ParameterDict of the same parameters."""
+        return ParameterDict(self)
+
+    def fromkeys(self, keys: Iterable[str], default: Any = None) -> ParameterDict:
+        """A new ParameterDict: the same Parameter under each of the names, or for an array a Parameter each."""
+        return ParameterDict((key, default) for key in keys)
+
+    def clear(self) -> None:
+        """Remove all parameters."""
+        for key in list(self):
+            delattr(self, key)
+
+    def pop(self, key: str) -> jax.Array:
+        """Remove a parameter and give its array."""
+        array = self[key]
+        delattr(self, key)
+        return array
+
+    def popitem(self) -> tuple[str, jax.Array]:
+        """Remove the last parameter and give its name and array."""
+        key = next(reversed(self))
+        return key, self.pop(key)

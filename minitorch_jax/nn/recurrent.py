@@ -1,0 +1,272 @@
+"""Recurrent layers, over whole sequences."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..module import Module
+from . import functional as F  # noqa: N812
+from .functional.dropout import probability
+from .recurrent_cell import ELMAN, check_input, check_nonlinearity, gru_step, initial_state, lstm_step, uniform
+
+
+class _Recurrent(Module):
+    """What RNN, LSTM and GRU share: layers of one or two scans over time."""
+
+    _gates: int
+    _step: Any  # (W_ih x + b_ih, state, W_hh, b_hh) to the next state
+    _has_cell = False
+    _bias_inside = False  # whether b_hh must be added at each step, not once to all inputs
+
+    def _declare(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        dtype: Any,
+        key: Any,
+    ) -> None:
+        name = type(self).__name__
+        for flag, value in (("bias", bias), ("batch_first", batch_first)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} takes True or False for {flag}; got {value!r}")
+        for size, number in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(number, int) or number <= 0:
+                kind = ValueError if isinstance(number, int) else TypeError
+                raise kind(f"{name} needs an integer {size} > 0; got {number!r}")
+        if not 0 <= proj_size < hidden_size:
+            raise ValueError(
+                f"proj_size must be 0, for no projection, or less than hidden_size={hidden_size}; got {proj_size}"
+            )
+        dropout = probability(dropout)
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"dropout falls between layers, and one layer has no place for it: dropout={dropout} drops nothing with"
+                " num_layers=1. Leave it out, or apply a Dropout to the output.",
+                stacklevel=3,
+            )
+        self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
+        self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bool(bidirectional)
+        self.proj_size = proj_size
+        out, rows = proj_size or hidden_size, self._gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(num_layers):
+            for end in self._directions(layer):
+                width = input_size if layer == 0 else out * (1 + self.bidirectional)
+                shapes |= {f"weight_ih{end}": (rows, width), f"weight_hh{end}": (rows, out)}
+                if bias:
+                    shapes |= {f"bias_ih{end}": (rows,), f"bias_hh{end}": (rows,)}
+                if proj_size:
+                    shapes |= {f"weight_hr{end}": (proj_size, hidden_size)}
+        uniform(self, shapes, hidden_size, dtype, key)
+
+    def _directions(self, layer: int) -> list[str]:
+        """The ends of the names of a layer's parameters, one for each direction."""
+        return [f"_l{layer}", f"_l{layer}_reverse"][: 1 + self.bidirectional]
+
+    def forward(self, input: jax.Array, hx: Any = None) -> Any:
+        shapes = "(N, L, H_in) or (L, H_in)" if self.batch_first else "(L, N, H_in) or (L, H_in)"
+        dtype = self.weight_ih_l0.dtype
+        check_input(self, input, self.input_size, dtype, (2, 3), shapes)
+        swap = self.batch_first and input.ndim == 3
+        x = jnp.swapaxes(input, 0, 1) if swap else input
+        if x.shape[0] == 0:
+            raise ValueError(f"{type(self).__name__} needs a sequence of at least one step; got {tuple(input.shape)}")
+        count = self.num_layers * (1 + self.bidirectional)
+        sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._has_cell else [])]
+        starts = initial_state(self, hx, [(count, *x.shape[1:-1], size) for size in sizes], dtype)
+        finals: list[Any] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for end in self._directions(layer):
+                final, output = self._run(x, tuple(start[len(finals)] for start in starts), end)
+                finals.append(final)
+                outputs.append(output)
+            x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+            if layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        hidden = tuple(jnp.stack(states) for states in zip(*finals, strict=True))
+        return jnp.swapaxes(x, 0, 1) if swap else x, hidden if self._has_cell else hidden[0]
+
+    def _run(self, x: jax.Array, start: tuple[Any, ...], end: str) -> tuple[tuple[Any, ...], jax.Array]:
+        """One direction of one layer: the last state, and h at every step."""
+        w_ih, w_hh = getattr(self, f"weight_ih{end}"), getattr(self, f"weight_hh{end}")
+        w_hr = getattr(self, f"weight_hr{end}") if self.proj_size else None
+        b_ih: Any = getattr(self, f"bias_ih{end}") if self.bias else None
+        b_hh: Any = getattr(self, f"bias_hh{end}") if self.bias else None
+        if self.bias and not self._bias_inside:
+            b_ih, b_hh = b_ih + b_hh, None
+
+        def step(state: Any, x: Any) -> Any:
+            h, *cell = self._step(x, state, w_hh, b_hh)
+            h = h if w_hr is None else F.linear(h, w_hr)
+            return (h, *cell), h
+
+        return jax.lax.scan(step, start, F.linear(x, w_ih, b_ih), reverse=end.endswith("_reverse"))
+
+    def extra_repr(self) -> str:
+        plain = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        plain |= {"bidirectional": False}
+        shown = [f"{name}={getattr(self, name)}" for name, value in plain.items() if getattr(self, name) != value]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+class RNN(_Recurrent):
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), over a sequence, in one or more layers.
+
+    Args:
+        input_size: H_in, of each x_t.
+        hidden_size: H, of each h_t.
+        num_layers: how many, each on the outputs of the one before.
+        nonlinearity: "tanh" or "relu".
+        bias: whether to add b_ih and b_hh.
+        batch_first: whether batches are `(N, L, H_in)`; hidden states stay `(layers, N, H)`.
+        dropout: in training, the probability of dropping outputs between layers; see `Dropout`.
+        bidirectional: whether a second scan goes from the end; D is then 2, otherwise 1.
+        dtype: of the parameters, floating.
+        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+
+    Shapes: takes an input `(L, N, H_in)` or `(L, H_in)` and, optionally, the initial state `(D num_layers, N, H)` or
+    `(D num_layers, H)`, otherwise zeros; gives `(output, h_n)`, the last layer's h at every step, `(L, N, D H)`, and
+    every layer's h after the last, shaped as the initial one. All parameters are from U(-k, k), k = 1 / sqrt(H).
+
+    Raises:
+        ValueError: if an argument is out of its range, or an input or a state does not fit.
+        TypeError: for a PackedSequence, or an argument of a wrong type.
+
+    Source: torch.nn.RNN; Elman, "Finding structure in time", 1990. Differs from PyTorch: takes no PackedSequence.
+
+    Example:
+        >>> layer = RNN(3, 5, num_layers=2, key=jax.random.key(0))
+        >>> output, h_n = layer(jnp.ones((7, 4, 3)))
+        >>> output.shape, h_n.shape
+        ((7, 4, 5), (2, 4, 5))
+    """
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        self.nonlinearity = check_nonlinearity(nonlinearity)
+        self._declare(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, dtype, key)
+
+    def _step(self, x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+        return ELMAN[self.nonlinearity](x, state, w_hh, b_hh)
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory, over a sequence, in one or more layers.
+
+    i, f, o = σ(W x_t + b + W' h_{t-1} + b') each with its own rows of the weights, g = tanh(...) of the same form,
+    c_t = f c_{t-1} + i g, h_t = o tanh(c_t). The rows are in the order i, f, g, o.
+
+    Args:
+        input_size: H_in, of each x_t.
+        hidden_size: H, of each c_t, and of h_t without projection.
+        num_layers, bias, batch_first, dropout, bidirectional, dtype, key: as in `RNN`.
+        proj_size: if not 0, h_t = W_hr (o tanh(c_t)) has this size, less than H.
+
+    Shapes: as `RNN`'s; the state is a pair `(h, c)`, h of the size H_out = `proj_size` or H, c of the size H. Gives
+    `(output, (h_n, c_n))`, the output `(L, N, D H_out)`.
+
+    Raises:
+        ValueError, TypeError: as in `RNN`; or if `proj_size` is not less than `hidden_size`.
+
+    Source: torch.nn.LSTM; Hochreiter and Schmidhuber, "Long short-term memory", 1997; Sak et al., 2014, for the
+    projection. Differs from PyTorch: takes no PackedSequence.
+
+    Example:
+        >>> layer = LSTM(3, 5, batch_first=True, bidirectional=True, key=jax.random.key(0))
+        >>> output, (h_n, c_n) = layer(jnp.ones((4, 7, 3)))
+        >>> output.shape, h_n.shape, c_n.shape
+        ((4, 7, 10), (2, 4, 5), (2, 4, 5))
+    """
+
+    _gates = 4
+    _has_cell = True
+    _step = staticmethod(lstm_step)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        self._declare(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, dtype, key
+        )
+
+
+class GRU(_Recurrent):
+    """Gated recurrent units, over a sequence, in one or more layers.
+
+    r, z = σ(W x_t + b + W' h_{t-1} + b') each with its own rows, n = tanh(W x_t + b + r (W' h_{t-1} + b')),
+    h_t = (1 - z) n + z h_{t-1}. The rows are in the order r, z, n; r multiplies after W', as in cuDNN.
+
+    Args:
+        input_size: H_in, of each x_t.
+        hidden_size: H, of each h_t.
+        num_layers, bias, batch_first, dropout, bidirectional, dtype, key: as in `RNN`.
+
+    Shapes: as `RNN`'s.
+
+    Raises:
+        ValueError, TypeError: as in `RNN`.
+
+    Source: torch.nn.GRU; Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014. Differs from
+    PyTorch: takes no PackedSequence.
+
+    Example:
+        >>> layer = GRU(3, 5, key=jax.random.key(0))
+        >>> output, h_n = layer(jnp.ones((7, 3)))
+        >>> output.shape, h_n.shape
+        ((7, 5), (1, 5))
+    """
+
+    _gates = 3
+    _bias_inside = True
+    _step = staticmethod(gru_step)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        self._declare(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, dtype, key)

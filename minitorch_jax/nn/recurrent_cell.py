@@ -1,0 +1,229 @@
+"""Recurrent cells, which make one step, and what they share with the layers over whole sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..containers import describe
+from ..module import Module
+from ..parameter import fresh_parameter
+from ..random import next_key
+from . import functional as F  # noqa: N812
+from . import init
+
+# One step of each kind: (W_ih x + b_ih, the state (h,) or (h, c), W_hh, b_hh) to the next state.
+
+
+def tanh_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+    return (jnp.tanh(x + F.linear(state[0], w_hh, b_hh)),)
+
+
+def relu_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+    return (jax.nn.relu(x + F.linear(state[0], w_hh, b_hh)),)
+
+
+def lstm_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+    h, c = state
+    i, f, g, o = jnp.split(x + F.linear(h, w_hh, b_hh), 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+def gru_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+    (h,) = state
+    x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(F.linear(h, w_hh, b_hh), 3, axis=-1)
+    n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n)
+    return (n + jax.nn.sigmoid(x_z + h_z) * (h - n),)
+
+
+ELMAN = {"tanh": tanh_step, "relu": relu_step}
+
+
+def check_nonlinearity(name: str) -> str:
+    if name not in ELMAN:
+        raise ValueError(f"nonlinearity must be 'tanh' or 'relu'; got {name!r}")
+    return name
+
+
+def uniform(module: Module, shapes: dict[str, tuple[int, ...]], hidden_size: int, dtype: Any, key: Any) -> None:
+    """Give a module parameters of these names and shapes, from U(-k, k), k = 1 / sqrt(hidden_size)."""
+    bound = 1 / math.sqrt(hidden_size) if hidden_size else 0.0
+    for (name, shape), k in zip(shapes.items(), jax.random.split(next_key(key), len(shapes)), strict=True):
+        setattr(module, name, fresh_parameter(init.uniform(k, shape, -bound, bound, dtype)))
+
+
+def check_input(layer: Module, input: Any, size: int, dtype: Any, ranks: tuple[int, int], shapes: str) -> None:
+    if not hasattr(input, "ndim"):
+        raise TypeError(
+            f"{type(layer).__name__} takes an array of shape {shapes}; got a {type(input).__name__}. In place of a"
+            " PackedSequence pass the padded array, and read the outputs at each sequence's own length."
+        )
+    if input.ndim not in ranks or input.shape[-1] != size:
+        raise ValueError(f"{layer!r} takes inputs of shape {shapes} with H_in = {size}; got {tuple(input.shape)}")
+    if input.dtype != dtype:
+        raise ValueError(
+            f"{layer!r} has parameters of {dtype}, and got an input of {input.dtype}: convert one of them,"
+            f" `input.astype({dtype})` or `layer.astype({input.dtype})`"
+        )
+
+
+def initial_state(layer: Module, hx: Any, shapes: list[tuple[int, ...]], dtype: Any) -> tuple[Any, ...]:
+    """The state to start from: `hx`, checked, or zeros."""
+    if hx is None:
+        return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+    given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+    expected = [f"{dtype}{list(shape)}" for shape in shapes]
+    if [describe(x) for x in given] != expected:
+        names = "(h, c)" if len(shapes) == 2 else "h"
+        got = ", ".join(map(describe, given))
+        raise ValueError(f"for this input, {layer!r} takes the state {names} as {', '.join(expected)}; got {got}")
+    return given
+
+
+class _Cell(Module):
+    """What the cells share: W_ih x + b_ih, then a step."""
+
+    weight_ih: Any
+    weight_hh: Any
+    bias_ih: Any
+    bias_hh: Any
+    _gates: int
+    _has_cell = False
+    _step: Any
+
+    def _declare(self, input_size: int, hidden_size: int, bias: bool, dtype: Any, key: Any) -> None:
+        if input_size < 0 or hidden_size < 0:
+            raise ValueError(
+                f"{type(self).__name__} needs sizes >= 0; got input_size={input_size}, hidden_size={hidden_size}"
+            )
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        rows = self._gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        if bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        else:
+            self.bias_ih = self.bias_hh = None
+        uniform(self, shapes, hidden_size, dtype, key)
+
+    def forward(self, input: jax.Array, hx: Any = None) -> Any:
+        dtype = self.weight_ih.dtype
+        check_input(self, input, self.input_size, dtype, (1, 2), "(N, H_in) or (H_in,)")
+        shape = (*input.shape[:-1], self.hidden_size)
+        state = initial_state(self, hx, [shape] * (1 + self._has_cell), dtype)
+        new = self._step(F.linear(input, self.weight_ih, self.bias_ih), state, self.weight_hh, self.bias_hh)
+        return new if self._has_cell else new[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias is True else f", bias={self.bias}")
+
+
+class RNNCell(_Cell):
+    """h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
+
+    Args:
+        input_size: H_in, of x.
+        hidden_size: H, of h.
+        bias: whether to add b_ih and b_hh.
+        nonlinearity: "tanh" or "relu".
+        dtype: of the parameters, floating.
+        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+
+    Shapes: takes `(N, H_in)` or `(H_in,)` and, optionally, h, otherwise zeros; gives h', `(N, H)` or `(H,)`. All
+    parameters are from U(-k, k), k = 1 / sqrt(H).
+
+    Raises:
+        ValueError: if an argument is out of its range, or an input or a state does not fit.
+
+    Source: torch.nn.RNNCell.
+
+    Example:
+        >>> cell = RNNCell(3, 5, key=jax.random.key(0))
+        >>> cell(jnp.ones((4, 3))).shape
+        (4, 5)
+    """
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        dtype: Any = jnp.float32,
+        key: Any = None,
+    ) -> None:
+        self.nonlinearity = check_nonlinearity(nonlinearity)
+        self._declare(input_size, hidden_size, bias, dtype, key)
+
+    def _step(self, x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+        return ELMAN[self.nonlinearity](x, state, w_hh, b_hh)
+
+    def extra_repr(self) -> str:
+        tanh = self.nonlinearity == "tanh"
+        return super().extra_repr() + ("" if tanh else f", nonlinearity={self.nonlinearity}")
+
+
+class LSTMCell(_Cell):
+    """One step of an `LSTM`: from x and (h, c) to (h', c').
+
+    Args:
+        input_size, hidden_size, bias, dtype, key: as in `RNNCell`.
+
+    Shapes: takes `(N, H_in)` or `(H_in,)` and, optionally, the pair (h, c); gives (h', c'), each `(N, H)` or `(H,)`.
+
+    Raises:
+        ValueError: as in `RNNCell`.
+
+    Source: torch.nn.LSTMCell.
+
+    Example:
+        >>> cell = LSTMCell(3, 5, key=jax.random.key(0))
+        >>> h, c = cell(jnp.ones((4, 3)))
+        >>> h, c = cell(jnp.ones((4, 3)), (h, c))
+        >>> h.shape, c.shape
+        ((4, 5), (4, 5))
+    """
+
+    _gates = 4
+    _has_cell = True
+    _step = staticmethod(lstm_step)
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, *, dtype: Any = jnp.float32, key: Any = None
+    ) -> None:
+        self._declare(input_size, hidden_size, bias, dtype, key)
+
+
+class GRUCell(_Cell):
+    """One step of a `GRU`: from x and h to h'.
+
+    Args:
+        input_size, hidden_size, bias, dtype, key: as in `RNNCell`.
+
+    Shapes: as `RNNCell`'s.
+
+    Raises:
+        ValueError: as in `RNNCell`.
+
+    Source: torch.nn.GRUCell.
+
+    Example:
+        >>> cell = GRUCell(3, 5, key=jax.random.key(0))
+        >>> cell(jnp.ones(3)).shape
+        (5,)
+    """
+
+    _gates = 3
+    _step = staticmethod(gru_step)
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, *, dtype: Any = jnp.float32, key: Any = None
+    ) -> None:
+        self._declare(input_size, hidden_size, bias, dtype, key)

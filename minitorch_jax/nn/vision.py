@@ -1,0 +1,207 @@
+"""Layers that rearrange or resize images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ..module import Module
+from . import functional as F  # noqa: N812
+from .functional.spatial import Size, sizes, static
+
+
+class PixelShuffle(Module):
+    """Makes r^2 channels one that is r times as large in both directions.
+
+    Args:
+        upscale_factor: r.
+
+    Shapes: input `(*, C r^2, H, W)`, output `(*, C, H r, W r)`.
+
+    Raises:
+        ValueError: if an input does not fit.
+
+    Source: torch.nn.PixelShuffle; Shi et al., 2016.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> PixelShuffle(2)(jnp.arange(4).reshape(4, 1, 1))
+        Array([[[0, 1],
+                [2, 3]]], dtype=int32)
+    """
+
+    def __init__(self, upscale_factor: int) -> None:
+        self.upscale_factor = upscale_factor
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.pixel_shuffle(input, self.upscale_factor)
+
+    def extra_repr(self) -> str:
+        return f"upscale_factor={self.upscale_factor}"
+
+
+class PixelUnshuffle(Module):
+    """The inverse of `PixelShuffle`: `(*, C, H r, W r)` becomes `(*, C r^2, H, W)`, for r = `downscale_factor`."""
+
+    def __init__(self, downscale_factor: int) -> None:
+        self.downscale_factor = downscale_factor
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.pixel_unshuffle(input, self.downscale_factor)
+
+    def extra_repr(self) -> str:
+        return f"downscale_factor={self.downscale_factor}"
+
+
+class ChannelShuffle(Module):
+    """Deals the channels out like cards: the first of each of `groups` groups, then the second of each, and so on.
+
+    Shapes: input and output `(N, C, *)`; `groups` divides C.
+
+    Source: torch.nn.ChannelShuffle; Zhang et al., "ShuffleNet", 2018.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.channel_shuffle(input, self.groups)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"
+
+
+class Upsample(Module):
+    """Brings images to another size, as `functional.interpolate` does; see there for what the arguments mean.
+
+    Args:
+        size: the new size, a number or one for each axis.
+        scale_factor: or by how much to multiply the size, a number or a tuple.
+        mode: "nearest", "linear", "bilinear", "bicubic" or "trilinear", or another of `interpolate`.
+        align_corners: whether the centres of the corner pixels keep their places.
+        recompute_scale_factor: whether to interpolate by the ratio of the rounded sizes.
+
+    Shapes: input `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)`; output the same with the new size.
+
+    Raises:
+        ValueError: if arguments do not go together, or do not fit an input.
+
+    Source: torch.nn.Upsample.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Upsample(scale_factor=2)(jnp.array([[[0.0, 1.0]]]))
+        Array([[[0., 0., 1., 1.]]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        size: Size | None = None,
+        scale_factor: float | tuple[float, ...] | None = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
+    ) -> None:
+        self.size = static(size)
+        if isinstance(scale_factor, tuple):
+            self.scale_factor: Any = tuple(map(float, scale_factor))
+        else:
+            self.scale_factor = None if scale_factor is None else float(scale_factor)
+        self.mode, self.align_corners, self.recompute_scale_factor = mode, align_corners, recompute_scale_factor
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.interpolate(
+            input, self.size, self.scale_factor, self.mode, self.align_corners, self.recompute_scale_factor
+        )
+
+    def extra_repr(self) -> str:
+        size = f"size={self.size}" if self.scale_factor is None else f"scale_factor={self.scale_factor}"
+        return f"{size}, mode={self.mode!r}"
+
+
+class UpsamplingNearest2d(Upsample):
+    """`Upsample` of images with mode "nearest"."""
+
+    def __init__(self, size: Size | None = None, scale_factor: float | tuple[float, float] | None = None) -> None:
+        super().__init__(size, scale_factor, mode="nearest")
+
+
+class UpsamplingBilinear2d(Upsample):
+    """`Upsample` of images with mode "bilinear" and `align_corners`."""
+
+    def __init__(self, size: Size | None = None, scale_factor: float | tuple[float, float] | None = None) -> None:
+        super().__init__(size, scale_factor, mode="bilinear", align_corners=True)
+
+
+class Unfold(Module):
+    """The blocks that a convolution's kernel would see, as columns (im2col).
+
+    Args:
+        kernel_size: of the blocks, a number or one for each axis, as the next ones are.
+        dilation: how far apart the numbers of a block are.
+        padding: zeros on both sides of each axis.
+        stride: how far apart the blocks are.
+
+    Shapes: input `(N, C, H, W)` or `(C, H, W)`, output `(N, C kernel height kernel width, L)` for L blocks, or without N.
+
+    Raises:
+        ValueError: if a number is out of its range, or an input does not fit.
+        TypeError: if a size is not made of integers.
+
+    Source: torch.nn.Unfold.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Unfold(2)(jnp.ones((5, 3, 4, 4))).shape
+        (5, 12, 9)
+    """
+
+    def __init__(self, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1) -> None:
+        sizes(kernel_size, 2, "kernel_size", 1)
+        sizes(dilation, 2, "dilation", 1)
+        sizes(padding, 2, "padding", 0)
+        sizes(stride, 2, "stride", 1)
+        self.kernel_size, self.dilation = static(kernel_size), static(dilation)
+        self.padding, self.stride = static(padding), static(stride)
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding}, stride={self.stride}"
+
+
+class Fold(Unfold):
+    """Adds blocks up to an image (col2im): the transpose of `Unfold`, not its inverse.
+
+    Args:
+        output_size: of the image, a number or one for each axis; the other arguments are those of `Unfold`.
+
+    Shapes: input `(N, C kernel height kernel width, L)` or without N, floating; output `(N, C, *output_size)`.
+
+    Raises:
+        ValueError: if a number is out of its range, or an input does not fit.
+        TypeError: if a size is not made of integers, or an input is not floating.
+
+    Source: torch.nn.Fold.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Fold((2, 3), 2)(jnp.ones((4, 2)))
+        Array([[[1., 2., 1.],
+                [1., 2., 1.]]], dtype=float32)
+    """
+
+    def __init__(
+        self, output_size: Size, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1
+    ) -> None:
+        super().__init__(kernel_size, dilation, padding, stride)
+        sizes(output_size, 2, "output_size", 1)
+        self.output_size = static(output_size)
+
+    def forward(self, input: jax.Array) -> jax.Array:
+        return F.fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, {super().extra_repr()}"

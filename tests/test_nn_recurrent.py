@@ -1,0 +1,116 @@
+"""Recurrent layers and cells, against torch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from layer_contract import Case, LayerContract, Refusal, numbers
+
+import minitorch_jax as mt
+from minitorch_jax import nn
+
+X = numbers(3, 2, 3)  # (L, N, H_in)
+LONG = numbers(4, 3, seed=1)  # (L, H_in)
+
+
+def h(*shape, seed=2):
+    return numbers(*shape, seed=seed)
+
+
+CASES = [
+    Case("RNN", (3, 4), inputs=(X, h(1, 2, 4))),
+    Case("RNN", (3, 4), {"nonlinearity": "relu", "bidirectional": True}, inputs=(X,)),
+    Case("RNN", (3, 4, 1, "relu", False, True), inputs=(X, h(1, 3, 4))),
+    Case("RNN", (3, 4), {"batch_first": True}, inputs=(LONG,)),
+    Case("LSTM", (3, 4), inputs=(X, (h(1, 2, 4), h(1, 2, 4, seed=3)))),
+    Case("LSTM", (3, 4, 2), {"dropout": 0.5, "bidirectional": True}, inputs=(X, (h(4, 2, 4), h(4, 2, 4))), random=True),
+    Case(
+        "LSTM",
+        (3, 4, 2, True, True, 0.5, True, 2),  # num_layers, bias, batch_first, dropout, bidirectional, proj_size
+        inputs=(X,),
+        random=True,
+    ),
+    Case("LSTM", (3, 4), {"proj_size": 1, "bias": False}, inputs=(numbers(1, 3), (h(1, 1), h(1, 4)))),
+    Case("GRU", (3, 4), inputs=(X, h(1, 2, 4))),
+    Case("GRU", (3, 4, 2), {"bidirectional": True, "dropout": 0.5}, inputs=(X, h(4, 2, 4)), random=True),
+    Case("GRU", (3, 4, 1, False, True), inputs=(X,)),
+    Case("GRU", (3, 4), inputs=(LONG, h(1, 4))),
+    Case("RNNCell", (3, 4), inputs=(numbers(2, 3), h(2, 4))),
+    Case("RNNCell", (3, 4, False, "relu"), inputs=(numbers(3),)),
+    Case("LSTMCell", (3, 4), inputs=(numbers(2, 3), (h(2, 4), h(2, 4, seed=3)))),
+    Case("LSTMCell", (3, 4, False), inputs=(numbers(3),)),
+    Case("GRUCell", (3, 4), inputs=(numbers(2, 3), h(2, 4))),
+    Case("GRUCell", (3, 4, False), inputs=(numbers(3), h(4))),
+]
+
+INITIAL = [
+    ("LSTM", (25, 50), {"bidirectional": True, "proj_size": 10}),
+    ("LSTMCell", (25, 49)),
+]
+
+REFUSALS = [
+    Refusal("RNN", (3, 4), {"nonlinearity": "gelu"}, match="'tanh' or 'relu'; got 'gelu'"),
+    Refusal("RNN", (3, 4), inputs=(numbers(3),), match=r"\(L, N, H_in\) or \(L, H_in\) with H_in = 3; got \(3,\)"),
+    Refusal("RNN", (3, 4), {"batch_first": True}, inputs=(numbers(2, 5, 4),), match=r"\(N, L, H_in\).*\(2, 5, 4\)"),
+    Refusal("RNN", (3, 4), inputs=(X, h(1, 4)), match=r"takes the state h as float32\[1, 2, 4\]; got float32\[1, 4\]"),
+    Refusal("LSTM", (0, 4), match="input_size > 0; got 0"),
+    Refusal("LSTM", (3, 4.0), match="integer hidden_size > 0; got 4.0"),
+    Refusal("LSTM", (3, 4, 0), match="num_layers > 0"),
+    Refusal("LSTM", (3, 4), {"bias": 1}, match="True or False for bias"),
+    Refusal("LSTM", (3, 4, 2), {"dropout": 1.5}, match="between 0 and 1"),
+    Refusal("LSTM", (3, 4), {"proj_size": 4}, match="less than hidden_size=4; got 4"),
+    Refusal("LSTM", (3, 4), {"proj_size": -1}, match="0, for no projection"),
+    Refusal("LSTM", (3, 4), inputs=(numbers(0, 2, 3),), match="at least one step"),
+    Refusal("LSTM", (3, 4), inputs=(X, h(1, 2, 4)), match=r"\(h, c\) as float32\[1, 2, 4\], float32\[1, 2, 4\]"),
+    Refusal("LSTM", (3, 4), {"proj_size": 2}, inputs=(X, (h(1, 2, 4), h(1, 2, 4))), match=r"float32\[1, 2, 2\], "),
+    Refusal("GRU", (3, 4), inputs=(X.astype(np.float16),), match="parameters of float32, and got an input of float16"),
+    Refusal("GRU", (3, 4), {"proj_size": 2}, match="proj_size"),
+    Refusal("RNNCell", (-1, 4), match="sizes >= 0"),
+    # torch finds out at the first call
+    Refusal("RNNCell", (3, 4), {"nonlinearity": "gelu"}, match="'tanh' or 'relu'", torch_too=False),
+    Refusal("GRUCell", (3, 4), inputs=(numbers(2, 4),), match=r"\(N, H_in\) or \(H_in,\) with H_in = 3; got \(2, 4\)"),
+    Refusal("GRUCell", (3, 4), inputs=(numbers(2, 2, 3),), match=r"got \(2, 2, 3\)"),
+    Refusal(
+        "LSTMCell", (3, 4), inputs=(numbers(2, 3), (h(2, 4), h(2, 5))), match=r"got float32\[2, 4\], float32\[2, 5\]"
+    ),
+]
+
+
+class TestLayers(LayerContract):
+    pass
+
+
+def test_a_packed_sequence_is_refused_with_a_way_out():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
+    with pytest.raises(TypeError, match="got a PackedSequence.*pass the padded array"):
+        nn.GRU(2, 3)(packed)
+
+
+def test_dropout_falls_between_layers_in_training_only():
+    layer = nn.GRU(3, 50, num_layers=2, dropout=0.5)
+    run = mt.jit(lambda layer, x: layer(x))
+    x = jnp.asarray(X)
+    mt.seed(1)
+    (first, states), (second, _) = run(layer, x), run(layer, x)
+    assert not np.allclose(first, second)
+    mt.seed(1)
+    np.testing.assert_array_equal(run(layer, x)[0], first)
+    layer.eval()
+    full, full_states = run(layer, x)
+    np.testing.assert_array_equal(run(layer, x)[0], full)
+    assert not np.allclose(first, full)
+    np.testing.assert_allclose(states[0], full_states[0], rtol=1e-5)  # nothing drops what the first layer reads
+
+
+def test_dropout_on_a_single_layer_warns():
+    with pytest.warns(UserWarning, match="dropout=0.5 drops nothing with num_layers=1"):
+        nn.LSTM(3, 4, dropout=0.5)
+
+
+def test_the_inputs_of_all_steps_are_projected_at_once():
+    """In the scan there is one matrix product, of the state."""
+    layer = nn.LSTM(3, 4)
+    scan = next(e for e in jax.make_jaxpr(layer)(jnp.asarray(X)).eqns if e.primitive.name == "scan")
+    inside = [e.primitive.name for e in scan.params["jaxpr"].eqns]
+    assert inside.count("dot_general") == 1 and "scan" not in inside
