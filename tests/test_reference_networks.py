@@ -132,7 +132,7 @@ def test_torchs_weights_give_torchs_outputs(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_twenty_steps_of_training_stay_together(name):
-    """Losses, and all parameters and buffers at the end, against torch's in float64; its float32 says how far rounding goes."""
+    """Losses, and parameters and buffers at the end, against torch's in float64; its float32 says how far rounding goes."""
     ours, theirs = pair(name)
     start = {path: np.array(value) for path, value in ours.state_dict().items()}
     xs, classes = DATA[name]

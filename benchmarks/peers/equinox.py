@@ -24,10 +24,11 @@ def make_model(problem: MLP) -> eqx.nn.Sequential:
 
 def train(problem: MLP) -> Side:
     """A network, sample by sample under `vmap`."""
-    return _train(make_model(problem), *map(jnp.asarray, problem.data()), LR)
+    return _train(make_model(problem), problem.data(), LR)
 
 
-def _train(model: Any, x: jax.Array, y: jax.Array, lr: float) -> Side:
+def _train(model: Any, data: tuple[Any, Any], lr: float) -> Side:
+    x, y = map(jnp.asarray, data)
     optimizer = optax.sgd(lr)
     state = optimizer.init(eqx.filter(model, eqx.is_array))
 
@@ -126,4 +127,4 @@ def make_layer(problem: Layer) -> Any:
 
 def layer(problem: Layer) -> Side:
     """One layer under `filter_jit`."""
-    return _train(make_layer(problem), *map(jnp.asarray, problem.data()), LAYER_LR)
+    return _train(make_layer(problem), problem.data(), LAYER_LR)

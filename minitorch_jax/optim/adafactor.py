@@ -37,7 +37,7 @@ class Adafactor(Optimizer):
         d: clipping threshold, >= 1.
         weight_decay: λ, >= 0; decoupled.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

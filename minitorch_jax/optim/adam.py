@@ -71,7 +71,7 @@ class Adam(Optimizer):
         amsgrad: divide by the largest v so far.
         maximize: ascend instead of descend.
         decoupled_weight_decay: decay the parameter itself, as `AdamW` does.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -145,7 +145,7 @@ class AdamW(Adam):
         weight_decay: λ, >= 0; decoupled.
         amsgrad: divide by the largest v so far.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Adam`.
@@ -202,7 +202,7 @@ class Adamax(Optimizer):
         eps: ε, >= 0.
         weight_decay: λ, >= 0; coupled, added to the gradient.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -277,7 +277,7 @@ class NAdam(Optimizer):
         momentum_decay: ψ, >= 0.
         decoupled_weight_decay: decay the parameter itself, as `AdamW` does.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -356,7 +356,7 @@ class RAdam(Optimizer):
         weight_decay: λ, >= 0.
         decoupled_weight_decay: decay the parameter itself, as `AdamW` does.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

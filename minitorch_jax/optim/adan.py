@@ -38,7 +38,7 @@ class Adan(Optimizer):
         eps: ε, >= 0.
         weight_decay: λ, >= 0; decoupled.
         eps_root: ε̄, >= 0.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

@@ -48,7 +48,7 @@ class Adagrad(Optimizer):
         initial_accumulator_value: what G starts from, >= 0.
         eps: ε, >= 0.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -120,7 +120,7 @@ class Adadelta(Optimizer):
         eps: ε, >= 0.
         weight_decay: λ, >= 0; coupled, added to the gradient.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -192,7 +192,7 @@ class RMSprop(Optimizer):
         momentum: μ, >= 0.
         centered: divide by an estimate of the standard deviation.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for momentum or centered switched on after construction.

@@ -38,7 +38,7 @@ class ASGD(Optimizer):
         t0: t₀, a finite number.
         weight_decay: κ, >= 0; coupled, added to the gradient.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

@@ -41,7 +41,7 @@ class AdaBelief(Optimizer):
         eps: ε, >= 0.
         eps_root: ε̄, >= 0.
         nesterov: Nesterov momentum.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -111,7 +111,7 @@ class Yogi(Optimizer):
         lr: learning rate, >= 0, or a schedule.
         betas: (β₁, β₂), each in [0, 1).
         eps: ε, >= 0.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

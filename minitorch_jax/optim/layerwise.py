@@ -40,7 +40,7 @@ class LAMB(Optimizer):
         eps: ε, >= 0.
         weight_decay: λ, >= 0; part of the direction whose norm is taken.
         eps_root: ε̄, >= 0.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -111,7 +111,7 @@ class LARS(Optimizer):
         trust_coefficient: τ, >= 0.
         eps: ε, >= 0.
         nesterov: Nesterov momentum.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

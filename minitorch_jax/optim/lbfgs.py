@@ -75,7 +75,7 @@ class LBFGS(Optimizer):
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for groups, modules of NumPy arrays, and options of other optimizers
-            (`skip_nonfinite`, `decay_matrices_only`, `master_weights`), which do not apply here.
+            (`skip_nonfinite`, `track_grad_norm`, …), which do not apply here.
         TraceError: by `step` in compiled code, since what the closure gives decides, in Python, how to go on.
 
     Source: `torch.optim.LBFGS`; Nocedal and Wright, "Numerical Optimization", 2006, algorithms 7.4, 3.5 and 3.6.

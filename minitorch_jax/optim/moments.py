@@ -24,8 +24,18 @@ def decayed(g: Any, p: Any, weight_decay: Any) -> Any:
 
 
 def in_place(*arrays: Any) -> tuple[Any, ...]:
-    """The new state, and the parameter, for what follows: the state is computed in full, in place, before the step is.
+    """The arrays, for what follows: all of them are computed in full, in place, before that is.
 
-    Otherwise XLA on CPU computes it a second time for the step, and copies what it has overwritten by then.
+    A rule puts its new state and the parameter through it before the step. Otherwise XLA on CPU computes the state a
+    second time for the step, and copies what it has overwritten by then.
     """
     return tuple(jax.lax.optimization_barrier(arrays))
+
+
+def after(first: Any, old: Any, new: Any) -> Any:
+    """`new`, the next value of `old`, for a rule that needs `old` itself for its step: computed once `first` has been.
+
+    Otherwise XLA on CPU takes them in any order, and copies `old`. Of the two, the comparison makes the second wait for
+    the first. (It holds where `first` is NaN: there the old value stays.)
+    """
+    return jnp.where(jax.lax.optimization_barrier(first) != first, old, new)

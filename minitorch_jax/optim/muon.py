@@ -37,7 +37,7 @@ class Muon(Optimizer):
         eps: ε, a finite number.
         ns_steps: k, a whole number below 100.
         adjust_lr_fn: "original" (None means it, too) or "match_rms_adamw".
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for a trainable parameter that is no matrix.

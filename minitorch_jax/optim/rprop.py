@@ -34,7 +34,7 @@ class Rprop(Optimizer):
         etas: (η₋, η₊), with 0 < η₋ < 1 < η₊.
         step_sizes: (s_min, s_max).
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

@@ -41,7 +41,7 @@ class ScheduleFreeAdamW(Optimizer):
         weight_decay: λ, >= 0; decoupled.
         warmup_steps: over how many steps the learning rate rises from 0 to lr, >= 0.
         weight_lr_power: r, >= 0.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.

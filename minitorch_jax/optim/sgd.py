@@ -34,7 +34,7 @@ class SGD(Optimizer):
         weight_decay: λ, >= 0; coupled, added to the gradient.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
         maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for nesterov without momentum or with dampening.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from .moments import after
 from .optimizer import Optimizer, Options
 
 
@@ -29,7 +30,7 @@ class Lion(Optimizer):
         lr: learning rate, >= 0, or a schedule.
         betas: (β₁, β₂), each in [0, 1).
         weight_decay: λ, >= 0; decoupled.
-        **options: `skip_nonfinite`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -67,4 +68,5 @@ class Lion(Optimizer):
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         beta1, beta2 = h.betas
         d = jnp.sign(beta1 * s.exp_avg + (1 - beta1) * g)
-        return p - h.lr * (d + h.weight_decay * p), LionState(beta2 * s.exp_avg + (1 - beta2) * g)
+        p = p - h.lr * (d + h.weight_decay * p)
+        return p, LionState(after(p, s.exp_avg, beta2 * s.exp_avg + (1 - beta2) * g))
