@@ -1,6 +1,7 @@
 """What all tests share: JAX in its strictest mode, and one small network with data."""
 
 import gc
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,11 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background job: tests raise it, here and in children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,4 +1,4 @@
-"""The Python blocks of the pages on optimizers run, and what their tables say of classes is so."""
+"""The Python blocks of the pages run, and print what is shown; what the tables say of optimizers is so."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [DOCS / "optimizers.md", *sorted((DOCS / "optim").glob("*.md")), DOCS / "schedules.md"]
+PAGES = [DOCS / "nn.md", DOCS / "optimizers.md", *sorted((DOCS / "optim").glob("*.md")), DOCS / "schedules.md"]
 GIVEN = {"schedules.md": {"validation_loss": 1.0}}  # names that a page takes from its reader
 CLASSES = {cls.__name__: cls for cls in discovered()}
 
@@ -24,13 +24,14 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_blocks_of_a_page_run_in_order(page: Path) -> None:
+def test_the_blocks_of_a_page_run_in_order(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
     assert blocks
     names: dict[str, Any] = {"model": nn.Linear(2, 1), **GIVEN.get(page.name, {})}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # JAX as a reader has it
         for number, block in enumerate(blocks, 1):
             exec(compile(block, f"{name_of(page)}, block {number}", "exec"), names)
+    assert capsys.readouterr().out.strip() in page.read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

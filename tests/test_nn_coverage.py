@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,18 +20,26 @@ FUNCTIONS = {name for name, value in vars(nn.functional).items() if inspect.isfu
 
 # Their calls are those of what they hold: test_nn_container.py and test_nn.py.
 CONTAINERS = {"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"}
+# Its targets and lengths are no cases of one form: test_nn_loss.py compares it with torch.
+BY_HAND = {"CTCLoss"}
 # Losses and the like whose layers have the cases, and which those layers do nothing but call.
 BY_LAYERS = {name for file in FILES for name in getattr(file, "FUNCTIONS", [])}
 
 
 def test_every_layer_has_cases():
-    assert len(LAYERS) > 100 and LAYERS - {case.name for case in CASES} == CONTAINERS
+    assert len(LAYERS) > 100 and LAYERS - {case.name for case in CASES} == {*CONTAINERS, *BY_HAND}
 
 
 def test_every_function_is_tested_by_name_or_through_its_layer():
-    tested = {case.name for case in CASES} | BY_LAYERS
+    snake = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", layer).lower() for layer in LAYERS}  # AvgPool1d calls avg_pool1d
+    tested = {case.name for case in CASES} | BY_LAYERS | snake
     sources = "".join(path.read_text() for path in (TESTS / "..").resolve().glob("tests/test_nn*.py"))
     assert {name for name in FUNCTIONS - tested if f"F.{name}" not in sources} == set()
+
+
+def test_every_layer_that_draws_its_parameters_is_held_against_torchs_distributions():
+    drawn = {name for name in LAYERS if "key" in inspect.signature(getattr(nn, name)).parameters}
+    assert drawn <= {made[0] for file in FILES for made in getattr(file, "INITIAL", [])}
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS))

@@ -46,7 +46,11 @@ CASES = [
 
 INITIAL = [
     ("LSTM", (25, 50), {"bidirectional": True, "proj_size": 10}),
+    ("RNN", (25, 120)),
+    ("GRU", (25, 50)),
     ("LSTMCell", (25, 49)),
+    ("RNNCell", (25, 120)),
+    ("GRUCell", (25, 50)),
 ]
 
 REFUSALS = [

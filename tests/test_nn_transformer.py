@@ -114,7 +114,11 @@ CASES = [
     ),
 ]
 
-INITIAL = [("Transformer", (100, 2, 1, 1, 110))]
+INITIAL = [
+    ("Transformer", (100, 2, 1, 1, 110)),
+    ("TransformerEncoderLayer", (100, 2, 110)),
+    ("TransformerDecoderLayer", (100, 2, 110)),
+]
 
 REFUSALS = [
     Refusal("TransformerEncoderLayer", (4, 3), match="multiple of num_heads"),

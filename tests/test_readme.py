@@ -60,3 +60,13 @@ def test_the_errors_are_the_ones_quoted(code, error, message):
 
 def test_four_errors_are_quoted():
     assert len(quoted_errors()) == 4
+
+
+def test_the_layers_of_the_readme_are_there():
+    block = next(block for block in BLOCKS if "TransformerEncoder" in block)
+    names = {"mt": mt, "nn": mt.nn, "jnp": jnp}
+    exec(block, names)
+    assert names["encoder"].num_parameters() == 2 * 8544
+    page = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
+    here, all_of_them = re.search(r"(\d+) of (\d+)\.", page).groups()
+    assert f"{here} of its {all_of_them} classes" in README

@@ -38,6 +38,7 @@ def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
 
 def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     """What `Optimizer.load_state_dict` does."""
+    cells.check_writable(opt._steps, f"the state of {type(opt).__name__}", opt)
     hyper = dict(given.get("hyperparameters", {}))
     own = [dict(mine) for mine in given.get("groups", [])]
     new, steps, problems = _new_state(opt, plan, given)
@@ -49,7 +50,6 @@ def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     if problems:
         listed = "\n".join(problems)
         raise ValueError(f"state_dict does not fit this {type(opt).__name__}; nothing was loaded:\n{listed}")
-    cells.check_writable(opt._steps, f"the state of {type(opt).__name__}", opt)
     opt._load_hyperparameters(hyper, own)
     for cell, _ in new:
         cells.lend(cell)
@@ -122,7 +122,8 @@ def _fingerprint(value: Any) -> Any:
 
 def _fingerprints(plan: Plan) -> dict[str, tuple[float, float]]:
     """Two numbers of each parameter that tell it from others of its shape."""
-    found = {path: _fingerprint(value) for path, value in plan.values().items()}
+    with jax.ensure_compile_time_eval():  # also where other values are traced
+        found = {path: _fingerprint(value) for path, value in plan.values().items()}
     return {path: (float(pair[0]), float(pair[1])) for path, pair in jax.device_get(found).items()}
 
 
