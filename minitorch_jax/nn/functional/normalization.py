@@ -19,17 +19,15 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance along `axes`, which are kept with size 1, in one pass over `x`.
+    """Mean and biased variance along `axes`, which are kept with size 1.
 
-    Var[x] = E[d²] - E[d]², d = x - s. With s = 0 that loses all where the mean is much larger than the deviation; with
-    an element of x for s, E[d]² is no more than n variances, and seldom more than a few.
+    Var[x] = E[d²] - E[d]², d = x - s, for any constant s; so close to the mean nothing cancels, and derivatives, of whatever
+    order, need not pass through it.
     """
-    first = x[tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))] if x.size else 0.0
-    first = jax.lax.stop_gradient(first)
-    d = x - first
-    mean = d.mean(axes, keepdims=True)
-    var = jnp.maximum((d * d).mean(axes, keepdims=True) - mean * mean, 0)
-    return first + mean, var
+    s = jax.lax.stop_gradient(x.mean(axes, keepdims=True)) if x.size else 0.0
+    d = x - s
+    rest = d.mean(axes, keepdims=True)
+    return s + rest, jnp.maximum((d * d).mean(axes, keepdims=True) - rest * rest, 0)
 
 
 def scaled(x: jax.Array, mean: Any, var: jax.Array, weight: Any, bias: Any, eps: float, dtype: Any) -> jax.Array:
