@@ -1,4 +1,4 @@
-"""Runs every benchmark, prints a table, and with --output writes benchmarks.json and benchmarks.png.
+"""Runs every benchmark, prints a table, and with --output writes benchmarks.json, benchmarks.md and benchmarks.png.
 
 All sides of a comparison run in one process (torch in one of its own, in turn with the others), round by round, in
 alternating order; a ratio is the median of the rounds' ratios, given with its quartiles. Before anything is timed, all
@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see that everything runs")
     parser.add_argument("--rows", type=pattern, metavar="REGEX", help="only rows where it is in `work: ours / peer`")
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds of each comparison (31; with --quick 3)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write benchmarks.json and benchmarks.png there")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write benchmarks.json, .md and .png there")
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (3 if args.quick else 31)
     return args
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> None:
     report.show(console, found)
     if args.output:
         (args.output / "benchmarks.json").write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
+        (args.output / "benchmarks.md").write_text(report.markdown(found), encoding="utf-8")
         chart.draw(found, args.output / "benchmarks.png")
-        console.print(f"Written: {args.output / 'benchmarks.json'}, {args.output / 'benchmarks.png'}", soft_wrap=True)
+        console.print(f"Written: {args.output / 'benchmarks'}.json, .md, .png", soft_wrap=True)
 
 
 if __name__ == "__main__":

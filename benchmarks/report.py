@@ -131,3 +131,15 @@ def show(console: Console, found: dict[str, Any]) -> None:
     )
     if env["quick"]:
         console.print("A quick run, with small sizes and few rounds: its times mean nothing, and no aim is judged.")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """All rows as a table of Markdown."""
+    lines = ["| work | ours | peer | ours | peer | ratio | quartiles | aim |", "|---|---|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        times = [amount(row[key], row["unit"]) for key in ("ours_median", "peer_median")]
+        aim = "" if row["aim"] is None else f"≤ {number(row['aim'])}{' ✗' if row['reached'] is False else ''}"
+        quartiles = f"{number(row['ratio_low'])}–{number(row['ratio_high'])}"
+        cells = [row["work"], row["ours"], row["peer"], *times, number(row["ratio"]), quartiles, aim]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
