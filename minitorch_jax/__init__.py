@@ -7,6 +7,8 @@ from .autograd import grad as grad
 from .autograd import value_and_grad as value_and_grad
 from .cell import DroppedUpdateWarning as DroppedUpdateWarning
 from .cell import TraceError as TraceError
+from .checkpoint import load as load
+from .checkpoint import save as save
 from .clip import clip_grad_norm as clip_grad_norm
 from .clip import clip_grad_value as clip_grad_value
 from .clip import scale_grads as scale_grads

@@ -70,3 +70,11 @@ def test_the_layers_of_the_readme_are_there():
     page = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
     here, all_of_them = re.search(r"(\d+) of (\d+)\.", page).groups()
     assert f"{here} of its {all_of_them} classes" in README
+
+
+def test_the_checkpoint_of_the_readme_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"mt": mt, "model": mt.nn.Linear(2, 1)}
+    names["opt"] = mt.optim.SGD([names["model"]], lr=0.1, momentum=0.9)
+    exec(next(block for block in BLOCKS if "mt.save" in block), names)
+    assert names["epoch"] == 3 and [path.name for path in tmp_path.iterdir()] == ["run.npz"]
