@@ -278,7 +278,13 @@ class LayerContract:
         }
         for name, values in lists.items():
             if name in metafunc.fixturenames:
-                rest = [number.get(id(value), 0) >= QUICK and name in ("case", "trained") for value in values]
+                rest = [
+                    number.get(id(value), 0) >= QUICK
+                    if name in ("case", "trained")
+                    else name == "first"
+                    and value.name.endswith(("1d", "3d"))  # the base that they share with 2d does it
+                    for value in values
+                ]
                 marked = [
                     pytest.param(v, marks=pytest.mark.slow if s else ()) for v, s in zip(values, rest, strict=True)
                 ]
