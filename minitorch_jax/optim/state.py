@@ -117,7 +117,7 @@ def _wide(value: Any) -> Any:
 @jax.jit
 def _fingerprint(value: Any) -> Any:
     size = jnp.abs(value.astype(jnp.float32)).reshape(-1)
-    return jnp.stack([size.sum(), jnp.vdot(size, jnp.linspace(0.5, 1.0, size.size))])
+    return jnp.stack([size.sum(), jnp.vdot(size, jnp.linspace(0.5, 1.0, size.size, dtype=jnp.float32))])
 
 
 def _fingerprints(plan: Plan) -> dict[str, tuple[float, float]]:
