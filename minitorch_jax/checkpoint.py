@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
         see `save`.
     """
     with open(path, "rb") as file:
-        saved, values, stream = _read(file, str(path))
+        saved, values, (saved_impl, stream) = _read(file, str(path))
     problems = [
         f"  {name}: not in the file, which has {', '.join(saved) or 'nothing'}" for name in objects.keys() - saved
     ]
@@ -127,12 +127,12 @@ def load(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
                 f"  {name}: a {type(objects[name]).__name__} has no state to bring back a {entry['type']}'s"
             )
     impl = random.current().impl
-    if stream["impl"] != impl:
-        problems.append(f"  the random stream is of {stream['impl']} keys; here JAX makes {impl} keys")
+    if saved_impl != impl:
+        problems.append(f"  the random stream is of {saved_impl} keys; here JAX makes {impl} keys")
     if problems:
         raise ValueError(f"{path} does not fit; nothing was loaded:\n" + "\n".join(sorted(problems)))
     targets = {name: obj for name, obj in objects.items() if obj is not None}
-    _bring_back(str(path), targets, values, np.asarray(stream["data"], np.uint32))
+    _bring_back(str(path), targets, values, stream)
     return {name: values[name] for name, entry in saved.items() if not entry["stateful"]}
 
 
@@ -147,17 +147,20 @@ def _bring_back(path: str, targets: dict[str, Any], values: dict[str, Any], stre
     with interrupts.held:
         before = {name: targets[name].state_dict() for name in ordered}
         problems = []
-        for name in ordered:
-            try:
-                targets[name].load_state_dict(_with_schedules(values[name], before[name]))
-            except (ValueError, TypeError, KeyError) as error:
-                problems.append(f"{name}: {error}")
-        if problems:
+        try:
+            for name in ordered:
+                try:
+                    targets[name].load_state_dict(_with_schedules(values[name], before[name]))
+                except (ValueError, TypeError, KeyError) as error:
+                    problems.append(f"{name}: {error}")
+            if problems:
+                raise ValueError(f"{path} does not fit; nothing was loaded.\n" + "\n".join(problems))
+            current = random.current()
+            cells.write(current.cell, jnp.asarray(stream), "the random stream", current)
+        except BaseException:
             for name in ordered:
                 targets[name].load_state_dict(before[name])
-            raise ValueError(f"{path} does not fit; nothing was loaded.\n" + "\n".join(problems))
-        current = random.current()
-        cells.write(current.cell, jnp.asarray(stream), "the random stream", current)
+            raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +300,8 @@ def _digest(file: BinaryIO) -> bytes:
     return found.hexdigest().encode()
 
 
-def _read(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What is said of the objects, their values by name, and the random stream."""
+def _read(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, Any]]:
+    """What is said of the objects, their values by name, and the random stream: the kind of its keys, and its data."""
     size = file.seek(0, os.SEEK_END)
     end = len(_MAGIC) + _DIGEST
     file.seek(-min(end, size), os.SEEK_END)
@@ -326,8 +329,7 @@ def _read(file: BinaryIO, path: str) -> tuple[dict[str, Any], dict[str, Any], di
             values = {name: _value(entry["value"], arrays) for name, entry in saved.items()}
             if not all(type(e["stateful"]) is bool and type(e["type"]) is str for e in saved.values()):
                 raise ValueError("its description is not understood")
-            np.asarray(stream["data"], np.uint32).shape, str(stream["impl"])  # noqa: B018 - raises if they are not there
-            return saved, values, stream
+            return saved, values, (str(stream["impl"]), np.asarray(stream["data"], np.uint32))
     except _UNREADABLE as error:
         raise ValueError(f"{path} is no file that mt.save has written: {error}") from error
 

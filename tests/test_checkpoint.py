@@ -206,6 +206,27 @@ def test_all_that_differs_is_said_at_once_and_nothing_changes(tmp_path):
     assert float(mine.bias[0]) == 1.0
 
 
+def test_whatever_is_raised_while_objects_are_loaded_nothing_changes(tmp_path):
+    class Broken:
+        def state_dict(self):
+            return {"x": 1}
+
+        def load_state_dict(self, state):
+            if state["x"] != 1:
+                raise MemoryError("none left")
+
+        def step(self):
+            """Loaded after modules, as an optimizer is."""
+
+    other = Broken()
+    other.state_dict = lambda: {"x": 2}
+    mt.save(tmp_path / "a", model=line(1.0), other=other)
+    model = line(5.0)
+    with pytest.raises(MemoryError, match="none left"):
+        mt.load(tmp_path / "a", model=model, other=Broken())
+    assert float(model.bias[0]) == 5.0
+
+
 @pytest.mark.parametrize(
     "value, shown",
     [
