@@ -14,7 +14,6 @@ from .containers import describe
 from .module import Module
 from .parameter import declared
 from .random import rng
-from .stateful import walk_of
 
 
 class Row(NamedTuple):
@@ -141,7 +140,7 @@ def _calls(
     calls: dict[str, list[Any]] = {}
     treedef: Any
     leaves, treedef = jax.tree.flatten((inputs, kwargs))
-    arrays = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+    arrays = [i for i, leaf in enumerate(leaves) if _is_shaped(leaf)]
 
     def run(copied: Module, values: list[Any]) -> Module:
         given = list(leaves)
@@ -159,7 +158,6 @@ def _calls(
                 vars(module).pop("forward", None)
         return copied  # returned, since it may have changed
 
-    walk_of(model)
     jax.eval_shape(run, model, [leaves[i] for i in arrays])
     return {path: found for path, found in calls.items() if found}
 
@@ -185,9 +183,11 @@ def _recording(found: list[Any], path: str, module: Module) -> Callable[..., Any
 
 
 def _shapes(tree: Any) -> tuple[str, ...]:
-    return tuple(
-        [describe(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
-    )
+    return tuple([describe(leaf) for leaf in jax.tree.leaves(tree) if _is_shaped(leaf)])
+
+
+def _is_shaped(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _size(cell: Any) -> int:

@@ -273,8 +273,6 @@ class LayerContract:
             "first": [case for case in firsts if not case.composed],
             "initial": getattr(metafunc.module, "INITIAL", []),
             "refusal": getattr(metafunc.module, "REFUSALS", []),
-            "layer_name": sorted({case.name for case in cases if not case.is_function}),
-            "function_name": getattr(metafunc.module, "FUNCTIONS", []),
         }
         for name, values in lists.items():
             if name in metafunc.fixturenames:
@@ -328,7 +326,7 @@ class LayerContract:
         _, join = split(first)
 
         def work(layer: Any, floats: Any) -> Any:
-            if not (first.differentiable and first_parameters(layer)):
+            if not (first.differentiable and has_parameters(layer)):
                 return layer(*join(floats), **ours_of(first.call))
 
             def loss(layer: Any) -> Any:
@@ -344,7 +342,7 @@ class LayerContract:
                 close(mine, other, first, "output")
             for name, value in after.state_dict().items():
                 close(layer.state_dict()[name], value, first, name)
-            if first.differentiable and first_parameters(layer):
+            if first.differentiable and has_parameters(layer):
                 for mine, other in zip(layer.grads(), gradients[0].parameters(), strict=True):
                     close(mine, other, first, "gradient")
 
@@ -451,17 +449,6 @@ class LayerContract:
         for name, value in one.items():
             np.testing.assert_array_equal(value, two[name])
 
-    def test_its_arguments_are_torchs(self, layer_name: str) -> None:
-        compare_arguments(getattr(nn, layer_name).__init__, getattr(torch.nn, layer_name).__init__)
-
-    def test_functions_take_torchs_arguments(self, function_name: str) -> None:
-        theirs = getattr(torch.nn.functional, function_name)
-        try:
-            inspect.signature(theirs)
-        except ValueError:  # written in C, without a signature
-            return
-        compare_arguments(getattr(nn.functional, function_name), theirs)
-
     def test_it_refuses_what_torch_refuses(self, refusal: Refusal) -> None:
         case = Case(refusal.name, refusal.args, refusal.kwargs, refusal.inputs or (), refusal.call)
         if refusal.torch_too:
@@ -529,7 +516,7 @@ def both(case: Case) -> tuple[list[Any], list[Any]]:
     return [mine[path] for path in paths], [named[path] for path in paths]
 
 
-def first_parameters(layer: Any) -> bool:
+def has_parameters(layer: Any) -> bool:
     return len(layer.parameters()) > 0
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from layer_contract import arguments, compare_arguments
+from layer_contract import arguments, compare_arguments, numbers
 
 import minitorch_jax as mt
 from minitorch_jax import nn
@@ -24,10 +24,6 @@ DISTRIBUTIONS = [
     for name, function in vars(nn.init).items()
     if inspect.isfunction(function) and hasattr(torch.nn.init, f"{name}_")
 ]
-
-
-def numbers(*shape, seed=0, scale=1.0):
-    return np.asarray(scale * np.random.default_rng(seed).standard_normal(shape), np.float32)
 
 
 def compare(ours, theirs, *inputs, rtol=1e-5, atol=1e-6, compiled=True):

@@ -80,12 +80,6 @@ REFUSALS = [
     Refusal("GELU", ("erf",), inputs=(X,), match="'none' or 'tanh'; got 'erf'"),
 ]
 
-FUNCTIONS = (
-    "threshold relu hardtanh relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish glu sigmoid logsigmoid"
-    " hardsigmoid hardswish tanh tanhshrink softsign softplus hardshrink softshrink softmax softmin log_softmax"
-    " gumbel_softmax"
-).split()
-
 
 class TestLayers(LayerContract):
     pass

@@ -107,8 +107,6 @@ REFUSALS = [
     ),
 ]
 
-FUNCTIONS = ["scaled_dot_product_attention"]
-
 
 class TestLayers(LayerContract):
     pass

@@ -126,8 +126,6 @@ REFUSALS = [
     Refusal("pad", ((1, 1) * 2, "reflect"), inputs=(numbers(2, 3),), match="one or two more before"),
 ]
 
-FUNCTIONS = ["pad"]
-
 
 class TestLayers(LayerContract):
     pass

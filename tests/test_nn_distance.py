@@ -38,8 +38,6 @@ REFUSALS = [
     Refusal("pdist", (-1.0,), inputs=(X,), match="p >= 0; got p=-1.0"),
 ]
 
-FUNCTIONS = ["pairwise_distance", "cosine_similarity", "pdist"]
-
 
 class TestLayers(LayerContract):
     pass

@@ -56,8 +56,6 @@ REFUSALS = [
     Refusal("Dropout3d", inputs=(numbers(2, 3),), match="expected 4D or 5D input, but received a 2D", torch_too=False),
 ]
 
-FUNCTIONS = [form.__name__ for form in FORMS.values()]
-
 
 class TestLayers(LayerContract):
     pass

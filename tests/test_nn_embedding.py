@@ -103,8 +103,6 @@ REFUSALS = [
     Refusal("one_hot", inputs=(np.zeros(0, np.int32),), match="cannot infer num_classes"),
 ]
 
-FUNCTIONS = ["embedding", "embedding_bag", "one_hot"]
-
 
 class TestLayers(LayerContract):
     pass

@@ -35,8 +35,6 @@ REFUSALS = [
     Refusal("Unflatten", (3, (2, 3)), inputs=(numbers(4, 6),), match="no such axis"),
 ]
 
-FUNCTIONS = ["linear", "bilinear"]
-
 
 class TestLayers(LayerContract):
     pass

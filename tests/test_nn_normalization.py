@@ -138,16 +138,6 @@ REFUSALS = [
     ),
 ]
 
-FUNCTIONS = [
-    "batch_norm",
-    "instance_norm",
-    "group_norm",
-    "layer_norm",
-    "rms_norm",
-    "local_response_norm",
-    "normalize",
-]
-
 
 class TestLayers(LayerContract):
     pass

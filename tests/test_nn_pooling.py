@@ -131,11 +131,6 @@ REFUSALS = [
     ),
 ]
 
-FUNCTIONS = [
-    *(f"{name}{n}d" for name in ("max_unpool", "lp_pool") for n in (1, 2, 3)),
-    *("adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-]
-
 
 class TestLayers(LayerContract):
     pass

@@ -134,8 +134,6 @@ REFUSALS = [
     Refusal("affine_grid", ((2, 1, 3, 3),), inputs=(integers(3, 2, 2, 3),), match="floating"),
 ]
 
-FUNCTIONS = ["interpolate", "grid_sample", "affine_grid", "unfold", "fold"]
-
 
 class TestLayers(LayerContract):
     pass

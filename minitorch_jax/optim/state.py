@@ -31,7 +31,7 @@ def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
         "skipped": _number(steps[..., -1]),
         "hyperparameters": {name: opt._stated(name) for name in (*hyper.given, *hyper.flags)},
         **({"groups": own} if own else {}),
-        "fingerprints": _fingerprints(plan),
+        "fingerprints": _fingerprints(plan.values()),
         "state": state,
     }
 
@@ -120,10 +120,10 @@ def _fingerprint(value: Any) -> Any:
     return jnp.stack([size.sum(), jnp.vdot(size, jnp.linspace(0.5, 1.0, size.size, dtype=jnp.float32))])
 
 
-def _fingerprints(plan: Plan) -> dict[str, tuple[float, float]]:
+def _fingerprints(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Two numbers of each parameter that tell it from others of its shape."""
     with jax.ensure_compile_time_eval():  # also where other values are traced
-        found = {path: _fingerprint(value) for path, value in plan.values().items()}
+        found = {path: _fingerprint(value) for path, value in values.items()}
     return {path: (float(pair[0]), float(pair[1])) for path, pair in jax.device_get(found).items()}
 
 
@@ -131,12 +131,13 @@ def _moved(plan: Plan, saved: Mapping[str, Any]) -> list[str]:
     """Parameters whose state was saved beside values that another one of them has now."""
     if not saved:
         return []
-    now, shapes = _fingerprints(plan), {path: np.shape(value) for path, value in plan.values().items()}
+    values = plan.values()
+    now = _fingerprints(values)
     problems = []
     for path in now.keys() & saved.keys():
         if _same(now[path], saved[path]):
             continue
-        for other in (p for p in now if p in saved and p != path and shapes[p] == shapes[path]):
+        for other in (p for p in now if p in saved and p != path and values[p].shape == values[path].shape):
             if _same(now[other], saved[path]) and not _same(now[other], saved[other]):
                 problems.append(
                     f"  {path}: its state was saved for the parameter that is {other} now. List the modules in the"
