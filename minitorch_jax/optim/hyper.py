@@ -107,14 +107,14 @@ class Hyperparameters:
             return own.get(name, self.flags[name])
         value: Any = own.get(name, self.given[name])
         if is_schedule(value):
-            return _short(value(num_steps()))
+            return short(value(num_steps()))
         vector = self.cell.value
         if vector is self.exact:
             return value
         start, length = self._place(name, group)
         if length:
-            return tuple(_short(vector[..., start + i]) for i in range(length))
-        return _short(vector[..., start])
+            return tuple(short(vector[..., start + i]) for i in range(length))
+        return short(vector[..., start])
 
     def stated(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
         """`get`, but for a schedule, which is given as it is."""
@@ -229,7 +229,7 @@ def _layout(given: Mapping[str, Any]) -> tuple[Layout, int]:
     return tuple(layout), start
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
     """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149."""
     if isinstance(value, jax.core.Tracer) or np.shape(value) != ():
         return value

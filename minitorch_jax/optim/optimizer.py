@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from ..stateful import Builder, Node, Stateful, Walk, Walker, join
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
-from .plan import Plan, field_names, ids_of, make_plan
+from .plan import Plan, begin_states, field_names, ids_of, make_plan
 
 _CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None}
 
@@ -116,8 +117,11 @@ class Optimizer(Stateful):
             "decay_matrices_only": decay_matrices_only,
             "master_weights": master_weights,
         }
-        settings = {"lr": lr, **hyperparameters, **options}
         _check_names(type(self), hyperparameters)
+        self._configure(modules, {"lr": lr, **hyperparameters, **options})
+
+    def _configure(self, modules: Any, settings: dict[str, Any]) -> None:
+        """Everything that `__init__` does, once it is known what the settings are."""
         flags = _flags(type(self), settings)
         given = {name: value for name, value in _tuples(type(self), settings).items() if name not in flags}
         lists, own = split(type(self).__name__, as_list(modules))
@@ -137,6 +141,8 @@ class Optimizer(Stateful):
             _order=[],
             _clocks=(),  # for each in `_order`, the place of the first that has taken as many steps
             _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
+            _form=None,  # of a rule of all parameters at once: how its state is made of `_state` and `_shared`
+            _shared={},  # and what it keeps for all of them: cells by name
             _foreign=[],  # the modules that are not ours, with the keys of their states
             _warned=set(),
             _grows=False,  # whether the rule may need more state than before
@@ -167,6 +173,17 @@ class Optimizer(Stateful):
         """One step of one parameter `p` with gradient `g`, state `s`, hyperparameters `h`."""
         return p - h.lr * g, s
 
+    def _begin_states(
+        self,
+        state: dict[Cell, Any],
+        trainable: list[Cell],
+        names: Mapping[Cell, str],
+        groups: Mapping[Cell, int],
+        arrays: Mapping[Cell, Any],
+    ) -> set[Cell]:
+        """Add to `state` what parameters have none of; gives those that had no state before, and begin now."""
+        return begin_states(self, state, trainable, groups, arrays)
+
     # -- the facade ---------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
@@ -174,11 +191,15 @@ class Optimizer(Stateful):
 
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
+        self._step()
+
+    def _step(self, *extra: Any) -> None:
+        """`step`, with what a rule of all parameters is given besides."""
         plan = self._plan_now()
         if not cells.is_eager():
             self._check_writable(plan)
             self._look_for_missing(plan, list(map(cells.gradient, plan.grads)))
-            self._step_inline(plan)
+            self._step_inline(plan, *extra)
             return
         if plan.pipeline is None:
             plan.compile(self)
@@ -186,9 +207,10 @@ class Optimizer(Stateful):
         if plan.fresh or (grads and grads[0] is None):
             self._look_for_missing(plan, list(map(get_value, plan.grads)))
         if plan.foreign:
-            self._step_foreign(plan, grads)
+            self._step_foreign(plan, grads, *extra)
         else:
-            plan.pipeline.run((grads, self._hyper.cell.value))
+            others = grads, self._hyper.cell.value
+            plan.pipeline.run((*others, (), (), *extra) if extra else others)
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
@@ -251,16 +273,16 @@ class Optimizer(Stateful):
         for cell in plan.owned:
             cells.check_writable(cell, f"what {type(self).__name__}.step() updates", self)
 
-    def _step_inline(self, plan: Plan) -> None:
+    def _step_inline(self, plan: Plan, *extra: Any) -> None:
         grads = list(map(cells.gradient, plan.grads))
-        new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value)
+        new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value, (), (), *extra)
         for cell, value in zip(plan.owned, new, strict=True):
             cells.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
         frame = cells.local.frame
         if frame is not None:
             frame.consumed.update(zip(plan.grads, grads, strict=True))
 
-    def _step_foreign(self, plan: Plan, grads: list[Any]) -> None:
+    def _step_foreign(self, plan: Plan, grads: list[Any], *extra: Any) -> None:
         """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""
         landing = [Cell(None, "foreign") for foreign in plan.foreign for _ in foreign.cells]
         by_module = [foreign.arrays() for foreign in plan.foreign]
@@ -273,7 +295,7 @@ class Optimizer(Stateful):
             values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
             with interrupts.held:
                 pipeline = Pipeline(plan.compiled, [*plan.held, *landing], plan.held)
-                pipeline.run((grads, values, arrays, gradients))
+                pipeline.run((grads, values, arrays, gradients, *extra))
                 new = iter([np.asarray(cell.value) for cell in landing])
                 for foreign in plan.foreign:
                     foreign.write([next(new) for _ in foreign.cells])
@@ -306,7 +328,7 @@ class Optimizer(Stateful):
     def _warn_once(self, about: list[str], message: str) -> None:
         if not self._warned.issuperset(about):
             self._warned.update(about)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=_frames_to_the_user())
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
@@ -476,9 +498,10 @@ class Optimizer(Stateful):
 
         Returns:
             `{"num_steps": int, "skipped": int, "hyperparameters": {name: value}, "fingerprints": {path: pair}, "state":
-            {path: {"step": int, field: array}}}`, and, if there are groups, `"groups"`: a list of what each has of its
-            own. Paths start with the module's place in `modules`. A fingerprint is two numbers of a parameter's values,
-            by which `load_state_dict` sees that modules are listed in another order.
+            {path: {"step": int, field: array}}}`; if there are groups, `"groups"`: a list of what each has of its own;
+            if the rule keeps something for all parameters, `"shared"`: `{field: array}`. Paths start with the module's
+            place in `modules`. A fingerprint is two numbers of a parameter's values, by which `load_state_dict` sees that
+            modules are listed in another order.
 
         Example:
             >>> import jax
@@ -535,7 +558,7 @@ class Optimizer(Stateful):
         ]
         names = (type(module).__name__ for module in self.modules)
         listed = ", ".join(map(repr, self.groups) if self._hyper.own else names)
-        return f"{type(self).__name__}([{listed}], {', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join([f'[{listed}]', *shown])})"
 
     # -- pytree -------------------------------------------------------------------------------------------------------
 
@@ -577,7 +600,8 @@ class Optimizer(Stateful):
         steps = walker.cell(self._steps, join(path, "steps"))
         values = walker.cell(self._hyper.cell, join(path, "hyperparameters"))
         seen = None if self._seen is None else walker.cell(self._seen, join(path, "seen"))
-        counts = steps, seen
+        shared = tuple([(name, walker.cell(c, join(path, f"shared.{name}"))) for name, c in self._shared.items()])
+        counts = steps, seen, shared, self._form
         return modules, tuple(map(len, self._lists)), grads, tuple(state), counts, values, self._hyper.statics()
 
     @classmethod
@@ -604,7 +628,7 @@ class Optimizer(Stateful):
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
-        modules, lengths, grads, state, (steps, seen), values, statics = payload
+        modules, lengths, grads, state, (steps, seen, shared, form), values, statics = payload
         self = object.__new__(cls)
         builder.objects.append(self)
         made = builder.cells
@@ -616,9 +640,21 @@ class Optimizer(Stateful):
             made[param].grad = made[grad]
         vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
         vars(self).update(
-            _order=[made[p] for p, _, _ in state], _clocks=clocks, _seen=None if seen is None else made[seen]
+            _order=[made[p] for p, _, _ in state],
+            _clocks=clocks,
+            _seen=None if seen is None else made[seen],
+            _form=form,
+            _shared={name: made[number] for name, number in shared},
         )
         return self
+
+
+def _frames_to_the_user() -> int:
+    """How far up, from whoever calls this, the first frame outside of this package is."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "minitorch_jax":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _nan_like(value: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,8 @@ class Plan:
     ) -> None:
         walks = [walk_of(module) for module in opt.modules if isinstance(module, Module)]
         around = len(opt.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
-        self.version = None if around or any(walk.watched for walk in walks) else version  # None: look at every step
+        self._version = None if around else version  # None: look at every step
+        self._watched = [look for walk in walks for look in walk.watched]
         self.modules = list(opt.modules)
         self.ids = ids_of(opt._lists)
         self.foreign = foreign
@@ -60,17 +61,24 @@ class Plan:
             self.shapes |= {cell: a.shape for cell, a in zip(module.cells, module.arrays(), strict=True)}
         order = {cell: i for i, cell in enumerate(opt._order)}
         singles = [single(opt, cell, order, groups, shape) for cell, shape in self.shapes.items()]
-        self.tail = [opt._steps] if opt._seen is None else [opt._seen, opt._steps]
+        self.tail = [*opt._shared.values(), *([] if opt._seen is None else [opt._seen]), opt._steps]
         self.owned = [*self.params, *(c for unit in singles for c in unit.state), *self.tail]
         hyper = opt._hyper
         settings = [
             Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
             for g in range(len(opt._lists))
         ]
-        self._rule = type(opt), tuple(settings), hyper.layout
+        self._rule = opt._form or type(opt), tuple(settings), hyper.layout
         self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
+
+    @property
+    def version(self) -> object:
+        """The version of the structure that the plan was made for, after a look at what tells nobody of its changes."""
+        for look in self._watched:
+            look()
+        return self._version
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         settings = self._rule[1]
@@ -112,10 +120,11 @@ def make_plan(opt: Any) -> Plan:
     extra = [cell for module in foreign for cell in module.cells]
     if not native and not extra:
         raise ValueError(f"{type(opt).__name__}: the modules hold no parameters, so there is nothing to train")
-    _keep_state(opt, [*native, *extra], [*(c for c in native if c.trainable), *extra], foreign, groups)
+    names = native | {cell: f"{module.label}.{j}" for module in foreign for j, cell in enumerate(module.cells)}
+    _keep_state(opt, names, [*(c for c in native if c.trainable), *extra], foreign, groups)
     _keep_seen(opt)
     if cells.is_eager():
-        states = [cell for _, state in opt._state.values() for cell in state]
+        states = [*opt._shared.values(), *(cell for _, state in opt._state.values() for cell in state)]
         seen = [] if opt._seen is None else [opt._seen]
         join_mesh(stored_cells([*native, *states, opt._steps, *seen]))
     plan = Plan(opt, native, foreign, groups, version)
@@ -189,31 +198,13 @@ def _no_overlap(opt: Any) -> None:
 
 
 def _keep_state(
-    opt: Any, every: list[Cell], trainable: list[Cell], foreign: list[Foreign], groups: dict[Cell, int]
+    opt: Any, names: dict[Cell, str], trainable: list[Cell], foreign: list[Foreign], groups: dict[Cell, int]
 ) -> None:
     """Bring `opt._state`, `_order` and `_steps` in line with the parameters that there are."""
-    hyper = opt._hyper
-    settings = [
-        SimpleNamespace(**{name: hyper.given_number(name, g) for name in hyper.given}, **hyper.flags_of(g))
-        for g in range(len(opt._lists))
-    ]
-    values = {c: a for module in foreign for c, a in zip(module.cells, module.arrays(), strict=True)}
+    arrays = {c: a for module in foreign for c, a in zip(module.cells, module.arrays(), strict=True)}
+    every = list(names)
     state = {cell: opt._state[cell] for cell in every if cell in opt._state}
-    begun = set()  # parameters whose state begins now: they count their steps from here
-    for cell in trainable:
-        if cell not in state or not state[cell][1] or opt._grows:
-            with jax.enable_x64(True) if cell in values and values[cell].dtype == np.float64 else nullcontext():
-                p = jnp.asarray(values[cell]) if cell in values else cell.value
-                if settings[groups[cell]].master_weights and is_narrow(p):
-                    p = p.astype(jnp.float32)
-                leaves, tree = jax.tree.flatten(type(opt).init_state(p, settings[groups[cell]]))
-            made = [Cell(leaf, "state", birth=cell.birth) for leaf in unaliased(leaves, [p])]
-            if cell in state and state[cell][1]:
-                tree, made = _grown(state[cell], tree, made)
-            elif leaves and cell in opt._state:
-                begun.add(cell)
-            state[cell] = tree, made
-        _keep_master(state, cell, settings[groups[cell]].master_weights and is_narrow(cell.value))
+    begun = opt._begin_states(state, trainable, names, groups, arrays)  # they count their steps from here
     if every != opt._order or begun:
         old = {cell: i for i, cell in enumerate(opt._order) if cell not in begun}
         steps = opt._steps.value
@@ -227,6 +218,34 @@ def _keep_state(
         opt._steps.lent = False
     opt._clocks = _clocks(opt, every, trainable)
     opt._state, opt._order, opt._grows = state, list(every), False
+
+
+def begin_states(
+    opt: Any, state: dict[Cell, Any], trainable: list[Cell], groups: Mapping[Cell, int], arrays: Mapping[Cell, Any]
+) -> set[Cell]:
+    """Ask the rule for the states of parameters that have none, or may have more now; gives those that begin now."""
+    hyper = opt._hyper
+    settings = [
+        SimpleNamespace(**{name: hyper.given_number(name, g) for name in hyper.given}, **hyper.flags_of(g))
+        for g in range(len(opt._lists))
+    ]
+    begun = set()
+    lent = not type(opt).__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
+    for cell in trainable:
+        if cell not in state or not state[cell][1] or opt._grows:
+            with jax.enable_x64(True) if cell in arrays and arrays[cell].dtype == np.float64 else nullcontext():
+                p = jnp.asarray(arrays[cell]) if cell in arrays else cell.value
+                if settings[groups[cell]].master_weights and is_narrow(p):
+                    p = p.astype(jnp.float32)
+                leaves, tree = jax.tree.flatten(type(opt).init_state(p, settings[groups[cell]]))
+            made = [Cell(leaf, "state", lent=lent, birth=cell.birth) for leaf in unaliased(leaves, [p])]
+            if cell in state and state[cell][1]:
+                tree, made = _grown(state[cell], tree, made)
+            elif leaves and cell in opt._state:
+                begun.add(cell)
+            state[cell] = tree, made
+        _keep_master(state, cell, settings[groups[cell]].master_weights and is_narrow(cell.value))
+    return begun
 
 
 def _keep_seen(opt: Any) -> None:
@@ -360,22 +379,34 @@ def _make_update(
     ticks = np.zeros(num_steps + 2, np.int32)
     ticks[[*(i for _, positions, *_ in structures for i in positions), num_steps]] = 1
 
+    def each(params: Any, grads: Any, states: Any, values: Any, steps: Any) -> tuple[list[Any], list[Any]]:
+        numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
+        clocks = {clock: steps[clock] + 1 for _, _, clock, _, _ in structures}
+        new_params, new_states = [], []
+        for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
+            mine = numbers[group] | masked_decay(numbers[group], decayed)
+            new_p, new_s = _one(rule, settings[group].flags)(p, g, s, mine, clocks[clock])
+            new_params.append(new_p)
+            new_states += jax.tree.leaves(new_s)
+        return new_params, new_states
+
     def update(
-        owned: list[Any], grads: list[Any], values: Any, foreign: Sequence[Any] = (), foreign_grads: Sequence[Any] = ()
+        owned: list[Any],
+        grads: list[Any],
+        values: Any,
+        foreign: Sequence[Any] = (),
+        foreign_grads: Sequence[Any] = (),
+        extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Any]:
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:last])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
         grads = [*map(cells.unless_consumed, grads), *foreign_grads]
-        values = jnp.asarray(values)
-        numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
-        new_params, new_states = [], []
-        clocks = {clock: steps[clock] + 1 for _, _, clock, _, _ in structures}
-        for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
-            mine = numbers[group] | _decay(numbers[group], decayed)
-            new_p, new_s = _one(rule, settings[group].flags)(p, g, s, mine, clocks[clock])
-            new_params.append(new_p)
-            new_states += jax.tree.leaves(new_s)
+        if isinstance(rule, type):
+            new_params, new_states = each(params, grads, states, jnp.asarray(values), steps)
+        else:
+            shared = dict(zip(rule.shared_names, held, strict=True))
+            new_params, new_states = rule.update(params, grads, states, shared, extra)
         new_steps = steps + ticks
         if skip_nonfinite or tracks:
             finite = jnp.stack([jnp.isfinite(g).all() for g in grads if g is not None] or [jnp.array(True)]).all()
@@ -395,7 +426,7 @@ def _make_update(
     return update
 
 
-def _decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
+def masked_decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
     """The weight decay of an array of which some parts may have none."""
     if decayed is None or "weight_decay" not in numbers:
         return {}
@@ -411,13 +442,13 @@ def _one(rule: Any, flags: tuple[tuple[str, Any], ...]) -> Callable[..., tuple[A
     """A rule's update of one parameter; jitted, so that it is traced once for all of a shape."""
 
     def update(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any) -> tuple[Any, Any]:
-        return _lifted(rule, p, g, s, numbers, dict(flags), t)
+        return lifted(rule, p, g, s, numbers, dict(flags), t)
 
     update.__name__ = rule.__name__
     return jax.jit(update)
 
 
-def _lifted(
+def lifted(
     rule: Any, p: Any, g: Any, s: Any, numbers: dict[str, Any], flags: dict[str, Any], t: Any
 ) -> tuple[Any, Any]:
     """One parameter's update, computed in at least float32, with the dtypes that went in."""
@@ -425,7 +456,7 @@ def _lifted(
     if isinstance(s, Master):  # unless the parameter has been given another value since
         same = s.master_weight.astype(p.dtype) == p
         master = jnp.where(same, s.master_weight, p.astype(dtype))
-        master, state = _lifted(rule, master, g, s.rule_state, numbers, flags, t)
+        master, state = lifted(rule, master, g, s.rule_state, numbers, flags, t)
         return master.astype(p.dtype), Master(master, state)
 
     def widen(x: Any) -> Any:

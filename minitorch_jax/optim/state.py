@@ -33,6 +33,7 @@ def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
         **({"groups": own} if own else {}),
         "fingerprints": _fingerprints(plan.values()),
         "state": state,
+        **({"shared": {name: cells.read(cell, opt) for name, cell in opt._shared.items()}} if opt._shared else {}),
     }
 
 
@@ -42,7 +43,8 @@ def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     hyper = dict(given.get("hyperparameters", {}))
     own = [dict(mine) for mine in given.get("groups", [])]
     new, steps, problems = _new_state(opt, plan, given)
-    wanted = {"num_steps", "skipped", "hyperparameters", "state", *(["groups"] if opt._hyper.own else [])}
+    wanted = {"num_steps", "skipped", "hyperparameters", "state"}
+    wanted |= {key for key, there in (("groups", opt._hyper.own), ("shared", opt._shared)) if there}
     keys = sorted(wanted ^ (given.keys() - {"fingerprints"}))
     problems = [f"  {'missing' if key in wanted else 'unexpected'}: {key}" for key in keys] + problems
     problems += _moved(plan, given.get("fingerprints", {}))
@@ -73,13 +75,25 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
             problems.append(f"  {path}: fields {sorted(fields)} were given for {sorted(names)}")
         elif path in state:
             steps[opt._order.index(param)] = fields["step"]
-            for name, cell in zip(names[1:], held, strict=True):
-                try:
-                    with _wide(cell.value):
-                        new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
-                except ValueError as error:
-                    problems.append(f"  {error}")
+            problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new)
+    shared = given.get("shared", {}) if opt._shared else {}
+    if shared.keys() != opt._shared.keys():
+        problems.append(f"  shared: fields {sorted(shared)} were given for {sorted(opt._shared)}")
+    else:
+        problems += _take(opt._shared, shared, "shared", new)
     return new, steps, problems
+
+
+def _take(held: Mapping[str, Cell], fields: Mapping[str, Any], path: str, new: list[tuple[Cell, Any]]) -> list[str]:
+    """Add to `new` what fields give some cells; what is wrong with them."""
+    problems = []
+    for name, cell in held.items():
+        try:
+            with _wide(cell.value):
+                new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
+        except ValueError as error:
+            problems.append(f"  {error}")
+    return problems
 
 
 def _misfits(opt: Any, hyper: dict[str, Any], own: list[dict[str, Any]]) -> list[str]:

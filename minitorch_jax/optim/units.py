@@ -107,12 +107,10 @@ def over_packs(
     """`update` of cells' values as a function of the values that are stored for them, and what it depends on."""
     layout, grad_layout = Layout(owned), Layout(grads)
 
-    def stored_update(
-        stored: list[Any], stored_grads: list[Any], values: Any, arrays: Sequence[Any] = (), more: Sequence[Any] = ()
-    ) -> list[Any]:
+    def stored_update(stored: list[Any], stored_grads: list[Any], values: Any, *others: Any) -> list[Any]:
         parts = layout.cut(dict(enumerate(stored)), [None] * len(owned))
         part_grads = grad_layout.cut(dict(enumerate(stored_grads)), [None] * len(grads))
-        new = update(parts, part_grads, values, arrays, more)
+        new = update(parts, part_grads, values, *others)
         joined = [layout.joined(j, new.__getitem__, old) for j, old in enumerate(stored)]
         return [*joined, *new[len(owned) :]]
 

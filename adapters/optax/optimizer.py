@@ -1,0 +1,236 @@
+"""An optax transformation behind our facade."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import minitorch_jax as mt
+from minitorch_jax import cell as cells
+from minitorch_jax.optim.hyper import short
+from minitorch_jax.optim.joint import JointOptimizer
+from minitorch_jax.parameter import as_array, checked
+
+from .transformation import Transformation
+
+
+class OptaxOptimizer(JointOptimizer):
+    """An optax transformation with `step()`, `zero_grad()`, and a list of modules that can be changed.
+
+    Works in eager code, `mt.jit`, `mt.scan`, as a pytree, with `mt.save` and `mt.load`. The state of each parameter stays
+    with it when modules are added, removed or put in another order, or when it is frozen for a while; what the
+    transformation keeps of all parameters together stays too, or, if it depends on which they are (a vector of all of
+    them), begins anew. Two optimizers whose transformations were made by the same calls share their compiled programs.
+
+    Args:
+        modules: a list of modules; see `minitorch_jax.Optimizer`. No groups: that is what `optax.partition` is for.
+        tx: a `GradientTransformation`, with or without extra arguments, or `MultiSteps`. It gets parameters, gradients
+            and state as dicts by path, only of what is trainable; `optax.masked(tx, {"0.weight": True, ...})`.
+        skip_nonfinite, track_grad_norm: see `minitorch_jax.Optimizer`.
+
+    Raises:
+        TypeError: if `tx` has no `init` and `update`; if it is pickled (save its state instead).
+        ValueError, TypeError: as `minitorch_jax.Optimizer`.
+
+    Differs from our own optimizers: arithmetic and the dtypes of the state are optax's, and so are the defaults. `lr` is
+    inside the transformation, unless it was made with `optax.inject_hyperparams`.
+
+    Example:
+        >>> import jax, minitorch_jax as mt, optax
+        >>> from minitorch_jax import nn
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> opt = OptaxOptimizer([model], optax.inject_hyperparams(optax.adamw)(learning_rate=0.5))
+        >>> opt.lr
+        0.5
+        >>> loss = mt.backward(lambda model: model(jnp.ones((1, 2))).sum(), model)
+        >>> before = model.bias
+        >>> opt.step()
+        >>> (model.bias - before).round(2)
+        Array([-0.5], dtype=float32)
+    """
+
+    def __init__(self, modules: Any, tx: Any, *, skip_nonfinite: bool = False, track_grad_norm: bool = False) -> None:
+        if isinstance(tx, type) or not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+            raise TypeError(
+                f"OptaxOptimizer takes an optax transformation, such as `optax.adam(1e-3)`, with `init` and `update`; got"
+                f" {tx!r}"
+            )
+        rule = Transformation(tx)
+        super().__init__(modules, rule, skip_nonfinite=skip_nonfinite, track_grad_norm=track_grad_norm)
+
+    @property
+    def tx(self) -> Any:
+        """The transformation."""
+        return self._rule.given
+
+    def step(self, **extra: Any) -> None:
+        """Update every trainable parameter of `modules`, in place: all of them, or none if it raises.
+
+        Args:
+            **extra: extra arguments of the transformation. Numbers, arrays and pytrees of them are traced: `value=loss`.
+                A function (`value_fn`, for a line search) takes no parameters here: it is called with those that are to be
+                tried in the modules, `value_fn=lambda: loss_fn(model, x, y)`. In eager code give the batch by
+                `functools.partial(loss_fn, model, x, y)`, so that it is data of the compiled program. `grad` is added
+                beside a `value_fn`.
+
+        Raises:
+            TypeError: if the transformation takes no extra arguments, or needs some that are not given.
+        """
+        if extra and not self._rule.takes_extra:
+            raise TypeError(
+                f"step() was given {', '.join(extra)}, and the transformation takes no extra arguments: it is no"
+                " GradientTransformationExtraArgs"
+            )
+        functions = {name: value for name, value in extra.items() if callable(value)}
+        data = jax.tree.map(as_array, {name: value for name, value in extra.items() if name not in functions})
+        if not functions:
+            self._step(data)
+        elif cells.is_eager():
+            taken_apart = {name: _taken_apart(function) for name, function in functions.items()}
+            _compiled_step(self, data, taken_apart)
+        else:
+            self._step(data | {name: self._tried(function) for name, function in functions.items()})
+
+    def _tried(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of nothing as one of the parameters that it is to see in the modules."""
+
+        def tried(params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+            plan = self._plan_now()
+            values = [params[path] for path in plan.paths]
+            out, _, frame = cells.substituted(plan.params, values, lambda _: function(*args, **kwargs))
+            if frame.parent is not None:
+                for owner, cell in frame.met.values():
+                    frame.parent.touch(cell, owner)
+            return out
+
+        return tried
+
+    # -- what optax keeps ---------------------------------------------------------------------------------------------
+
+    @property
+    def opt_state(self) -> Any:
+        """The transformation's state, as optax has it; assigning one of the same structure takes it over."""
+        return jax.tree.map(lambda cell: cells.read(cell, self), self._state_cells())
+
+    def _state_cells(self) -> Any:
+        """The state with cells in the place of arrays."""
+        plan = self._plan_now()
+        return self._form.joined([jax.tree.unflatten(*self._state[cell]) for cell in plan.shapes], self._shared)
+
+    def _set_opt_state(self, new: Any) -> None:
+        held, form = jax.tree.leaves(self._state_cells()), self._form
+        if jax.tree.structure(new) != form.tree:
+            raise ValueError(
+                f"opt_state has the structure {form.tree}, and was given {jax.tree.structure(new)}: of another"
+                " transformation, or other parameters"
+            )
+        places = [".".join([*([] if i is None else [form.names[i]]), field]) for i, field in form.places]
+        leaves = [
+            checked(leaf, cell.value, f"opt_state: {place}")
+            for leaf, cell, place in zip(jax.tree.leaves(new), held, places, strict=True)
+        ]
+        for cell, leaf, place in zip(held, leaves, places, strict=True):
+            cells.write(cell, leaf, f"opt_state: {place}", self)
+
+    @property
+    def hyperparams(self) -> MutableMapping[str, Any]:
+        """What `optax.inject_hyperparams` made changeable, by name: assigning a number never compiles again.
+
+        Where a name occurs in several transformations, it is preceded by the place: `"1.hyperparams.learning_rate"`.
+        """
+        self._plan_now()
+        return _Hyperparams(self)
+
+    @property
+    def lr(self) -> Any:
+        """The injected `learning_rate` (or `lr`, of a rule of ours).
+
+        Raises:
+            AttributeError: if the transformation was made without `optax.inject_hyperparams`.
+        """
+        return self.hyperparams[self._lr_name()]
+
+    def _lr_name(self) -> str:
+        found = self.hyperparams
+        for name in ("learning_rate", "lr"):
+            if name in found:
+                return name
+        raise AttributeError(
+            "the learning rate is inside of the transformation. To read and assign it, make it with"
+            " `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`"
+            + (f"; the injected hyperparameters are {', '.join(found)}" if found else "")
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "lr":  # the property has raised: its message, once more
+            self._lr_name()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "lr":
+            self.hyperparams[self._lr_name()] = value
+        elif name == "opt_state":
+            self._set_opt_state(value)
+        else:
+            super().__setattr__(name, value)
+
+
+class _Hyperparams(MutableMapping[str, Any]):
+    """The injected hyperparameters of an optimizer."""
+
+    def __init__(self, opt: OptaxOptimizer) -> None:
+        self._opt = opt
+        fields = [field for field in opt._shared if field.split(".")[-2:-1] == ["hyperparams"]]
+        last = [field.rpartition(".")[2] for field in fields]
+        self._fields = {
+            name if last.count(name) == 1 else field: field for field, name in zip(fields, last, strict=True)
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return short(cells.read(self._opt._shared[self._fields[name]], self._opt))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self._fields:
+            raise KeyError(f"{name!r} is no injected hyperparameter; there are {', '.join(self) or 'none'}")
+        field = self._fields[name]
+        prefix, _, last = field.rpartition("hyperparams.")
+        if any(other.startswith(f"{prefix}hyperparams_states.{last}.") for other in self._opt._shared):
+            raise AttributeError(f"{name} follows a schedule, which would set it anew at each step")
+        cell = self._opt._shared[field]
+        if not isinstance(value, jax.Array | np.ndarray) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number; got {value!r}")
+        new = jnp.asarray(value).astype(cell.value.dtype)
+        cells.write(cell, checked(new, cell.value, name), name, self._opt)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("injected hyperparameters belong to the transformation: they cannot be deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _taken_apart(function: Callable[..., Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A function, and the arguments that a `partial` has given it."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
+    return function, args, kwargs
+
+
+@mt.jit
+def _compiled_step(opt: OptaxOptimizer, data: dict[str, Any], functions: dict[str, Any]) -> None:
+    whole = {name: functools.partial(fn, *args, **kwargs) for name, (fn, args, kwargs) in functions.items()}
+    opt.step(**data, **whole)

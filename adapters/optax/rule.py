@@ -1,0 +1,116 @@
+"""A rule of ours as an optax transformation."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import minitorch_jax as mt
+from minitorch_jax.optim import LBFGS, Optimizer
+from minitorch_jax.optim.hyper import is_schedule
+from minitorch_jax.optim.joint import JointOptimizer
+from minitorch_jax.optim.plan import Master, Settings, lifted, masked_decay
+from minitorch_jax.parameter import as_array, is_narrow
+
+from .._extra import missing
+
+try:
+    import optax
+except ImportError as error:
+    raise missing("optax", error) from error
+
+
+class RuleState(NamedTuple):
+    """The state of `as_optax`."""
+
+    num_steps: jax.Array  # (), int32: steps taken
+    hyperparams: dict[str, Any]  # by name: numbers, that may be changed between steps; not those that follow a schedule
+    states: Any  # the rule's state of each parameter, in the place of the parameter
+
+
+class _Probe(mt.Module):
+    """Something to train, for an optimizer that is made to check its settings."""
+
+    def __init__(self) -> None:
+        self.weight = mt.Parameter(jnp.zeros((1, 1)))
+
+    def forward(self) -> Any:
+        return self.weight
+
+
+def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.GradientTransformationExtraArgs:
+    """One of our rules, or one of your own, as an optax transformation.
+
+    Args:
+        rule: a class: `mt.Optimizer`, any of `minitorch_jax.optim` but LBFGS, or a subclass with `init_state` and `update`.
+        *args, **settings: as its constructor takes after `modules`, checked in the same way; schedules too.
+
+    Returns:
+        A transformation, to be used with `params`, in `optax.chain` or alone. Its updates are the difference that a step
+        makes, so `optax.apply_updates` gives the step's result to the rounding of one addition. Numbers are in its
+        state, `state.hyperparams["lr"]`, and may be changed there.
+
+    Raises:
+        TypeError: if `rule` is no such class, or its constructor does not take the settings.
+        ValueError: for settings out of range, `skip_nonfinite` and `track_grad_norm` (there is
+            `optax.apply_if_finite`); by `update`, without `params`.
+
+    Example:
+        >>> import optax
+        >>> from minitorch_jax import optim
+        >>> tx = optax.chain(optax.clip_by_global_norm(1.0), as_optax(optim.AdamW, lr=0.1, weight_decay=0.0))
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> updates, state = tx.update({"w": jnp.array([3.0, 4.0])}, tx.init(params), params)
+        >>> updates["w"].round(3)
+        Array([-0.1, -0.1], dtype=float32)
+    """
+    if not (isinstance(rule, type) and issubclass(rule, Optimizer)) or issubclass(rule, LBFGS | JointOptimizer):
+        raise TypeError(
+            "as_optax takes the class of an optimizer whose rule is of one array, such as `optim.AdamW` (neither an"
+            f" object of it nor LBFGS); got {rule!r}"
+        )
+    probe = rule([_Probe()], *args, **settings)
+    flags, given = probe._hyper.flags_of(None), dict(probe._hyper.given)
+    for name in ("skip_nonfinite", "track_grad_norm"):
+        if flags[name]:
+            raise ValueError(f"as_optax: {name} is for our facade; wrap the transformation in `optax.apply_if_finite`")
+    schedules = {name: value for name, value in given.items() if is_schedule(value)}
+    numbers = {name: value for name, value in given.items() if name not in schedules}
+    only_matrices = Settings(tuple(flags.items()), (), 0)
+
+    def begin(p: Any) -> Any:
+        settings, p = SimpleNamespace(**given, **flags), as_array(p)
+        if not (flags["master_weights"] and is_narrow(p)):
+            return rule.init_state(p, settings)
+        return Master(p.astype(jnp.float32), rule.init_state(p.astype(jnp.float32), settings))
+
+    def init(params: Any) -> RuleState:
+        states = jax.tree.map(begin, params)
+        hyperparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.result_type(float)), numbers)
+        return RuleState(jnp.zeros((), jnp.int32), hyperparams, states)
+
+    def update(updates: Any, state: RuleState, params: Any = None, **_: Any) -> tuple[Any, RuleState]:
+        if params is None:
+            raise ValueError(
+                f"as_optax({rule.__name__}) computes new parameters: call `tx.update(grads, state, params)`"
+            )
+        now = dict(state.hyperparams) | {
+            name: jax.tree.map(jnp.asarray, schedule(state.num_steps)) for name, schedule in schedules.items()
+        }
+
+        def one(g: Any, p: Any, s: Any) -> tuple[Any, Any]:
+            mine = now | masked_decay(now, only_matrices.decayed((p.shape,)))
+            new_p, new_s = lifted(rule, p, g, s, mine, flags, state.num_steps + 1)
+            return new_p - p, new_s
+
+        tree: Any
+        leaves, tree = jax.tree.flatten(updates)
+        inner = tree.flatten_up_to(state.states)
+        pairs = [one(g, p, s) for g, p, s in zip(leaves, tree.flatten_up_to(params), inner, strict=True)]
+        changed, states = (tree.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
+        return changed, RuleState(state.num_steps + 1, state.hyperparams, states)
+
+    return optax.GradientTransformationExtraArgs(init, update)

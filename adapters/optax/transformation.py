@@ -1,0 +1,110 @@
+"""optax's transformations as rules of all parameters, which are equal if they were made alike."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._extra import missing
+
+try:
+    import optax
+except ImportError as error:
+    raise missing("optax", error) from error
+
+
+class Transformation:
+    """A transformation as a rule of all parameters. Two that were made alike are equal, and share compiled programs."""
+
+    def __init__(self, tx: Any) -> None:
+        self.given = tx
+        self.tx = optax.with_extra_args_support(tx)
+        self.takes_extra = isinstance(tx, optax.GradientTransformationExtraArgs | optax.MultiSteps)
+        self.likeness = _likeness((tx.init, tx.update), {})
+
+    def init(self, params: dict[str, Any]) -> Any:
+        return self.tx.init(params)
+
+    def update(
+        self, params: dict[str, Any], grads: dict[str, Any], state: Any, **extra: Any
+    ) -> tuple[dict[str, Any], Any]:
+        if "value_fn" in extra:
+            extra = {"grad": grads, **extra}
+        updates, state = self.tx.update(grads, state, params, **extra)
+        new: Any = optax.apply_updates(params, updates)
+        return new, state
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transformation) and self.likeness == other.likeness
+
+    def __hash__(self) -> int:
+        return hash(self.likeness)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transformation:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an optax transformation is made of functions within functions, which cannot be pickled. Save the"
+            " optimizer's state with `mt.save(path, model=model, opt=opt)` and load it into one made anew"
+        )
+
+
+# -- likeness -----------------------------------------------------------------------------------------------------------
+
+
+class _Same:
+    """An object that is equal to nothing but itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
+    """What is equal for two functions of the same code around like values: numbers, functions, tuples and dicts of them.
+
+    optax makes its transformations anew at each call, as functions within functions; they have no equality of their own.
+    What else could make a difference (a user's function, which may read globals; an object) is only like itself.
+    """
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic | np.dtype):
+        return type(value), repr(value)
+    if id(value) in seen:
+        return "again", seen[id(value)][0]
+    seen[id(value)] = len(seen), value  # kept alive, so that no other object gets its id
+    match value:
+        case types.FunctionType() if value.__module__.partition(".")[0] in ("optax", "jax", "minitorch_jax"):
+            contents = [_contents(variable) for variable in value.__closure__ or ()]
+            parts = value.__defaults__, value.__kwdefaults__, contents
+            return value.__module__, value.__code__, _likeness(parts, seen)
+        case types.MethodType() if type(value.__self__).__module__.partition(".")[0] == "optax":
+            return _likeness((value.__func__, vars(value.__self__)), seen)
+        case functools.partial():
+            return functools.partial, _likeness((value.func, value.args, value.keywords), seen)
+        case tuple() | list():
+            return type(value), tuple([_likeness(item, seen) for item in value])
+        case dict() | types.MappingProxyType():
+            return type(value), tuple([(_likeness(k, seen), _likeness(v, seen)) for k, v in value.items()])
+        case jax.Array() if not isinstance(value, jax.core.Tracer) and value.size <= 64:
+            if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+                return jax.Array, str(value.dtype), value.shape, np.asarray(value).tobytes()
+    return _Same(value)
+
+
+def _contents(variable: Any) -> Any:
+    try:
+        return variable.cell_contents
+    except ValueError:  # not yet bound
+        return None
