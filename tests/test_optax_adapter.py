@@ -23,7 +23,6 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters import numpy as mini
 from minitorch_jax.adapters.optax import OptaxOptimizer, as_optax
-from minitorch_jax.optim.joint import JointOptimizer
 
 
 @pytest.fixture(autouse=True)
@@ -451,6 +450,14 @@ def test_injected_hyperparameters_are_assigned_without_compiling() -> None:
     assert repr(opt.hyperparams).startswith("{")
 
 
+def test_reduce_on_plateau_reduces_an_injected_rate() -> None:
+    _, opt = adam_pair(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1))
+    plateau = optim.ReduceOnPlateau(opt, factor=0.5, patience=0)
+    for loss in (1.0, 2.0):
+        plateau.step(loss)
+    assert opt.lr == opt.groups[0].lr == pytest.approx(0.05)
+
+
 def test_what_cannot_be_assigned_says_why() -> None:
     model, opt = adam_pair()
     with pytest.raises(AttributeError, match=r"inside of the transformation.*inject_hyperparams"):
@@ -614,14 +621,12 @@ def test_a_line_search_reaches_other_modules_and_changes_none() -> None:
 
 # -- our rules as transformations ---------------------------------------------------------------------------------------
 
-RULES = [cls for cls in discovered() if not issubclass(cls, optim.LBFGS | JointOptimizer)]
-
 
 def quick_first(cls: Any) -> Any:
     return cls if cls in (mt.Optimizer, optim.AdamW, optim.Muon) else pytest.param(cls, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("cls", [quick_first(cls) for cls in RULES], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [quick_first(cls) for cls in discovered()], ids=lambda cls: cls.__name__)
 def test_a_rule_as_a_transformation_steps_as_its_optimizer_does(cls: Any) -> None:
     model = Net("wv" if cls is optim.Muon else "wvbs")
     opt, tx = cls([model], lr=0.03), as_optax(cls, lr=0.03)

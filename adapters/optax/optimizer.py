@@ -38,8 +38,9 @@ class OptaxOptimizer(JointOptimizer):
         TypeError: if `tx` has no `init` and `update`; if it is pickled (save its state instead).
         ValueError, TypeError: as `minitorch_jax.Optimizer`.
 
-    Differs from our own optimizers: arithmetic and the dtypes of the state are optax's, and so are the defaults. `lr` is
-    inside the transformation, unless it was made with `optax.inject_hyperparams`.
+    Differs from our own optimizers: arithmetic and the dtypes of the state are optax's, and so are the defaults. `lr` can be
+    read and assigned if the transformation was made with `optax.inject_hyperparams`; else it is inside of it, and asking for
+    it is an AttributeError that says so. Other injected numbers are in `hyperparams`.
 
     Example:
         >>> import jax, minitorch_jax as mt, optax
@@ -147,18 +148,22 @@ class OptaxOptimizer(JointOptimizer):
         self._plan_now()
         return _Hyperparams(self)
 
-    @property
-    def lr(self) -> Any:
-        """The injected `learning_rate` (or `lr`, of a rule of ours).
+    def _get_setting(self, name: str, group: int | None) -> Any:
+        return self.hyperparams[self._lr_name()] if name == "lr" else super()._get_setting(name, group)
 
-        Raises:
-            AttributeError: if the transformation was made without `optax.inject_hyperparams`.
-        """
-        return self.hyperparams[self._lr_name()]
+    def _stated(self, name: str, group: int | None = None) -> Any:
+        return self._get_setting(name, group) if name == "lr" else super()._stated(name, group)
+
+    def _set_setting(self, name: str, value: Any, group: int | None) -> None:
+        if name == "lr":
+            self.hyperparams[self._lr_name()] = value
+        else:
+            super()._set_setting(name, value, group)
 
     def _lr_name(self) -> str:
+        """The name under which the learning rate was injected."""
         found = self.hyperparams
-        for name in ("learning_rate", "lr"):
+        for name in ("learning_rate", "lr"):  # optax's, and ours of a rule from `as_optax`
             if name in found:
                 return name
         raise AttributeError(
@@ -167,14 +172,9 @@ class OptaxOptimizer(JointOptimizer):
             + (f"; the injected hyperparameters are {', '.join(found)}" if found else "")
         )
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "lr":  # the property has raised: its message, once more
-            self._lr_name()
-        return super().__getattr__(name)
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "lr":
-            self.hyperparams[self._lr_name()] = value
+            self._set_setting(name, value, None)
         elif name == "opt_state":
             self._set_opt_state(value)
         else:
