@@ -36,12 +36,12 @@ def make_optimizer(rule: str, modules: list[Any]) -> mt.Optimizer:
     return mt.Optimizer(modules, lr=LR)
 
 
-def step(problem: Arrays, rule: str = "sgd", packed: bool = False) -> Side:
+def step(problem: Arrays, rule: str = "sgd", packed: bool = False, optimizer: Any = None) -> Side:
     """`opt.step()` alone."""
     model = Flat(problem)
     if packed:
         mt.pack(model)
-    opt = make_optimizer(rule, [model])
+    opt = make_optimizer(rule, [model]) if optimizer is None else optimizer([model])
     model.accumulate([jnp.asarray(grad) for grad in problem.gradients()])
 
     def run(calls: int) -> int:
@@ -64,14 +64,14 @@ def make_model(problem: MLP) -> nn.Sequential:
 class Training:
     """A model, its optimizer, its data, and one step of the three-call loop."""
 
-    def __init__(self, problem: MLP, packed: bool = False) -> None:
-        self.model = make_model(problem)
+    def __init__(self, problem: MLP, packed: bool = False, model: Any = None, optimizer: Any = None) -> None:
+        self.model = make_model(problem) if model is None else model
         if packed:
             mt.pack(self.model)
-        self.opt = mt.Optimizer([self.model], lr=LR)
+        self.opt = mt.Optimizer([self.model], lr=LR) if optimizer is None else optimizer([self.model])
         self.x, self.y = map(jnp.asarray, problem.data())
 
-        def loss_fn(model: nn.Sequential, x: jax.Array, y: jax.Array) -> jax.Array:
+        def loss_fn(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:
             return nn.functional.mse_loss(model(x), y)
 
         self.loss_fn = loss_fn  # a new one each time, which is compiled anew
@@ -98,9 +98,9 @@ def three_calls(problem: MLP, packed: bool = False) -> Side:
     return Side(run, value=lambda result: result[0])
 
 
-def compiled(problem: MLP) -> Side:
+def compiled(problem: MLP, model: Any = None, optimizer: Any = None) -> Side:
     """The same three lines under `mt.jit`."""
-    training = Training(problem)
+    training = Training(problem, model=model, optimizer=optimizer)
     model, opt, x, y, loss_fn = training.model, training.opt, training.x, training.y, training.loss_fn
 
     @mt.jit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import memory, ours, timing
+from . import adapted, memory, ours, timing
 from .peers import equinox, hand, nnx, numpy, optax, torch
 from .problems import MLP, Arrays, Layer
 from .timing import Side, Times
@@ -67,6 +67,8 @@ TWO, TWO_DEVICE = "two jax.jit calls by hand", "two jax.jit calls, lr on device"
 HAND_FUSED, HAND_SCAN = "fused jax.jit by hand", f"lax.scan by hand of {SCAN} steps"
 NNX, NNX_CACHED, NNX_PARTIAL = "nnx.jit", "nnx.cached_partial", "nnx.jit_partial"
 EQUINOX, OPTAX = "equinox filter_jit", "optax under jax.jit"
+NNX_MODULE, EQUINOX_MODULE, OPTAX_RULE = "mt.jit, nnx module", "mt.jit, equinox module", "mt.jit, OptaxOptimizer"
+OPTAX_STEP = "step() of OptaxOptimizer"
 
 
 def steady(makers: Makers) -> Callable[[Sequence[str], Effort], Times]:
@@ -175,6 +177,26 @@ def among_peers(problem: MLP) -> Group:
     return Group("peers", f"training step among peers, {network(problem)}", rows, steady(makers))
 
 
+def adapters(problem: MLP, count: int) -> list[Group]:
+    """Other libraries' modules and optimizers in our loop, against their own."""
+    makers = {
+        NNX_MODULE: partial(adapted.flax, problem),
+        NNX: partial(nnx.train, problem),
+        NNX_PARTIAL: partial(nnx.train_partial, problem),
+        EQUINOX_MODULE: partial(adapted.equinox_module, problem),
+        EQUINOX: partial(equinox.train, problem),
+        OPTAX_RULE: partial(adapted.optax_rule, problem),
+        OPTAX: partial(optax.train, problem),
+    }
+    rows = [Row(NNX_MODULE, NNX), Row(NNX_MODULE, NNX_PARTIAL), Row(EQUINOX_MODULE, EQUINOX), Row(OPTAX_RULE, OPTAX)]
+    arrays = Arrays(count, 16)
+    steps = {OPTAX_STEP: partial(adapted.step, arrays, "adam"), OPTAX: partial(optax.step, arrays, "adam")}
+    return [
+        Group("adapters", f"training step through adapters, {network(problem)}", rows, steady(makers)),
+        Group("adapters/step", f"Adam of optax through adapters, {count} arrays of 16 floats", [Row(OPTAX_STEP, OPTAX)], steady(steps)),
+    ]
+
+
 RULES = {"sgd": "SGD", "momentum": "SGD with momentum", "adam": "Adam", "adamw": "AdamW", "lion": "Lion"}
 
 
@@ -252,7 +274,7 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
     groups = [updates(count) for count in sizes.arrays]
     ends = sizes.depths[0], sizes.depths[-1]
     groups += [training(MLP(depth, 16), depth == ends[0], depth == ends[1]) for depth in sizes.depths]
-    groups += [wide(sizes.wide), among_peers(sizes.among_peers)]
+    groups += [wide(sizes.wide), among_peers(sizes.among_peers), *adapters(sizes.among_peers, sizes.arrays[1])]
     for rule, name in RULES.items():
         groups.append(large(sizes.large, rule, name))
         if rule != "sgd":  # which has rows of its own
