@@ -193,7 +193,12 @@ def adapters(problem: MLP, count: int) -> list[Group]:
     steps = {OPTAX_STEP: partial(adapted.step, arrays, "adam"), OPTAX: partial(optax.step, arrays, "adam")}
     return [
         Group("adapters", f"training step through adapters, {network(problem)}", rows, steady(makers)),
-        Group("adapters/step", f"Adam of optax through adapters, {count} arrays of 16 floats", [Row(OPTAX_STEP, OPTAX)], steady(steps)),
+        Group(
+            "adapters/step",
+            f"Adam of optax through adapters, {count} arrays of 16 floats",
+            [Row(OPTAX_STEP, OPTAX)],
+            steady(steps),
+        ),
     ]
 
 

@@ -18,7 +18,29 @@ def as_array(value: Any) -> Any:
     """`value` as a jax array that shares no memory with NumPy and has no weak type."""
     if isinstance(value, jax.Array):
         return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
+        _check_fits(value)
     return jnp.array(value, dtype=jnp.result_type(value) if np.shape(value) == () else None)
+
+
+def _check_fits(value: Any) -> None:
+    """Raise unless NumPy's integers can be kept in the dtype that JAX will give them, where its 64 bits are off."""
+    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+    if dtype != value.dtype and value.size:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if value.min() < low or value.max() > high:
+            raise ValueError(
+                f"{value.dtype} from {value.min()} to {value.max()} does not fit {dtype}, JAX's integers while its 64 bits"
+                ' are off: call jax.config.update("jax_enable_x64", True) first'
+            )
+
+
+def placed_as(value: Any, old: Any) -> Any:
+    """`value`, if it is no array of JAX's yet, on the devices that the array which it replaces is bound to, if any."""
+    if isinstance(value, jax.Array) or isinstance(old, jax.core.Tracer) or not getattr(old, "committed", False):
+        return value
+    value = np.array(value)  # a copy: JAX may share its memory
+    return jax.device_put(value, old.sharding) if value.shape == old.shape else value
 
 
 class _Declaration:
@@ -124,7 +146,7 @@ def checked(value: Any, old: Any, label: str) -> Any:
     """`value` as an array that may take the place of `old`: the same shape, the same dtype."""
     if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
         value = jnp.asarray(value, dtype=old.dtype)
-    value = as_array(value)
+    value = as_array(placed_as(value, old))
     if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
         raise ValueError(
             f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
@@ -142,7 +164,11 @@ def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
 def encode_checked(cell: Cell, value: Any, label: str) -> Any:
     """What `cell` would keep for `value`, once its shape and dtype are checked."""
     new = checked(value, declared(cell), label)
-    return new if cell.encoding is None else cell.encoding.encode(new)
+    if cell.encoding is None:
+        return new
+    encoded = cell.encoding.encode(new)
+    given = isinstance(value, jax.Array) or isinstance(encoded, jax.core.Tracer)
+    return encoded if given else placed_as(np.asarray(encoded), cell.value)
 
 
 def declared(cell: Cell) -> Any:

@@ -1466,3 +1466,34 @@ def test_a_static_attribute_set_by_a_failing_loss_is_taken_back():
     with pytest.raises(KeyError, match="stop"):
         mt.backward(loss_fn, leaf)
     assert leaf.mode == "before" and not hasattr(leaf, "more")
+
+
+# -- values of NumPy's ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_loaded_from_numpy_lies_where_the_old_arrays_were_bound():
+    device = jax.devices()[1]
+    layer = nn.BatchNorm1d(3).to(device)
+    loaded = {name: np.array(value) for name, value in layer.state_dict().items()}
+    layer.load_state_dict(loaded)
+    layer.weight = np.full(3, 2.0, np.float32)
+    layer.num_batches_tracked = np.array(5, np.int32)
+    for name, value in layer.state_dict().items():
+        assert value.devices() == {device}, name
+    loaded["weight"][:] = 7.0
+    assert layer.weight[0] == 2.0 and int(layer.num_batches_tracked) == 5
+    layer.weight = jnp.ones(3)  # an array of JAX's comes as it is
+    assert layer.weight.devices() == {jax.devices()[0]}
+
+
+def test_an_integer_that_jax_would_cut_is_refused():
+    layer = nn.BatchNorm1d(3)
+    state = {name: np.asarray(value) for name, value in layer.state_dict().items()}
+    state["num_batches_tracked"] = np.array(2**32 + 5)
+    with pytest.raises(ValueError, match=r"(?s)nothing was loaded.*int64 from 4294967301 to .* does not fit int32"):
+        layer.load_state_dict(state)
+    with pytest.raises(ValueError, match="does not fit int32"):
+        mt.Buffer(np.array([-(2**40)]))
+    state["num_batches_tracked"] = np.array(5)
+    layer.load_state_dict(state)
+    assert int(layer.num_batches_tracked) == 5

@@ -136,7 +136,8 @@ def _fingerprint(value: Any) -> Any:
 
 def _fingerprints(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Two numbers of each parameter that tell it from others of its shape."""
-    with jax.ensure_compile_time_eval():  # also where other values are traced
+    eager = nullcontext() if cells.at_top_level() else jax.ensure_compile_time_eval()
+    with eager:
         found = {path: _fingerprint(value) for path, value in values.items()}
     return {path: (float(pair[0]), float(pair[1])) for path, pair in jax.device_get(found).items()}
 

@@ -1,0 +1,31 @@
+"""Training that goes from PyTorch to here and back: weights, optimizer state, and arrays.
+
+`load_from_torch` and `load_optimizer_from_torch` bring a torch module's weights and a torch optimizer's state here,
+`copy_to_torch` and `copy_optimizer_to_torch` take them there: in place, all or nothing, so that training goes on with the
+same trajectory. `from_torch` and `to_torch` convert single arrays, without a copy where that can be done.
+
+    load_from_torch(model, torch_model)
+    load_optimizer_from_torch(opt, torch_opt, [torch_model])  # `opt.modules` is [model]
+"""
+
+from __future__ import annotations
+
+from .._extra import missing
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise missing("torch", error) from error
+
+from .arrays import from_torch, to_torch
+from .optimizers import copy_optimizer_to_torch, load_optimizer_from_torch
+from .weights import copy_to_torch, load_from_torch
+
+__all__ = [
+    "copy_optimizer_to_torch",
+    "copy_to_torch",
+    "from_torch",
+    "load_from_torch",
+    "load_optimizer_from_torch",
+    "to_torch",
+]

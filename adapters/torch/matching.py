@@ -1,0 +1,112 @@
+"""Which of an optimizer's parameters are which of a torch optimizer's, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+import minitorch_jax as mt
+from minitorch_jax import optim
+from minitorch_jax.cell import Cell
+from minitorch_jax.optim.optimizer import Options
+
+from .weights import mismatch
+
+_RULES = (
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.Adagrad, optim.Adadelta),
+    *(optim.RMSprop, optim.Rprop, optim.ASGD, optim.Adafactor, optim.Muon, optim.LBFGS),
+)
+RULES: dict[type, type[mt.Optimizer]] = {
+    getattr(torch.optim, rule.__name__): rule for rule in _RULES if hasattr(torch.optim, rule.__name__)
+}
+_HOW_TORCH_RUNS_IT = {"foreach", "fused", "capturable", "differentiable"}
+
+
+class Param(NamedTuple):
+    """One parameter on both sides."""
+
+    path: str  # "0.weight": the place of its module, and its name there
+    cell: Cell
+    tensor: torch.Tensor
+    group: int  # of the optimizer's here
+    settings: dict[str, Any] | None  # torch's group of it, if it is in one
+
+
+def matched(caller: str, opt: Any, torch_opt: Any, torch_modules: Any) -> tuple[list[Param], list[str]]:
+    """Each parameter of an optimizer with its tensor, and what does not fit."""
+    _check_classes(caller, opt, torch_opt)
+    plan = opt._plan_now()
+    if plan.foreign:
+        raise TypeError(
+            f"{caller}: opt.modules has one of NumPy arrays; convert it with `minitorch_jax.adapters.numpy`"
+        )
+    tensors = _named(caller, opt, torch_modules)
+    group_of = {id(tensor): group for group in torch_opt.param_groups for tensor in group["params"]}
+    params: list[Param] = []
+    seen: dict[int, str] = {}
+    unknown = sorted(set(torch_opt.defaults) - {*names(opt), *_HOW_TORCH_RUNS_IT})
+    problems = [f"{name}: a setting of torch's {type(opt).__name__} that is not known here" for name in unknown]
+    for path, cell in plan.named.items():
+        tensor = tensors.get(path)
+        if tensor is None:
+            problems.append(f"{path}: torch's modules have no such parameter")
+            continue
+        if id(tensor) in seen:
+            problems.append(f"{path} and {seen[id(tensor)]} are one tensor in torch, and two here: tie them")
+        seen.setdefault(id(tensor), path)
+        param = Param(path, cell, tensor, plan.groups[cell], group_of.get(id(tensor)))
+        params.append(param)
+        problems += [problem for problem in (mismatch(path, cell.value, tensor), _trained_apart(param)) if problem]
+    return params, [*problems, *_left_over(torch_opt, tensors, seen)]
+
+
+def names(opt: Any) -> list[str]:
+    """The settings of a rule that torch's has, too."""
+    return [name for name in (*opt._hyper.given, *opt._hyper.flags) if name not in Options.__annotations__]
+
+
+def _check_classes(caller: str, opt: Any, torch_opt: Any) -> None:
+    if RULES.get(type(torch_opt)) is not type(opt):
+        known = ", ".join(rule.__name__ for rule in RULES.values())
+        theirs = type(torch_opt)
+        raise TypeError(
+            f"{caller} takes an optimizer and torch's of the same class, one of {known}; got a {type(opt).__name__} and a"
+            f" {theirs.__module__}.{theirs.__qualname__}"
+        )
+
+
+def _named(caller: str, opt: Any, torch_modules: Any) -> dict[str, torch.Tensor]:
+    """The tensors of torch's modules, by the paths that they have in the optimizer."""
+    single = isinstance(torch_modules, torch.nn.Module)
+    modules = [torch_modules] if single else list(torch_modules)
+    if len(modules) != len(opt.modules) or not all(isinstance(module, torch.nn.Module) for module in modules):
+        raise ValueError(
+            f"{caller}: torch_modules must be the torch modules of opt.modules, in their order, {len(opt.modules)} in all;"
+            f" got [{', '.join(type(module).__name__ for module in modules)}]"
+        )
+    found = ((i, module.named_parameters(remove_duplicate=False)) for i, module in enumerate(modules))
+    return {f"{i}.{name}": tensor for i, named in found for name, tensor in named}
+
+
+def _trained_apart(param: Param) -> str | None:
+    """What to do if only one side trains a parameter."""
+    trained = param.tensor.requires_grad and param.settings is not None
+    if param.cell.trainable == trained:
+        return None
+    there = "trained" if trained else "in no group of its optimizer" if param.settings is None else "frozen"
+    return (
+        f"{param.path}: {'trained' if param.cell.trainable else 'frozen'} here, and {there} in torch; freeze() or unfreeze()"
+        " it here, or change `requires_grad` and the groups there"
+    )
+
+
+def _left_over(torch_opt: Any, tensors: dict[str, torch.Tensor], seen: dict[int, str]) -> Iterator[str]:
+    """What torch's optimizer has and this one has not."""
+    paths = {id(tensor): path for path, tensor in reversed(tensors.items())}
+    for i, group in enumerate(torch_opt.param_groups):
+        for j, tensor in enumerate(group["params"]):
+            if id(tensor) not in seen and (tensor.requires_grad or torch_opt.state.get(tensor)):
+                path = paths.get(id(tensor), f"parameter {j} of group {i}")
+                yield f"{path}: in torch's optimizer, and not in this one under that name"

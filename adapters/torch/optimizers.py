@@ -1,0 +1,244 @@
+"""The state of an optimizer, from torch's optimizer of the same rule and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import minitorch_jax as mt
+from minitorch_jax import interrupts, optim
+from minitorch_jax.parameter import is_narrow
+
+from . import lbfgs
+from .arrays import dtype_of, tensor_of, to_numpy
+from .matching import Param, matched
+from .settings import WITHOUT_STEPS, copied_settings, loaded_settings
+from .weights import raise_all
+
+_NUMBERS = ("mu_product", "eta", "mu")  # fields that are numbers, in a dtype of their own
+
+
+def load_optimizer_from_torch(
+    opt: mt.Optimizer,
+    torch_opt: torch.optim.Optimizer,
+    torch_modules: torch.nn.Module | Sequence[torch.nn.Module],
+    *,
+    num_steps: int | None = None,
+) -> None:
+    """Take over the state and the hyperparameters of a torch optimizer of the same rule, in place.
+
+    Load the weights as well, and training goes on here with torch's trajectory. Parameters are matched by the names that
+    they have in the modules. Those that torch has not stepped yet begin here with their first step. A hyperparameter that
+    follows a schedule here keeps it, and it must give torch's present value at the step that training has reached: torch's
+    LR schedulers are functions outside of the optimizer. torch's `foreach`, `fused`, `capturable` and `differentiable` mean
+    nothing here. `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only` and `master_weights`, which torch lacks, stay
+    as they are; master weights begin with the parameters as they are here.
+
+    Args:
+        opt: the optimizer to change, made with the flags (`amsgrad`, `centered`, momentum or none) of torch's.
+        torch_opt: torch's optimizer. It may group parameters in another way, if those of a group here are in groups of
+            equal settings there; biases without weight decay are `decay_matrices_only`.
+        torch_modules: the torch module of each of `opt.modules`; one by itself if there is one.
+        num_steps: how many steps torch has taken. The state of SGD, Muon and LBFGS does not say (a schedule needs it; None
+            counts one, or none if there is no state); that of the others does.
+
+    Raises:
+        TypeError: for an optimizer that is not of a class that both have, or not of the same.
+        ValueError: one error that lists everything that does not fit; nothing has changed then.
+
+    Differs from PyTorch: from here on, a parameter without a gradient is stepped with zeros, not left out.
+
+    Example:
+        >>> from minitorch_jax import nn
+        >>> from minitorch_jax.adapters.torch import load_from_torch
+        >>> theirs = torch.nn.Linear(3, 2)
+        >>> their_opt = torch.optim.AdamW(theirs.parameters(), lr=0.1)
+        >>> theirs(torch.ones(4, 3)).sum().backward()
+        >>> their_opt.step()
+        >>> ours = nn.Linear(3, 2)
+        >>> opt = optim.AdamW([ours])
+        >>> _ = load_from_torch(ours, theirs)
+        >>> load_optimizer_from_torch(opt, their_opt, theirs)
+        >>> opt.lr, opt.num_steps, opt.state_dict()["state"]["0.bias"]["exp_avg"]
+        (0.1, 1, Array([0.4, 0.4], dtype=float32))
+    """
+    if num_steps is not None and (not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 0):
+        raise ValueError(f"load_optimizer_from_torch: num_steps must be an integer >= 0; got {num_steps!r}")
+    params, problems = matched("load_optimizer_from_torch", opt, torch_opt, torch_modules)
+    known = opt.state_dict()
+    steps = {p.path: _steps_taken(opt, p, torch_opt, num_steps) for p in params}
+    total = max(steps.values(), default=0) if num_steps is None else num_steps
+    if total < max(steps.values(), default=0):
+        problems.append(f"num_steps={num_steps}, but torch's state is one after {max(steps.values())} steps or more")
+    top, own = loaded_settings(opt, params, known, total, problems)
+    if isinstance(opt, optim.LBFGS):
+        state = lbfgs.loaded(lbfgs.Vector(params, torch_opt), known["state"], problems)
+    else:
+        state = {}
+        for p in params:
+            settings = {**top, **(own[p.group] if own else {})}
+            state[p.path] = _loaded_fields(opt, p, _given(torch_opt, p), known["state"][p.path], settings, problems)
+    raise_all(problems, f"load_optimizer_from_torch: torch's {type(opt).__name__} does not fit; nothing was loaded")
+    new = {"num_steps": total, "skipped": 0, "hyperparameters": top, **({"groups": own} if own else {})}
+    opt.load_state_dict({**new, "state": {path: {**fields, "step": steps[path]} for path, fields in state.items()}})
+
+
+def copy_optimizer_to_torch(
+    opt: mt.Optimizer,
+    torch_opt: torch.optim.Optimizer,
+    torch_modules: torch.nn.Module | Sequence[torch.nn.Module],
+) -> None:
+    """Give a torch optimizer of the same rule the state and the hyperparameters of one here, in place.
+
+    The reverse of `load_optimizer_from_torch`: copy the weights as well, and training goes on in torch with the same
+    trajectory. A hyperparameter that follows a schedule becomes the number that it gives for the next step; an LR scheduler
+    of torch's that goes on from there is yours to make. `track_grad_norm` stays behind, as it changes no step.
+
+    Args:
+        opt: the optimizer to read.
+        torch_opt: torch's optimizer, to be changed. It may group parameters in another way, if those of a group there are
+            in groups of equal settings here.
+        torch_modules: the torch module of each of `opt.modules`; one by itself if there is one.
+
+    Raises:
+        TypeError: for an optimizer that is not of a class that both have, or not of the same.
+        ValueError: one error that lists everything that does not fit, and what torch cannot do: `skip_nonfinite`, and
+            `master_weights` of parameters of fewer bits than float32. Nothing has changed then.
+
+    Differs from PyTorch: from there on, a parameter without a gradient is left out, not stepped with zeros.
+
+    Example:
+        >>> from minitorch_jax import nn
+        >>> ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> opt = optim.SGD([ours], lr=0.1, momentum=0.9)
+        >>> loss = mt.backward(lambda x: ours(x).sum(), jnp.ones((4, 3)))
+        >>> opt.step()
+        >>> their_opt = torch.optim.SGD(theirs.parameters(), lr=1.0, momentum=0.9)
+        >>> copy_optimizer_to_torch(opt, their_opt, theirs)
+        >>> their_opt.param_groups[0]["lr"], their_opt.state[theirs.bias]["momentum_buffer"]
+        (0.1, tensor([4., 4.]))
+    """
+    params, problems = matched("copy_optimizer_to_torch", opt, torch_opt, torch_modules)
+    problems += _beyond_torch(opt, params)
+    changes = copied_settings(opt, params, torch_opt, problems)
+    known = opt.state_dict()["state"]
+    state: dict[torch.Tensor, dict[str, Any]] = {}
+    if isinstance(opt, optim.LBFGS):
+        vector = lbfgs.Vector(params, torch_opt)
+        state[vector.tensors[0]] = lbfgs.copied(vector, known, problems)
+    else:
+        for p in params:
+            if p.settings is not None:
+                state[p.tensor] = _copied_fields(opt, p, p.settings, known[p.path], problems)
+    raise_all(problems, f"copy_optimizer_to_torch: this {type(opt).__name__} does not fit torch's; nothing was copied")
+    with interrupts.held:
+        for group, name, value in changes:
+            if isinstance(group[name], torch.Tensor):
+                group[name].fill_(value)
+            else:
+                group[name] = value
+        for tensor, fields in state.items():
+            torch_opt.state[tensor] = fields
+
+
+def _given(torch_opt: torch.optim.Optimizer, param: Param) -> dict[str, Any]:
+    """What torch has of a parameter's state, the step count apart."""
+    state = torch_opt.state.get(param.tensor, {})
+    return {name: value for name, value in state.items() if name != "step" and value is not None}
+
+
+def _steps_taken(opt: Any, param: Param, torch_opt: torch.optim.Optimizer, num_steps: int | None) -> int:
+    """How many steps of a parameter torch has taken, as far as anything says."""
+    state = torch_opt.state.get(param.tensor, {})
+    if type(opt).__name__ not in WITHOUT_STEPS:
+        return int(state.get("step", 0))
+    if isinstance(opt, optim.LBFGS):  # one state for all
+        begun = bool(torch_opt.state.get(torch_opt.param_groups[0]["params"][0]))
+    else:
+        begun = bool(_given(torch_opt, param))
+        if not begun and param.settings is not None and not param.settings["momentum"]:
+            return num_steps or 0 if param.cell.trainable else 0
+    return max(num_steps or 1, 1) if begun else 0
+
+
+def _loaded_fields(
+    opt: Any,
+    param: Param,
+    given: dict[str, Any],
+    known: Mapping[str, Any],
+    settings: dict[str, Any],
+    problems: list[str],
+) -> dict[str, Any]:
+    """A parameter's state here for torch's, or as it is before the first step."""
+    here = known.keys() - {"step"}
+    if not here and not given and not param.cell.trainable:
+        return {}
+    value = param.cell.value
+    wide = value.astype(jnp.float32) if "master_weight" in here else value
+    fresh = opt.init_state(wide, SimpleNamespace(**settings)) or None
+    fields = {} if fresh is None else {name: item for name, item in fresh._asdict().items() if item is not None}
+    expected, extra = set(fields), ({"master_weight": wide} if "master_weight" in here else {})
+    if expected | extra.keys() != here or (given and set(given) != expected):
+        problems.append(
+            f"{param.path}: the state has {sorted(given) or 'nothing'} in torch and {sorted(here) or 'nothing'} here, and"
+            f" with torch's settings it should have {sorted(expected) or 'nothing'}: construct this optimizer"
+            " with the same settings, and with the parameter unfrozen"
+        )
+        return {}
+    for name, tensor in given.items():
+        old = known[name]
+        if name not in _NUMBERS and (
+            tuple(tensor.shape) != old.shape
+            or (dtype_of(tensor) != old.dtype and not (is_narrow(value) and old.dtype == np.float32))
+        ):
+            problems.append(
+                f"{param.path}.{name}: {dtype_of(tensor)}{list(tensor.shape)} in torch, {old.dtype}{list(old.shape)} here"
+            )
+        else:
+            fields[name] = to_numpy(torch.as_tensor(tensor)).astype(old.dtype)
+    return {**fields, **extra}
+
+
+def _copied_fields(
+    opt: Any, param: Param, settings: dict[str, Any], known: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """A parameter's state in torch for ours: empty before its first step, for torch to begin it."""
+    rule, device = type(opt).__name__, param.tensor.device
+    if not known["step"] and rule != "Adagrad":  # which begins it when it is constructed
+        return {}
+    fused = bool(settings.get("fused"))
+    wide = torch.get_default_dtype() == torch.float64 and not fused
+    where = device if fused or settings.get("capturable") or rule == "ASGD" else "cpu"
+
+    def number(value: Any) -> torch.Tensor:
+        return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32, device=where)
+
+    fields = {} if rule in WITHOUT_STEPS else {"step": number(known["step"])}
+    for name, value in known.items():
+        if name in _NUMBERS:
+            fields[name] = number(value)
+        elif name not in ("step", "master_weight"):
+            if value.dtype != dtype_of(param.tensor):
+                problems.append(
+                    f"{param.path}.{name}: {value.dtype} here, and in torch of the parameter's {dtype_of(param.tensor)}"
+                )
+            fields[name] = tensor_of(np.asarray(value)).to(device)
+    return fields
+
+
+def _beyond_torch(opt: Any, params: list[Param]) -> list[str]:
+    """What changes steps here and torch cannot do."""
+    problems = []
+    for g, group in enumerate(opt.groups):
+        if group.skip_nonfinite:
+            problems.append(f"group {g}: skip_nonfinite, which torch lacks: assign `opt.skip_nonfinite = False` first")
+        if group.master_weights and any(is_narrow(p.cell.value) for p in params if p.group == g):
+            problems.append(
+                f"group {g}: master_weights, which torch lacks: train in float32 on both sides, or begin its state anew"
+            )
+    return problems

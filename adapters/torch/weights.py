@@ -1,0 +1,236 @@
+"""The weights of a module, from a torch module and back, by the names in their `state_dict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+import minitorch_jax as mt
+from minitorch_jax import interrupts
+from minitorch_jax.cell import Cell
+from minitorch_jax.containers import describe
+from minitorch_jax.module import IncompatibleKeys
+from minitorch_jax.parameter import declared
+
+from .arrays import X64, cut, described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
+
+
+def load_from_torch(
+    module: mt.Module,
+    source: torch.nn.Module | Mapping[str, torch.Tensor],
+    strict: bool = True,
+    *,
+    tie: bool = False,
+) -> IncompatibleKeys:
+    """Copy the weights of a torch module, or of its `state_dict()`, into a module of the same names, in place.
+
+    Parameters and buffers alike, running statistics and counts included. Names, shapes and dtypes must agree, and so must
+    what is tied; no memory is shared, and arrays stay on the devices, or in the sharding, that they were bound to. As in
+    torch's `load_state_dict`, gradients, `training` and which parameters are frozen (`requires_grad`) stay each side's own.
+
+    Args:
+        module: the module to change.
+        source: a torch module, or a mapping of names to tensors.
+        strict: whether names that only one side has are errors. Everything else always is.
+        tie: whether to tie what is tied in the source and not here, as `module.tie` does; an error otherwise. Of a
+            mapping, tensors are tied that share their memory.
+
+    Returns:
+        The names that only `module` has (missing) and those that only `source` has (unexpected).
+
+    Raises:
+        TypeError: if an argument is of another kind.
+        ValueError: one error that lists everything that differs; nothing has changed then. Integers of 64 bits are taken
+            by ones of 32 that they fit, where JAX has no others; no other dtype is converted.
+
+    Example:
+        >>> from minitorch_jax import nn
+        >>> theirs = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        >>> ours = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        >>> load_from_torch(ours, theirs)
+        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
+        >>> bool((ours[0].weight == theirs[0].weight.detach().numpy()).all())
+        True
+    """
+    if not isinstance(module, mt.Module):
+        raise TypeError(f"load_from_torch loads into a minitorch_jax Module; got {module!r} ({type(module).__name__})")
+    if not isinstance(source, torch.nn.Module | Mapping):
+        raise TypeError(
+            f"load_from_torch loads from a torch module or its state_dict(); got {source!r} ({type(source).__name__})"
+        )
+    theirs = dict(source) if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
+    cells = {path: cell for path, _, _, cell in module._entries()}
+    problems, missing, unexpected = _unmatched(cells, theirs, strict, "here", "in torch")
+    arrays: dict[str, Any] = {}
+    for path in cells.keys() & theirs.keys():
+        problem = mismatch(path, declared(cells[path]), theirs[path])
+        if problem is None:
+            try:
+                arrays[path] = cut(to_numpy(theirs[path]), declared(cells[path]).dtype, path)
+                continue
+            except ValueError as error:
+                problem = str(error)
+        problems.append(problem)
+    ties = [(a, b) for a, b in _tied(theirs) if a in cells and b in cells and cells[a] is not cells[b]]
+    for a, b in ties:
+        if not tie:
+            problems.append(
+                f"{b} and {a} are one tensor in torch, and two here: tie them with `module.tie({b!r}, module, {a!r})`, or"
+                " load with tie=True"
+            )
+        elif cells[a].kind != cells[b].kind:
+            problems.append(f"{b} and {a} are one tensor in torch, but a {cells[b].kind} and a {cells[a].kind} here")
+    problems += _tied_here_alone(cells, theirs, isinstance(source, Mapping), arrays)
+    raise_all(
+        problems, f"load_from_torch: the torch weights do not fit this {type(module).__name__}; nothing was loaded"
+    )
+    with interrupts.held:
+        for a, b in ties:
+            module.tie(b, module, a)
+        module.load_state_dict(arrays, strict=False)
+    return IncompatibleKeys(missing, unexpected)
+
+
+def copy_to_torch(module: mt.Module, torch_module: torch.nn.Module, strict: bool = True) -> IncompatibleKeys:
+    """Copy the weights of a module into a torch module of the same names, in place.
+
+    The reverse of `load_from_torch`: torch's Parameters and buffers stay the same objects, so its optimizers go on with
+    them, and no memory is shared. Counts become int64 again. Gradients, `training` and `requires_grad` stay as they are.
+
+    Args:
+        module: the module to read.
+        torch_module: the torch module to change.
+        strict: whether names that only one side has are errors. Everything else always is.
+
+    Returns:
+        The names that only `torch_module` has (missing) and those that only `module` has (unexpected).
+
+    Raises:
+        TypeError: if an argument is of another kind.
+        ValueError: one error that lists everything that differs; nothing has changed then.
+
+    Example:
+        >>> from minitorch_jax import nn
+        >>> ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> copy_to_torch(ours, theirs)
+        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
+        >>> bool((ours.weight == theirs.weight.detach().numpy()).all())
+        True
+    """
+    if not isinstance(module, mt.Module) or not isinstance(torch_module, torch.nn.Module):
+        raise TypeError(
+            "copy_to_torch copies from a minitorch_jax Module into a torch module; got a"
+            f" {type(module).__name__} and a {type(torch_module).__name__}"
+        )
+    theirs = torch_module.state_dict(keep_vars=True)
+    cells = {path: cell for path, _, _, cell in module._entries()}
+    problems, missing, unexpected = _unmatched(theirs, cells, strict, "in torch", "here")
+    both = [path for path in theirs if path in cells]
+    for path in both:
+        problem = mismatch(path, declared(cells[path]), theirs[path]) or _unwritable(path, theirs[path])
+        problems += [] if problem is None else [problem]
+    for a, b in _tied(theirs):
+        if a in cells and b in cells and cells[a] is not cells[b]:
+            problems.append(
+                f"{b} and {a} are one tensor in torch, and two here: tie them with `module.tie({b!r}, module, {a!r})`, or"
+                f" give torch a parameter of its own, `torch_module.{b} = torch.nn.Parameter(torch_module.{a}.clone())`"
+            )
+    problems += _tied_here_alone(cells, theirs, False, {})
+    raise_all(
+        problems, f"copy_to_torch: this {type(module).__name__} does not fit the torch module; nothing was copied"
+    )
+    arrays = module.state_dict()
+    new = [tensor_of(np.asarray(arrays[path])) for path in both]
+    with interrupts.held, torch.no_grad():
+        for path, tensor in zip(both, new, strict=True):
+            theirs[path].copy_(tensor)
+    return IncompatibleKeys(missing, unexpected)
+
+
+# -- what differs ------------------------------------------------------------------------------------------------------
+
+
+def mismatch(label: str, ours: Any, theirs: Any) -> str | None:
+    """How an array here and a tensor in torch differ in shape or dtype; None if values can go from one to the other."""
+    problem = unreadable(theirs)
+    if problem is not None:
+        return f"{label}: torch has {problem}"
+    source = dtype_of(theirs)
+    same = ours.dtype == source or (np.issubdtype(source, np.integer) and ours.dtype == kept_dtype(source))
+    if same and tuple(ours.shape) == tuple(theirs.shape):
+        return None
+    hint = ""
+    if not same:
+        hint = ": convert one of them, `module.astype(...)` here or `.to(dtype)` in torch"
+        if source != kept_dtype(source):
+            hint = f": JAX's 64 bits are off. Call {X64} before the module is made, or use `.float()` in torch"
+    return f"{label}: {described(theirs)} in torch, {describe(ours)} here{hint}"
+
+
+def _unmatched(
+    targets: Iterable[str], sources: Iterable[str], strict: bool, target_side: str, source_side: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Problems with names, those that only the targets have, and those that only the sources have."""
+    known, given = set(targets), set(sources)
+    missing = [path for path in targets if path not in given]
+    unexpected = [path for path in sources if path not in known]
+    problems = [f"missing: {path}, which is {target_side} and not {source_side}" for path in missing]
+    problems += [f"unexpected: {path}, which is {source_side} and not {target_side}" for path in unexpected]
+    return problems if strict else [], missing, unexpected
+
+
+def _unwritable(path: str, tensor: torch.Tensor) -> str | None:
+    """Why a tensor cannot be copied into; None if it can."""
+    if tensor.is_inference():
+        return f"{path}: made in torch's inference mode, so it cannot be changed: make the torch module outside of it"
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return f"{path}: an expanded tensor, whose elements share memory in torch: `.clone()` it there"
+    return None
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What is equal for tensors that are one: the same object, or the same elements of the same memory."""
+    if tensor.layout is not torch.strided or not tensor.numel() or tensor.is_meta:
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _by_identity(values: Mapping[str, Any], identity: Any) -> Iterator[list[str]]:
+    """The names of values that are one, where there are several."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(identity(value), []).append(name)
+    return (names for names in groups.values() if len(names) > 1)
+
+
+def _tied(theirs: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names of tied tensors: the first with each other one."""
+    tensors = {name: tensor for name, tensor in theirs.items() if unreadable(tensor) is None}
+    return [(first, other) for first, *rest in _by_identity(tensors, _memory) for other in rest]
+
+
+def _tied_here_alone(
+    cells: Mapping[str, Cell], theirs: Mapping[str, Any], is_mapping: bool, arrays: Mapping[str, Any]
+) -> Iterator[str]:
+    """What is one parameter here and two in torch. Of a mapping, which may have lost its ties, values decide."""
+    shared = {name: cell for name, cell in cells.items() if name in theirs and unreadable(theirs[name]) is None}
+    for names in _by_identity(shared, id):
+        for a, b in combinations(names, 2):
+            if a != names[0] or _memory(theirs[a]) == _memory(theirs[b]):
+                continue
+            if not is_mapping:
+                yield (
+                    f"{b} and {a} are one parameter here, and two in torch: tie them there, `torch_module.{b} ="
+                    f" torch_module.{a}`, or make a module here without the tie"
+                )
+            elif a in arrays and b in arrays and not np.array_equal(np.asarray(arrays[a]), np.asarray(arrays[b])):
+                yield f"{b} and {a} are one parameter here, and two tensors with different values in torch"
+
+
+def raise_all(problems: list[str], title: str) -> None:
+    if problems:
+        raise ValueError("\n  ".join([f"{title}:", *sorted(problems)]))
