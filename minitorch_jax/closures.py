@@ -14,7 +14,7 @@ from typing import Any
 
 from .containers import holds_state
 
-_LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "functools", "builtins")
+_LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "flax", "equinox", "functools", "builtins")
 _FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
 _get_contents = attrgetter("cell_contents")

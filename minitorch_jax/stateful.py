@@ -6,7 +6,8 @@ some structure changes. A Spec is the pytree's static part; from it and new leav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -84,7 +85,7 @@ class Walk:
         self.stored_grads = _stored_grads(self.grads)
         self.all: list[Cell] = []
         self.objects = objects  # the ids of the modules in the tree
-        self.watched: list[tuple[Any, str]] = []  # containers whose plain original someone may change
+        self.watched: list[Callable[[], None]] = []  # what looks whether something changed that tells nobody
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
 
     def with_gradients(self) -> list[Cell]:
@@ -114,7 +115,7 @@ class Walker:
         self.paths: list[str] = []
         self.index: dict[Cell, int] = {}
         self.objects: dict[int, int] = {}
-        self.watched: list[tuple[Any, str]] = []
+        self.watched: list[Callable[[], None]] = []
 
     def cell(self, cell: Cell, path: str) -> int:
         number = self.index.setdefault(cell, len(self.cells))
@@ -143,7 +144,11 @@ class Walker:
     def _watch(self, container: Any, path: str) -> None:
         check_source(container, path)
         if watched(container):
-            self.watched.append((container, path))
+            self.watch(partial(check_source, container, path))
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Have `look()` called whenever the walk is asked for again: it raises, or calls `cells.structure_changed()`."""
+        self.watched.append(look)
 
 
 class Builder:
@@ -210,10 +215,11 @@ class Stateful:
 def walk_of(obj: Any) -> Walk:
     """The walk over `obj`, made anew only if some static structure has changed since the last one."""
     walk = obj._walk
+    if walk is not None and walk.version is cells.structure.version:
+        for look in walk.watched:
+            look()
     if walk is None or walk.version is not cells.structure.version:
         return _rewalk(obj)
-    for container, path in walk.watched:
-        check_source(container, path)
     return walk
 
 
