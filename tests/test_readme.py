@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import minitorch_jax as mt
 
@@ -78,3 +81,14 @@ def test_the_checkpoint_of_the_readme_loads(tmp_path, monkeypatch):
     names["opt"] = mt.optim.SGD([names["model"]], lr=0.1, momentum=0.9)
     exec(next(block for block in BLOCKS if "mt.save" in block), names)
     assert names["epoch"] == 3 and [path.name for path in tmp_path.iterdir()] == ["run.npz"]
+
+
+def test_the_adapters_of_the_readme_train():
+    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    names = {"nnx_module": net, "optax": optax}
+    exec(next(block for block in BLOCKS if "OptaxOptimizer" in block), names)
+    before = np.array(net.kernel[...])
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        mt.backward(lambda model, x: model(x).sum(), names["model"], jnp.ones((4, 3)))
+        names["opt"].step()
+    np.testing.assert_allclose(net.kernel[...], before - 1e-3, rtol=0, atol=2e-6)
