@@ -1,0 +1,109 @@
+"""The file of `mt.save`: an archive of NumPy's, with a description in JSON and a digest of everything at its end.
+
+Nothing in it is pickled, and nothing is trusted: a file that is damaged, foreign or hostile is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .files import BLOCK, filled
+
+_MAGIC = b"minitorch_jax sha256:"  # then the digest, in hexadecimal: the archive's comment, and so the end of the file
+_DIGEST = 64
+_DESCRIPTION = "description.json"
+# What reading may raise of a file that was made to deceive. LookupError: KeyError and IndexError; RuntimeError:
+# NotImplementedError and RecursionError too.
+UNREADABLE = (
+    *(ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError, EOFError),
+    *(struct.error, zipfile.BadZipFile),
+)
+
+
+def write(file: BinaryIO, description: Any, arrays: Mapping[str, Any]) -> None:
+    """Write a description, which is JSON, and arrays into an empty file, one array at a time."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = _MAGIC + b"0" * _DIGEST
+        archive.writestr(_DESCRIPTION, json.dumps(description))
+        for name, value in arrays.items():
+            array = np.asarray(value)
+            if np.dtype(array.dtype.name).isbuiltin != 1:  # bfloat16 and the like, which NumPy's format has no name for
+                array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+    digest = _digest(file)
+    file.seek(-_DIGEST, os.SEEK_END)
+    file.write(digest)
+
+
+def _digest(file: BinaryIO) -> bytes:
+    """Of all that comes before the digest."""
+    left = file.seek(0, os.SEEK_END) - _DIGEST
+    file.seek(0)
+    found = hashlib.sha256()
+    while left > 0:
+        block = file.read(min(left, BLOCK))
+        if not block:
+            break
+        found.update(block)
+        left -= len(block)
+    return found.hexdigest().encode()
+
+
+def read(file: BinaryIO, path: str) -> tuple[Any, dict[str, Any]]:
+    """The description, and the arrays by name.
+
+    Raises:
+        ValueError: if this is not what `write` wrote, or is damaged; naming `path`.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(-min(len(_MAGIC) + _DIGEST, size), os.SEEK_END)
+    magic, digest = file.read(len(_MAGIC)), file.read(_DIGEST)
+    if magic != _MAGIC:
+        raise ValueError(f"{path} is no file of mt.save, or only the beginning of one")
+    if _digest(file) != digest:
+        raise ValueError(f"{path} is damaged: it is not what mt.save wrote")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            stored = all(e.compress_type == zipfile.ZIP_STORED and e.compress_size == e.file_size for e in entries)
+            if (
+                not stored
+                or sum(e.file_size for e in entries) > size
+                or len({e.filename for e in entries}) != len(entries)
+            ):
+                raise ValueError("its entries are compressed, overlap, or have the same name")
+            description = json.loads(archive.read(_DESCRIPTION))
+            arrays = {
+                e.filename.removesuffix(".npy"): _array(archive, e) for e in entries if e.filename != _DESCRIPTION
+            }
+            return description, arrays
+    except (*UNREADABLE, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        raise ValueError(f"{path} is no file that mt.save has written: {error}") from error
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
+    """One array, whose header must say what is there."""
+    with archive.open(info) as entry:
+        version = np.lib.format.read_magic(entry)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if header is None:
+            raise ValueError(f"{info.filename} is of a format that is not known")
+        shape, fortran, dtype = header(entry)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size != info.file_size - entry.tell():
+            raise ValueError(f"{info.filename} is not the array that its header describes")
+        array = filled(entry, size).view(dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

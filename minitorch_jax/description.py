@@ -1,0 +1,128 @@
+"""Values in JSON's terms, with their arrays beside them, and back: what every kind of checkpoint writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_PLAIN_KEYS = (str, int, float, bool, type(None), tuple)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What is saved of a function of the step: its text, if that says what it is."""
+
+    text: str | None
+
+
+def text_of(schedule: Any) -> str | None:
+    """What tells a schedule from others: the repr of ours, nothing of a function."""
+    return repr(schedule) if dataclasses.is_dataclass(schedule) else None
+
+
+def described(value: Any, path: str, arrays: dict[str, Any]) -> Any:
+    """A value in JSON's terms.
+
+    Args:
+        value: numbers, strings, arrays, random keys, schedules, and lists, tuples and dicts of these.
+        path: what to call it.
+        arrays: takes its arrays, as they are (JAX's and NumPy's), each at a place named after its path.
+
+    Raises:
+        TypeError: if something is none of these, naming it.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, dict):
+        return _described_dict(value, path, arrays)
+    if type(value) in (list, tuple):
+        items = [described(item, f"{path}.{i}", arrays) for i, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = described(jax.random.key_data(value), path, arrays)
+        return {"key": str(jax.random.key_impl(value)), "data": data}
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        array = value if isinstance(value, jax.Array) else _native(np.asarray(value), path)
+        place = path.replace("\0", "")  # which would end an entry's name
+        while place in arrays:
+            place += "'"
+        arrays[place] = array
+        return {"array": place, "dtype": array.dtype.name, "shape": list(array.shape)}
+    if callable(value) and not isinstance(value, type):
+        return {"schedule": text_of(value)}
+    raise TypeError(
+        f"save(): {path} is a {type(value).__name__}, which cannot be saved: give modules, optimizers, numbers, strings,"
+        " arrays, random keys, or lists, tuples and dicts of these"
+    )
+
+
+def _described_dict(value: dict[Any, Any], path: str, arrays: dict[str, Any]) -> Any:
+    items = {key: described(item, f"{path}.{key}", arrays) for key, item in value.items()}
+    if all(type(key) is str for key in value):
+        return {"dict": items}
+    inside: dict[str, Any] = {}  # NumPy's numbers in a tuple, for which there is no place
+    strange = [key for key in value if type(key) not in _PLAIN_KEYS]
+    pairs = [[described(key, path, inside), item] for key, item in items.items() if not strange]
+    if strange or inside:
+        raise TypeError(
+            f"save(): {path} is a dict with keys that cannot be saved: {strange or list(value)!r}. Keys may be strings,"
+            " numbers, None, and tuples of these"
+        )
+    return {"pairs": pairs}
+
+
+def _native(array: np.ndarray[Any, Any], path: str) -> np.ndarray[Any, Any]:
+    """The array in this machine's byte order, if its dtype is one of numbers that has a name."""
+    dtype = array.dtype.newbyteorder("=")
+    try:
+        if np.dtype(dtype.name) == dtype and not dtype.hasobject:
+            return array if dtype == array.dtype else array.astype(dtype)
+    except TypeError:
+        pass
+    raise TypeError(
+        f"save(): {path} is an array of {array.dtype}, which is no array of numbers; strings can be saved as a list:"
+        " `array.tolist()`"
+    )
+
+
+def value_of(what: Any, arrays: Mapping[str, Any]) -> Any:
+    """The value that `described` described.
+
+    Args:
+        what: its description.
+        arrays: by place, in their dtypes, or as bytes where NumPy has none of that name.
+
+    Raises:
+        ValueError: if an array is not what the description says of it.
+    """
+    match what:
+        case {"float": text}:
+            return float(text)
+        case {"dict": items}:
+            return {key: value_of(item, arrays) for key, item in items.items()}
+        case {"pairs": items}:
+            return {value_of(key, arrays): value_of(item, arrays) for key, item in items}
+        case {"list": items}:
+            return [value_of(item, arrays) for item in items]
+        case {"tuple": items}:
+            return tuple(value_of(item, arrays) for item in items)
+        case {"key": impl, "data": data}:
+            return jax.random.wrap_key_data(jnp.asarray(value_of(data, arrays)), impl=impl)
+        case {"array": place, "dtype": dtype, "shape": shape}:
+            array, wanted = arrays[place], jnp.dtype(dtype)
+            if array.dtype == np.uint8 and wanted.isbuiltin != 1:
+                array = array.view(wanted)
+            if array.dtype != wanted or array.size != math.prod(shape):
+                raise ValueError(f"the array {place} is not what is said of it")
+            return array if list(array.shape) == shape else array.reshape(shape)
+        case {"schedule": text}:
+            return Schedule(text)
+    return what
