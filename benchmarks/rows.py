@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import adapted, memory, ours, timing
+from . import adapted, imports, memory, ours, timing
 from .peers import equinox, hand, nnx, numpy, optax, torch
 from .problems import MLP, Arrays, Layer
 from .timing import Side, Times
@@ -273,6 +273,12 @@ def first(depth: int) -> Group:
     return Group("first", f"first call, {network(problem)}", rows, first_calls(makers))
 
 
+def importing() -> Group:
+    """What the package adds to the start of a program."""
+    rows = [Row(imports.OURS, imports.JAX)]
+    return Group("import", "import", rows, lambda names, effort: imports.measure(names, max(3, effort.rounds)))
+
+
 def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
     """All groups, and notes on what cannot be measured here."""
     sizes, notes = QUICK if quick else FULL, []
@@ -293,4 +299,4 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
         groups.append(peak_memory(sizes.large))
     else:
         notes.append(f"peak memory: not measured: {why}")
-    return [*groups, first(sizes.first)], notes
+    return [*groups, first(sizes.first), importing()], notes
