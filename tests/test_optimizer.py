@@ -978,6 +978,36 @@ def test_another_module_in_the_object_around_it_is_noticed() -> None:
     assert (float(old.weight[0]), float(new.weight[0])) == (0.5, 0.5)
 
 
+def test_an_object_that_fails_can_be_replaced_and_a_failing_list_changes_nothing() -> None:
+    class Fails:
+        broken = False
+
+        def __init__(self) -> None:
+            self.w = np.ones(2)
+
+        def parameters(self) -> list[np.ndarray]:
+            if self.broken:
+                raise RuntimeError("its arrays have changed")
+            return [self.w]
+
+        def grads(self) -> list[np.ndarray]:
+            return [np.ones(2)]
+
+    old, new = Fails(), Fails()
+    modules = [old]
+    opt = mt.Optimizer(modules, lr=0.5)
+    new.broken = True
+    with pytest.raises(RuntimeError, match="its arrays have changed"):
+        opt.modules = [new]
+    assert opt.modules is modules
+    opt.step()
+    np.testing.assert_array_equal(old.w, [0.5, 0.5])
+    old.broken, new.broken = True, False
+    opt.modules = [new]
+    opt.step()
+    np.testing.assert_array_equal(new.w, [0.5, 0.5])
+
+
 def test_numpy_modules_keep_their_momentum_when_the_list_changes() -> None:
     a, b = NumpyLayer([0.0]), NumpyLayer([0.0])
     opt = optim.SGD([a], lr=1.0, momentum=0.5)

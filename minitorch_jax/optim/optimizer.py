@@ -381,14 +381,16 @@ class Optimizer(Stateful):
 
     def _set_modules(self, value: Any, group: int) -> None:
         cells.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
-        before = self._lists
-        vars(self)["_lists"] = [*before[:group], as_list(value), *before[group + 1 :]]
-        vars(self)["_foreign"] = [known for known in self._foreign if known.is_as_it_was()]
+        lists, foreign = self._lists, self._foreign
+        vars(self)["_lists"] = [*lists[:group], as_list(value), *lists[group + 1 :]]
         vars(self)["_plan"] = None
         try:
+            listed = {id(module) for modules in self._lists for module in modules}
+            stay = [known for known in foreign if id(known.module) in listed and known.is_as_it_was()]
+            vars(self)["_foreign"] = stay
             self._plan_now()
         except BaseException:
-            vars(self)["_lists"] = before
+            vars(self).update(_lists=lists, _foreign=foreign, _plan=None)
             raise
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------

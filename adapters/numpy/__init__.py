@@ -1,0 +1,28 @@
+"""A mini-torch in NumPy, and what joins any other one to this library.
+
+`Module`, `Linear`, …, `SoftmaxCrossEntropy`, `Optimizer` are a complete mini-torch with hand-written backward passes.
+`to_jax` and `from_jax` convert its networks, `copy_weights` copies the weights of one into the other, either way. `wrap`
+makes a network of layers that keep `W`, `b`, `dW`, `db` one that our optimizers train. `check_gradients` holds each
+layer's `backward` against `jax.grad` of its own `forward`, and says which one is wrong.
+"""
+
+from .attributes import WrappedNetwork as WrappedNetwork
+from .attributes import wrap as wrap
+from .bridge import copy_weights as copy_weights
+from .bridge import from_jax as from_jax
+from .bridge import to_jax as to_jax
+from .check import check_gradients as check_gradients
+from .layers import Flatten as Flatten
+from .layers import Linear as Linear
+from .layers import Module as Module
+from .layers import ReLU as ReLU
+from .layers import Sequential as Sequential
+from .layers import Sigmoid as Sigmoid
+from .layers import Tanh as Tanh
+from .losses import MeanSquaredError as MeanSquaredError
+from .losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+from .optimizer import Optimizer as Optimizer
+from .report import GradientComparison as GradientComparison
+from .report import GradientError as GradientError
+from .report import GradientReport as GradientReport
+from .report import LayerReport as LayerReport

@@ -1,0 +1,197 @@
+"""The gradient check: each layer's hand-written backward against `jax.grad` of its own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .layer_check import LayerCheck
+from .pairs import patterns
+from .recording import Call, Chain, incoming, layers_of, method_of, record
+from .reference import reference_for
+from .report import GradientReport, LayerReport, kind_of
+from .subject import Settings, Subject, outputs_of
+
+
+def check_gradients(
+    network: Any,
+    *inputs: Any,
+    dout: Any = None,
+    loss: Any = None,
+    target: Any = None,
+    rtol: float | None = None,
+    accumulates: bool = True,
+    gradients: Mapping[str, str] | None = None,
+    frozen: str | Iterable[str] = (),
+    ignored: str | Iterable[str] = (),
+    seed: int = 0,
+) -> GradientReport:
+    """Compare the hand-written `backward` of each layer of a NumPy network with `jax.grad` of the layer's `forward`.
+
+    A layer is an object of any class with `forward(x)` (or `__call__`) and `backward(dout)`, which gives the gradient by
+    the input, or None, and adds to the gradients of its parameters (found as `wrap` finds them). Each is checked by itself:
+    with the input that it gets when the network runs, and the right gradient of its output, not the one that a wrong layer
+    after it would send. So the layer that is wrong is named, and no other one. A layer that is made of others is checked
+    after them, and is judged if they are right.
+
+    Right gradients are those of `forward` itself, run by JAX on traced values in float64; where it cannot be (SciPy,
+    compiled code), of finite differences, and the report says so. All runs are on copies in float64: the network's arrays,
+    caches and random generators stay as they are. Also checked: that nothing of an earlier batch is kept, that two calls of
+    backward add up, that `zero_grad` resets, that backward changes nothing that forward uses, shapes and dtypes.
+
+    Where forward has a kink (ReLU at 0), what backward gives is not judged, and the report says so.
+
+    Args:
+        network: a layer, a loss, an object that holds layers in attributes, lists, tuples or dicts, or a list of layers to be
+            run one after another.
+        *inputs: the arguments of its `forward`: arrays, floating ones of the batch that is to be checked.
+        dout: the gradient of the network's output, of its shape; random numbers if neither it nor `loss` is given.
+        loss: an object with `forward(output, target)` and `backward()`, which is checked, too.
+        target: the loss's second argument.
+        rtol: how far gradients may differ, relative to the largest number in them. Default: 1e-6; more where code rounds
+            to float32, and for finite differences.
+        accumulates: False for a network whose `backward` overwrites gradients on purpose.
+        gradients, frozen, ignored: see `wrap`.
+        seed: of the random numbers for `dout`.
+
+    Returns:
+        A report: true if all is right, with a table as its text. `report.raise_if_wrong()` raises GradientError.
+
+    Raises:
+        TypeError: if there is no layer; if a layer cannot be copied.
+        ValueError: if the network's output or the loss is not finite; if `dout` does not have the output's shape; if
+            `target` is given without `loss`, or both `dout` and `loss`; if two runs of a layer on the same input differ.
+
+    Example:
+        >>> from minitorch_jax.adapters.numpy import Linear, Sequential, Tanh
+        >>> class Wrong(Linear):
+        ...     def backward(self, dout):
+        ...         dx = super().backward(dout)
+        ...         self.db -= 2 * dout.sum(0)
+        ...         return dx
+        >>> net = Sequential(Linear(4, 3, rng=0), Tanh(), Wrong(3, 2, rng=1))
+        >>> report = check_gradients(net, np.random.default_rng(0).normal(size=(5, 4)))
+        >>> report.wrong
+        ['modules.2']
+        >>> print(report["modules.2"].gradients[2].hint)
+        its sign is wrong
+    """
+    settings = Settings(gradients or {}, patterns(frozen), patterns(ignored), rtol, accumulates, seed)
+    if target is not None and loss is None:
+        raise ValueError("a target was given without a loss: pass loss=, an object with forward(output, target)")
+    if dout is not None and loss is not None:
+        raise ValueError("both dout and loss were given: the gradient of the output is either one's")
+    network = Chain(network) if type(network) in (list, tuple) else network
+    layers = layers_of(network)
+    if isinstance(network, Chain):
+        layers = {path: layer for path, layer in layers.items() if layer is not network}
+    if not layers:
+        raise TypeError(
+            f"check_gradients found no layer: a {kind_of(network)} holds no object with `backward` and `forward` (or"
+            " `__call__`)"
+        )
+    inputs = tuple([np.asarray(each) if isinstance(each, list | float) else each for each in inputs])
+    with settings.draws.kept(), np.errstate(all="ignore"):
+        calls, outputs = record(network, layers, inputs, settings)
+        _check_finite("the network's output", outputs)
+        rng = np.random.default_rng(seed)
+        reports: dict[str, LayerReport] = {}
+        if loss is not None:
+            incoming_dout, reports["loss"] = _checked_loss(loss, outputs, target, settings)
+        else:
+            incoming_dout = _incoming_dout(dout, outputs, rng)
+        found = incoming(network, layers, inputs, calls, incoming_dout, settings)
+        last = {made.path: i for i, made in enumerate(calls)}
+        for path, i in last.items():
+            right = None if found is None else found[i]
+            reports[path] = _checked(path, layers[path], calls[i], right, settings, rng)
+    return _judged(layers, calls, reports)
+
+
+def _check_finite(what: str, arrays: Sequence[Any]) -> None:
+    if not all(np.isfinite(each).all() for each in arrays):
+        raise ValueError(
+            f"{what} is not finite for this input, so there is no gradient to check: take an input, or weights, for which"
+            " it is"
+        )
+
+
+def _incoming_dout(dout: Any, outputs: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+    if dout is None:
+        return [np.ones(()) if each.ndim == 0 else rng.normal(size=each.shape) for each in outputs]
+    given = [np.asarray(each, np.float64) for each in (dout if isinstance(dout, tuple) else (dout,))]
+    shapes, wanted = [each.shape for each in given], [each.shape for each in outputs]
+    if shapes != wanted:
+        raise ValueError(f"dout has shape {_shown(shapes)}, and the network's output {_shown(wanted)}")
+    return given
+
+
+def _shown(shapes: list[tuple[int, ...]]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(shapes)
+
+
+def _checked_loss(loss: Any, outputs: Sequence[Any], target: Any, settings: Settings) -> tuple[list[Any], LayerReport]:
+    """The right gradient of the loss by the network's output, and the report of the loss."""
+    args = (*outputs, target) if target is not None else tuple(outputs)
+    made = Call("loss", method_of(loss), args, {}, [np.ones(())], ())
+    subject = Subject("loss", loss, made.method, args, {}, settings)
+    values = outputs_of(subject.run().forward())
+    _check_finite("the loss", values)
+    report = _checked("loss", loss, made, [np.ones(())], settings, np.random.default_rng(0))
+    right = reference_for(subject, [np.ones(())], values).grads
+    return [right[i] for i in range(len(outputs))], report
+
+
+def _checked(
+    path: str, layer: Any, made: Call, right: list[Any] | None, settings: Settings, rng: np.random.Generator
+) -> LayerReport:
+    """The report of one layer."""
+    scalar = len(made.outputs) == 1 and made.outputs[0].ndim == 0
+    is_random = False
+    if scalar:  # a loss: its backward begins with 1
+        dout = [np.ones(())]
+    elif right is not None and any(each.any() for each in right) and all(np.isfinite(each).all() for each in right):
+        dout = right
+    else:
+        dout, is_random = [rng.normal(size=each.shape) for each in made.outputs], True
+    try:
+        subject = Subject(path, layer, made.method, made.args, made.kwargs, settings)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        return LayerReport(path, kind_of(layer), "wrong", problems=(problem,))
+    first, second = (outputs_of(subject.run().forward()) for _ in range(2))
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True)):
+        raise ValueError(
+            f"{path or kind_of(layer)}: two runs of forward on the same input differ, so it draws random numbers from a"
+            " generator that the check cannot set back: keep a np.random.Generator in an attribute, and draw from that"
+        )
+    return LayerCheck(subject, dout, is_random).report()
+
+
+def _judged(layers: Mapping[str, Any], calls: Sequence[Call], reports: dict[str, LayerReport]) -> GradientReport:
+    """All reports in the order of the network: a layer made of others that are wrong is not judged."""
+    parts: dict[str, set[str]] = {}
+    for made in calls:
+        for outer in made.inside:
+            parts.setdefault(outer, set()).add(made.path)
+    found = []
+    for path, layer in layers.items():
+        report = reports.get(path)
+        if report is None:
+            report = LayerReport(path, kind_of(layer), "not run")
+        elif report.state == "wrong" and path in parts:
+            inner = [reports[part] for part in parts[path]]
+            if any(part.state == "wrong" for part in inner):
+                report = replace(report, state="unknown")
+            else:
+                note = (
+                    "the layers that it is made of are right: the mistake is in how its own backward puts them together"
+                )
+                report = replace(report, notes=(note, *report.notes))
+        found.append(report)
+    if "loss" in reports and "loss" not in layers:
+        found.append(reports["loss"])
+    return GradientReport(tuple(found))

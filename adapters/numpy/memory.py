@@ -1,0 +1,133 @@
+"""Values that NumPy arrays and their views share, traced by JAX or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Untraceable(TypeError):
+    """Something was asked of a traced array that only a NumPy array can do."""
+
+
+class Memory:
+    """The values that an array and all views of it share: a NumPy array, or a traced one."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._places: NDArray[np.int64] | None = None
+
+    def places(self) -> NDArray[np.int64]:
+        """The place of each value in the order of memory."""
+        if self._places is None:
+            self._places = np.arange(self.value.size).reshape(self.value.shape)
+        return self._places
+
+
+def is_tracer(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def known(value: Any) -> NDArray[Any]:
+    """The numbers that a traced value has now: for what is piecewise constant in them, and so has no derivative."""
+    if is_tracer(value):
+        value = jax.lax.stop_gradient(value)
+    if is_tracer(value):
+        raise Untraceable("the numbers behind a traced value are not known")
+    return np.asarray(value)
+
+
+def widened(dtype: Any) -> Any:
+    """The dtype that an array of `dtype` has here: float64 for all floating ones."""
+    return np.float64 if np.issubdtype(dtype, np.floating) else np.dtype(dtype)
+
+
+class Held:
+    """Some of a memory's values: `places` says where they are, None for all of them, as they are.
+
+    What only moves elements (indexing, reshape, transpose, windows, …) is done by NumPy on the places, which tells copies
+    from views as NumPy does.
+    """
+
+    __slots__ = ("memory", "places")
+
+    def __init__(self, value: Any) -> None:
+        self.memory = Memory(value)
+        self.places: NDArray[np.int64] | None = None
+
+    @classmethod
+    def at(cls, memory: Memory, places: NDArray[np.int64]) -> Self:
+        new = object.__new__(cls)
+        new.memory, new.places = memory, places
+        return new
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.memory.value.shape if self.places is None else self.places.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return np.dtype(self.memory.value.dtype)
+
+    def _axes(self) -> tuple[int, ...] | None:
+        """If this is all of the memory, with axes in another order or of other sizes: the order of memory."""
+        places = self.places
+        if places is None or places.size != self.memory.value.size or not places.size:
+            return None
+        if not np.may_share_memory(places, self.memory.places()):  # picked by numbers, in any order
+            return None
+        axes = tuple(sorted(range(places.ndim), key=lambda axis: -places.strides[axis]))
+        return axes if places.transpose(axes).flags.c_contiguous else None
+
+    @property
+    def value(self) -> Any:
+        """The values: a NumPy array, or a traced one."""
+        whole, places = self.memory.value, self.places
+        if places is None:
+            return whole
+        axes = self._axes()
+        if axes is None:
+            return whole.reshape(-1)[places]
+        shape = tuple([places.shape[a] for a in axes])
+        whole = whole if whole.shape == shape else whole.reshape(shape)
+        return whole if axes == tuple(range(len(axes))) else whole.transpose(np.argsort(axes))
+
+    def write(self, new: Any) -> None:
+        """Put new values, of this shape or such as broadcast to it, in the memory."""
+        whole = self.memory.value
+        if is_tracer(new) and not np.issubdtype(self.dtype, np.floating):
+            raise Untraceable(f"a traced value was assigned to an array of {self.dtype}")
+        if not is_tracer(new) and not is_tracer(whole):
+            flat: Any = np.array(whole).reshape(-1)
+            flat[self.where()] = new
+        else:
+            new = new if is_tracer(new) and new.dtype == self.dtype else jnp.asarray(new, self.dtype)
+            new = new if new.shape == self.shape else jnp.broadcast_to(new, self.shape)
+            axes = self._axes()
+            if self.places is None:
+                flat = new
+            elif axes is not None:
+                flat = new if axes == tuple(range(len(axes))) else new.transpose(axes)
+            else:
+                flat = jnp.asarray(whole).reshape(-1).at[self.places].set(new)
+        self.memory.value = flat if flat.shape == whole.shape else flat.reshape(whole.shape)
+
+    def where(self) -> NDArray[np.int64]:
+        """The place of each element."""
+        return self.memory.places() if self.places is None else self.places
+
+    def moved(self, move: Callable[[Any], Any]) -> Any:
+        """What `move` makes of the places: views share the memory, all else is a copy. Lists and tuples of arrays too."""
+        mine = self.memory.places()
+        found = move(self.where())
+
+        def array(places: Any) -> Any:
+            view = self.at(self.memory, np.asarray(places))
+            return view if np.may_share_memory(view.where(), mine) else type(self)(view.value)
+
+        return type(found)(map(array, found)) if isinstance(found, list | tuple) else array(found)

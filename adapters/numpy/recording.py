@@ -1,0 +1,167 @@
+"""Runs of a whole network: with what each layer is called, and what gradient comes into its backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .dispatch import unwrapped
+from .imitation import traced_world
+from .objects import is_floating, is_object, walk
+from .reference import constant, exactly
+from .subject import Settings, call, outputs_of
+from .traced import Traced
+from .world import Copies, World, wide_world
+
+
+@dataclass
+class Call:
+    """One call of one layer: its arguments, its outputs, and the layers whose calls it is part of."""
+
+    path: str
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Any]
+    inside: tuple[str, ...]
+
+
+class Chain:
+    """A list of layers as one network, which runs them one after another."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = call(layer, method_of(layer), (x,), {})
+        return x
+
+
+def method_of(layer: Any) -> str:
+    """How a layer is called."""
+    return "forward" if callable(getattr(layer, "forward", None)) else "__call__"
+
+
+def layers_of(network: Any) -> dict[str, Any]:
+    """The objects that have a backward and a forward, by path."""
+    found: dict[str, Any] = {}
+
+    def enter(path: str, value: Any) -> bool:
+        if not is_object(value):
+            return isinstance(value, list | tuple | dict)
+        runs = callable(getattr(value, "forward", None)) or callable(value)
+        if callable(getattr(value, "backward", None)) and runs:
+            found[path] = value
+        return True
+
+    walk(network, enter)
+    return found
+
+
+def hook(world: World, layers: dict[str, Any], around: Callable[..., Any]) -> None:
+    """Have calls of the layers' copies go through `around(path, method, call, args, kwargs)`."""
+    paths: dict[int, str] = {}
+    active: set[int] = set()
+    for path, layer in layers.items():
+        copied = world.of(layer)
+        if copied is layer:
+            raise TypeError(
+                f"{path or 'the network'}: a {type(layer).__name__} cannot be copied, since its class is made by"
+                f" {type(type(layer)).__name__} or derives from a class of a library; the check runs on copies only"
+            )
+        paths[id(copied)] = path
+        for name in ("forward", "__call__"):
+            if hasattr(type(copied), name) and not hasattr(vars(type(copied)).get(name), "hooked"):
+                _hook_method(type(copied), name, paths, active, around)
+
+
+def _hook_method(cls: type, name: str, paths: dict[int, str], active: set[int], around: Callable[..., Any]) -> None:
+    original = getattr(cls, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in paths or id(self) in active:
+            return original(self, *args, **kwargs)
+        active.add(id(self))
+        try:
+            return around(paths[id(self)], name, lambda: original(self, *args, **kwargs), args, kwargs)
+        finally:
+            active.discard(id(self))
+
+    method.hooked = True  # type: ignore[attr-defined]
+    type.__setattr__(cls, name, method)
+
+
+def record(
+    network: Any, layers: dict[str, Any], inputs: Sequence[Any], settings: Settings
+) -> tuple[list[Call], list[Any]]:
+    """Run a copy of the network in float64. Gives the calls of its layers, inner ones first, and its outputs."""
+    settings.draws.reset()
+    world = wide_world()
+    calls: list[Call] = []
+    stack: list[str] = []
+
+    def around(path: str, method: str, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        given, named = tuple([_copied(arg) for arg in args]), {name: _copied(value) for name, value in kwargs.items()}
+        stack.append(path)
+        output = run()
+        stack.pop()
+        outputs = [np.array(each) for each in outputs_of(output)]
+        calls.append(Call(path, method, given, named, outputs, tuple(stack)))
+        return output
+
+    hook(world, layers, around)
+    args = [_copied(each) for each in inputs]
+    output = call(world.of(network), method_of(network), args, {})
+    return calls, [np.array(each) for each in outputs_of(output)]
+
+
+def _copied(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return World(Copies()).of(value)  # it may be changed after the call
+    return np.array(value, np.float64) if is_floating(value) else np.array(value)
+
+
+def incoming(
+    network: Any,
+    layers: dict[str, Any],
+    inputs: Sequence[Any],
+    calls: Sequence[Call],
+    dout: Sequence[Any],
+    settings: Settings,
+) -> list[list[Any]] | None:
+    """The gradient by the outputs of each call; None if JAX cannot trace the network.
+
+    Zeros are added to the outputs of each call: the gradient by them is what would come into its backward.
+    """
+    settings.draws.reset()
+
+    def f(zeros: Any) -> list[Any]:
+        world = traced_world(constant)
+        count = iter(range(len(calls)))
+
+        def around(path: str, method: str, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+            output = run()
+            mine = zeros[next(count)]
+            found = list(output) if type(output) in (list, tuple) else [output]
+            added = [Traced(jnp.asarray(unwrapped(each)) + zero) for each, zero in zip(found, mine, strict=True)]
+            return type(output)(added) if type(output) in (list, tuple) else added[0]
+
+        hook(world, layers, around)
+        args = [constant(each) if isinstance(each, np.ndarray) else world.of(each) for each in inputs]
+        output = call(world.of(network), method_of(network), args, {})
+        found = output if type(output) in (list, tuple) else [output]
+        return [jnp.asarray(unwrapped(each), jnp.float64) for each in found]
+
+    try:
+        with exactly():
+            zeros = [[jnp.zeros(each.shape) for each in made.outputs] for made in calls]
+            found = jax.vjp(f, zeros)[1]([jnp.asarray(each, jnp.float64) for each in dout])[0]
+            return [[np.asarray(each) for each in mine] for mine in found]
+    except Exception:  # whatever the user's code does with values that are no NumPy arrays
+        return None

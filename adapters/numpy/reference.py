@@ -1,0 +1,188 @@
+"""The right gradients of a layer: `jax.grad` of its own forward, run on traced values, or finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .dispatch import unwrapped
+from .imitation import traced_world
+from .memory import widened
+from .subject import Key, Subject, outputs_of
+from .traced import Traced
+
+_MOST = 400  # elements of an array that finite differences are taken by
+
+
+@dataclass
+class Reference:
+    """The right gradients; NaN where none was computed."""
+
+    grads: dict[Key, Any]
+    how: str
+    rough: bool = False  # whether NumPy's forward rounds to fewer bits than this does
+
+    @property
+    def by_jax(self) -> bool:
+        return self.how == "jax.grad"
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """JAX in float64, on the CPU, without the switches by which its users are warned of what NumPy allows."""
+    with ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        stack.enter_context(jax.debug_nans(False))
+        stack.enter_context(jax.debug_infs(False))
+        stack.enter_context(jax.transfer_guard("allow"))
+        with suppress(RuntimeError):  # where JAX has no CPU
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        yield
+
+
+def constant(array: Any) -> Traced:
+    """An array of the user's as a constant for traced code."""
+    return Traced(np.array(array, widened(array.dtype)))
+
+
+def array_maker(tracers: Sequence[tuple[Any, Any]]) -> Callable[[Any], Traced]:
+    """Makes traced arrays: of those that have a tracer, or share memory with one that has, traced values."""
+    by_id = {id(array): (array, tracer) for array, tracer in tracers}
+
+    def make(array: Any) -> Traced:
+        if id(array) in by_id:
+            return Traced(by_id[id(array)][1])
+        new = constant(array)
+        for other, tracer in tracers:
+            if np.may_share_memory(array, other) and np.shares_memory(array, other):
+                _, mine, theirs = np.intersect1d(_addresses(array), _addresses(other), return_indices=True)
+                flat = jnp.asarray(new.value).reshape(-1).at[mine].set(tracer.reshape(-1)[theirs])
+                new = Traced(flat.reshape(array.shape))
+        return new
+
+    return make
+
+
+def _addresses(array: Any) -> Any:
+    """Of each element."""
+    found = np.full(array.shape, array.__array_interface__["data"][0])
+    for axis, (size, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
+        found += (np.arange(size) * stride).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    return found.reshape(-1)
+
+
+def traced_call(subject: Subject, xs: dict[int, Any], tracers: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """The outputs of a layer's forward on traced arguments and parameters."""
+    subject.settings.draws.reset()
+    world = traced_world(array_maker(tracers))
+    layer = world.of(subject.layer)
+    args = [constant(arg) if isinstance(arg, np.ndarray) else world.of(arg) for arg in subject.args]
+    output = subject.call(world, layer, [Traced(xs[i]) if i in xs else arg for i, arg in enumerate(args)])
+    found = output if type(output) in (list, tuple) else [output]
+    return [jnp.asarray(unwrapped(each), jnp.float64) for each in found]
+
+
+def by_jax(subject: Subject, dout: Sequence[Any]) -> dict[Key, Any]:
+    """The gradients by all floating arguments and parameters of the sum of `dout * output`."""
+    return _by_jax(subject, dout)[0]
+
+
+def _by_jax(subject: Subject, dout: Sequence[Any]) -> tuple[dict[Key, Any], list[Any]]:
+    """The gradients, and the outputs."""
+    arrays = {name: array for name, array, _ in subject.entries(subject.layer) if name in subject.names}
+    with exactly():
+        xs = {i: jnp.asarray(subject.args[i]) for i in subject.floating}
+        ps = {name: jnp.asarray(array, jnp.float64) for name, array in arrays.items()}
+
+        def f(xs: Any, ps: Any) -> list[Any]:
+            return traced_call(subject, xs, [(arrays[name], ps[name]) for name in arrays])
+
+        outputs, vjp = jax.vjp(f, xs, ps)
+        dx, dp = vjp([jnp.asarray(each, jnp.float64) for each in dout])
+        found: dict[Key, Any] = {i: np.asarray(dx[i]) for i in subject.floating}
+        return found | {name: np.asarray(dp[name]) for name in arrays}, list(map(np.asarray, outputs))
+
+
+class Differences:
+    """Finite differences of the sum of `dout * output`, from runs of the layer as it is, in float64."""
+
+    def __init__(self, subject: Subject, dout: Sequence[Any]) -> None:
+        self._subject, self._dout = subject, dout
+        self._start = self._outputs(None, (), 0.0)
+        self.narrow = any(each.dtype != np.float64 for each in self._start)  # its code rounds to fewer bits
+
+    def _outputs(self, key: Key | None, index: tuple[int, ...], step: float) -> list[Any]:
+        run = self._subject.run()
+        args = [np.array(arg) if isinstance(arg, np.ndarray) else arg for arg in self._subject.args]
+        if isinstance(key, str):
+            run.params()[key][index] += step
+        elif key is not None:
+            args[key][index] += step
+        return outputs_of(run.forward(args))
+
+    def _difference(self, key: Key, index: tuple[int, ...], high: float, low: float) -> float:
+        above = self._outputs(key, index, high) if high else self._start
+        below = self._outputs(key, index, low) if low else self._start
+        total = 0.0
+        for d, a, b in zip(self._dout, above, below, strict=True):
+            total += float(np.sum(d * (np.asarray(a, np.float64) - np.asarray(b, np.float64))))
+        return total / (high - low)
+
+    def _size(self, key: Key, index: tuple[int, ...]) -> float:
+        value = self._subject.args[key][index] if isinstance(key, int) else 1.0
+        return max(1.0, abs(float(value)))
+
+    def slopes(self, key: Key, index: tuple[int, ...]) -> tuple[float, float]:
+        """To the left and to the right of an element's value: they differ where there is a kink."""
+        h = (1e-3 if self.narrow else 1e-6) * self._size(key, index)
+        return self._difference(key, index, 0.0, -h), self._difference(key, index, h, 0.0)
+
+    def slope(self, key: Key, index: tuple[int, ...]) -> float:
+        """The derivative by one element, of fourth order."""
+        h = (1e-2 if self.narrow else 1e-4) * self._size(key, index)
+        near, far = self._difference(key, index, h, -h), self._difference(key, index, 2 * h, -2 * h)
+        return (4 * near - far) / 3
+
+    def all(self) -> dict[Key, Any]:
+        """The gradients by all floating arguments and parameters, at up to 400 elements of each."""
+        params = self._subject.run().params()
+        shapes: dict[Key, tuple[int, ...]] = {i: self._subject.args[i].shape for i in self._subject.floating}
+        shapes |= {name: param.shape for name, param in params.items()}
+        rng = np.random.default_rng(self._subject.settings.seed)
+        found = {}
+        for key, shape in shapes.items():
+            found[key] = np.full(shape, np.nan)
+            size = found[key].size
+            chosen = range(size) if size <= _MOST else rng.choice(size, _MOST, replace=False)
+            for place in chosen:
+                index = tuple(map(int, np.unravel_index(int(place), shape)))
+                found[key][index] = self.slope(key, index)
+        return found
+
+
+def reference_for(subject: Subject, dout: Sequence[Any], outputs: Sequence[Any]) -> Reference:
+    """The right gradients; by finite differences, with the reason, where JAX cannot trace the layer's forward."""
+    try:
+        grads, mine = _by_jax(subject, dout)
+        pairs = list(zip(mine, outputs, strict=True))
+        for rtol in (1e-8, 1e-3):
+            if all(a.shape == b.shape and np.allclose(a, b, rtol, rtol, equal_nan=True) for a, b in pairs):
+                return Reference(grads, "jax.grad", rtol > 1e-8)
+        raise ArithmeticError("forward gives other numbers with jax.numpy than with NumPy")
+    except Exception as error:  # whatever the user's code does with values that are no NumPy arrays
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return by_differences(subject, dout, f"{type(error).__name__}: {reason}" if len(reason) < 20 else reason)
+
+
+def by_differences(subject: Subject, dout: Sequence[Any], why: str) -> Reference:
+    grads = Differences(subject, dout).all()
+    sampled = f", at {_MOST} elements of each" if any(np.isnan(g).any() for g in grads.values()) else ""
+    return Reference(grads, f"finite differences{sampled} ({why})")

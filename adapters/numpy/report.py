@@ -1,0 +1,140 @@
+"""What a gradient check found, layer by layer, and its text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class GradientError(ValueError):
+    """A hand-written backward is wrong: the message is the report of the check."""
+
+
+@dataclass(frozen=True)
+class GradientComparison:
+    """One gradient of one layer, beside the right one.
+
+    `error` is the largest difference, divided by the largest number in the right gradient; it is at `index`, where
+    `backward` gave `got` and should have given `expected`. `hint` says what the mistake looks like. A gradient that
+    `backward` does not give has `error` None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    error: float | None
+    ok: bool
+    index: tuple[int, ...] = ()
+    got: float = 0.0
+    expected: float = 0.0
+    hint: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: its gradients beside the right ones, what else is wrong with it, and what was noted.
+
+    `state` is "right", "wrong", "unknown" (it is made of others, one of which is wrong, so that it cannot be right) or
+    "not run". `reference` says where the right gradients are from.
+    """
+
+    path: str
+    kind: str
+    state: Literal["right", "wrong", "unknown", "not run"]
+    gradients: tuple[GradientComparison, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    reference: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.path} ({self.kind})" if self.path else self.kind
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_gradients` found: true if no layer is wrong; its text is a table of all layers.
+
+    `report["0.1"]` is the report of the layer at a path; `report.wrong` are the paths of those that are wrong.
+    """
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def wrong(self) -> list[str]:
+        """The paths of the layers that are wrong by themselves."""
+        return [layer.path for layer in self.layers if layer.state == "wrong"]
+
+    def __bool__(self) -> bool:
+        return not self.wrong
+
+    def __getitem__(self, path: str) -> LayerReport:
+        for layer in self.layers:
+            if layer.path == path:
+                return layer
+        raise KeyError(f"{path!r}: the layers are {', '.join(repr(layer.path) for layer in self.layers)}")
+
+    def raise_if_wrong(self) -> None:
+        """Raise GradientError, with the text of this report, if a layer is wrong."""
+        if not self:
+            raise GradientError(str(self))
+
+    def __str__(self) -> str:
+        checked = [layer for layer in self.layers if layer.state != "not run"]
+        bad = [layer for layer in self.layers if layer.state == "wrong"]
+        if bad:
+            named = ", ".join(layer.label for layer in bad)
+            head = f"{len(bad)} of {len(checked)} layers {'is' if len(bad) == 1 else 'are'} wrong: {named}"
+        else:
+            head = f"{len(checked)} {'layer is' if len(checked) == 1 else 'layers are'} right"
+        return "\n".join([f"gradient check: {head}", "", *self._table(), *self._details()])
+
+    def _table(self) -> list[str]:
+        rows = [("layer", "gradient by", "shape", "error", "")]
+        for layer in self.layers:
+            states = {"right": "", "wrong": "", "unknown": "unknown: made of a wrong layer", "not run": "not run"}
+            first = (layer.label, "", "", "", states[layer.state])
+            given = [
+                (
+                    "",
+                    each.name,
+                    str(each.shape),
+                    "-" if each.error is None else f"{each.error:.1e}",
+                    ", ".join(filter(None, (_verdict(layer, each), each.remark))),
+                )
+                for each in layer.gradients
+            ]
+            if given and not first[-1]:
+                rows += [(layer.label, *given[0][1:]), *given[1:]]
+            elif layer.state == "wrong" and not given:
+                rows.append((*first[:-1], "WRONG"))
+            else:
+                rows += [first, *given]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def _details(self) -> list[str]:
+        lines = []
+        for layer in self.layers:
+            found = [_sentence(each) for each in layer.gradients if not each.ok] if layer.state == "wrong" else []
+            found += layer.problems if layer.state == "wrong" else ()
+            notes = [f"note: {note}" for note in layer.notes]
+            if layer.reference and layer.reference != "jax.grad":
+                notes.append(f"reference: {layer.reference}")
+            if found or notes:
+                lines += ["", f"{layer.label}:", *(f"  {line}" for line in (*found, *notes))]
+        return lines
+
+
+def _verdict(layer: LayerReport, each: GradientComparison) -> str:
+    return "" if each.ok else "WRONG" if layer.state == "wrong" else "differs"
+
+
+def _sentence(each: GradientComparison) -> str:
+    where = f" at {each.index}" if each.index else ""
+    numbers = f" is {each.got:.6g}{where} and should be {each.expected:.6g}" if each.error is not None else ""
+    return f"the gradient by {each.name}{numbers or ' is wrong'}{': ' + each.hint if each.hint else ''}"
+
+
+def kind_of(layer: Any) -> str:
+    return type(layer).__name__

@@ -1,0 +1,222 @@
+"""One layer to be checked, and runs of its code on copies."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .objects import is_floating
+from .pairs import Listed, Scan
+from .world import Copies, World, wide_world
+
+Key = int | str  # of a gradient: the place of an argument, or the name of a parameter
+
+
+class Draws:
+    """The states of Python's and NumPy's global random streams, from which each run begins alike."""
+
+    def __init__(self) -> None:
+        self._states = np.random.get_state(), random.getstate()
+
+    def reset(self) -> None:
+        np.random.set_state(self._states[0])
+        random.setstate(self._states[1])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The streams are after the block as they were before it."""
+        try:
+            yield
+        finally:
+            self.reset()
+
+
+@dataclass
+class Settings:
+    """What the caller says of parameters, and how exact backward has to be."""
+
+    gradients: Mapping[str, str] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    rtol: float | None = None
+    accumulates: bool = True
+    seed: int = 0
+    draws: Draws = field(default_factory=Draws)
+
+
+@dataclass
+class Subject:
+    """A layer, and the call that it is checked with; `args` are its positional arguments, floating ones as float64."""
+
+    path: str
+    layer: Any
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    settings: Settings
+    names: list[str] = field(default_factory=list)  # of its parameters
+    constants: list[str] = field(default_factory=list)  # arrays that have no gradient, and are no caches
+
+    def __post_init__(self) -> None:
+        """Find the parameters: arrays with a gradient that `forward` does not replace each time, as it does its caches."""
+        run = self.run()
+        before = {name: param for name, param, _ in run.entries()}
+        run.forward()
+        first = {name: param for name, param, _ in run.entries()}
+        lonely = self.scan().look(run.layer).lonely
+        run.forward()
+        second = {name: param for name, param, _ in run.entries()}
+        self.names = [name for name, param in second.items() if name in first and _same_place(param, first[name])]
+        again = self.scan().look(run.layer).lonely
+        self.constants = [path for path, array in again.items() if lonely.get(path) is array]
+        if any(name not in before for name in self.names):  # made by the first call
+            primed = self.run()
+            primed.forward()
+            self.layer = primed.layer
+
+    def after(self, args: Sequence[Any], dout: Sequence[Any] | None = None) -> Subject:
+        """The layer as it is after forward with some arguments, and backward if `dout` is given; its call is the same."""
+        run = self.run()
+        run.forward(args)
+        if dout is not None:
+            run.backward(dout)
+        later = object.__new__(Subject)
+        vars(later).update(vars(self), layer=run.layer, settings=replace(self.settings, draws=Draws()))
+        return later
+
+    def on(self, args: tuple[Any, ...]) -> Subject:
+        """The same layer with other arguments."""
+        other = object.__new__(Subject)
+        vars(other).update(vars(self), args=args)
+        return other
+
+    def scan(self) -> Scan:
+        return Scan(self.settings.gradients, self.settings.frozen, self.settings.ignored)
+
+    @property
+    def floating(self) -> list[int]:
+        """Which arguments have a gradient."""
+        return [i for i, arg in enumerate(self.args) if is_floating(arg)]
+
+    def other_args(self) -> tuple[Any, ...]:
+        """Another batch of the same shapes, from the same range of numbers: this one, mixed with itself backwards."""
+        return tuple([_another(arg) if isinstance(arg, np.ndarray) and arg.ndim else arg for arg in self.args])
+
+    def run(self, dtype: Any = np.float64) -> Run:
+        """A fresh copy, as the layer is now, its floating arrays of `dtype` (None: as they are)."""
+        self.settings.draws.reset()
+        return Run(self, dtype)
+
+    def entries(self, layer: Any) -> list[tuple[str, Any, Any]]:
+        """Name, array and gradient of each parameter of a copy."""
+        found: list[tuple[str, Any, Any]] = []
+        for source in self.scan().look(layer).sources:
+            if isinstance(source, Listed):
+                found += source.named()
+            elif source.gradient is not None:
+                found.append((source.path, source.place.get(), source.gradient.get()))
+        once = {id(array): (name, array, grad) for name, array, grad in reversed(found) if is_floating(array)}
+        return list(reversed(once.values()))
+
+    def call(self, world: World, layer: Any, args: Sequence[Any]) -> Any:
+        """The output of a copy in `world`."""
+        return call(layer, self.method, args, {name: world.of(value) for name, value in self.kwargs.items()})
+
+
+def call(layer: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return layer(*args, **kwargs) if method == "__call__" else getattr(layer, method)(*args, **kwargs)
+
+
+class Run:
+    """A copy of a layer in a world of its own."""
+
+    def __init__(self, subject: Subject, dtype: Any) -> None:
+        self.subject, self.dtype = subject, dtype
+        self.world = wide_world() if dtype is np.float64 else World(Copies(dtype))
+        self.layer = self.world.of(subject.layer)
+
+    def entries(self) -> list[tuple[str, Any, Any]]:
+        return self.subject.entries(self.layer)
+
+    def params(self) -> dict[str, Any]:
+        return {name: param for name, param, _ in self.entries() if name in self.subject.names}
+
+    def grads(self) -> dict[Key, Any]:
+        """Copies of the gradients, by the parameters' names."""
+        found = {name: grad for name, _, grad in self.entries() if name in self.subject.names}
+        return {name: None if grad is None else np.array(grad) for name, grad in found.items()}
+
+    def clear(self) -> None:
+        """Fill the gradients with zeros."""
+        for _, _, grad in self.entries():
+            if isinstance(grad, np.ndarray) and grad.flags.writeable:
+                grad.fill(0)
+
+    def forward(self, args: Sequence[Any] | None = None) -> Any:
+        """The output; of copies of the arguments."""
+        return self.subject.call(self.world, self.layer, self.prepared(self.subject.args if args is None else args))
+
+    def prepared(self, args: Sequence[Any]) -> list[Any]:
+        """Copies of arguments, floating ones of the dtype of this run."""
+        return [_as(arg, self.dtype) if isinstance(arg, np.ndarray) else self.world.of(arg) for arg in args]
+
+    def backward(self, dout: Sequence[Any]) -> dict[Key, Any]:
+        """The gradients by the floating arguments that `backward` gives, by their places."""
+        given = self.layer.backward(*_incoming(self.layer, [_as(each, self.dtype) for each in dout]))
+        found = () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
+        places = self.subject.floating
+        if len(found) == len(self.subject.args):
+            return {i: each for i, each in enumerate(found) if each is not None and i in places}
+        if len(found) > len(places):
+            raise ValueError(
+                f"backward() gave {len(found)} gradients for {len(places)} floating arguments of forward()"
+            )
+        return {i: each for i, each in zip(places, found, strict=False) if each is not None}
+
+
+def _incoming(layer: Any, dout: list[Any]) -> list[Any]:
+    """The arguments of `backward`: none for a loss, one for each output, or one with all of them."""
+    try:
+        taken = inspect.signature(layer.backward).parameters.values()
+    except (TypeError, ValueError):
+        return dout
+    positional = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p.name for p in positional if p.default is p.empty]
+    required += [p.name for p in taken if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if not required and len(dout) == 1 and np.ndim(dout[0]) == 0:
+        return []
+    if len(required) > max(len(dout), 1):
+        raise TypeError(
+            f"backward() takes {', '.join(required)}, and the check gives it the gradient of the output only: write it as"
+            " backward(dout), which leaves the update to an optimizer"
+        )
+    if len(dout) > 1 and len(positional) == 1:
+        return [tuple(dout)]
+    return dout
+
+
+def outputs_of(output: Any) -> list[Any]:
+    """The arrays of an output, which may be one, or a tuple or list of them."""
+    found = list(output) if isinstance(output, tuple | list) else [output]
+    return [each if isinstance(each, np.ndarray) else np.asarray(each) for each in found]
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    """Whether two arrays are one, or views of the same elements."""
+    return bool(one.shape == other.shape and one.__array_interface__["data"] == other.__array_interface__["data"])
+
+
+def _as(array: Any, dtype: Any) -> Any:
+    new = np.array(array)
+    return new.astype(dtype) if dtype is not None and is_floating(new) else new
+
+
+def _another(array: Any) -> Any:
+    turned = np.flip(array, 0)
+    return 0.9 * (0.7 * turned + 0.3 * array) if is_floating(array) else turned.copy()

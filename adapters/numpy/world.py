@@ -1,0 +1,276 @@
+"""A world of copies: the user's objects, functions and classes as they are, to be run without touching any of them.
+
+What a function of the user's reads (its globals, what it closes over, its classes) comes from the same world, so a cache in
+a module's dict or a generator that several layers draw from is copied, too. A world says what becomes of arrays, and what
+stands in place of a library's names: that is how `forward` runs on traced values. Code of libraries is not copied.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import functools
+import random
+from abc import ABC, ABCMeta
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, Generic
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from .objects import is_users, slots_of
+
+_ROOTS = (object, list, dict, set, ABC, Generic)
+_NOT_COPIED = {"__dict__", "__weakref__", "__module__", "__qualname__", "__slots__", "__orig_bases__"}
+_NOT_COPIED |= {"__init_subclass__", "_abc_impl"}
+_GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
+
+
+class World:
+    """Copies, made when they are first asked for, each once.
+
+    Args:
+        array: makes the copy of an array.
+        replaced: gives what stands in place of a value, or the value itself.
+        built_in: what stands in place of builtin functions, by name.
+    """
+
+    def __init__(
+        self,
+        array: Callable[[Any], Any],
+        replaced: Callable[[Any], Any] = lambda value: value,
+        built_in: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._array, self._replaced = array, replaced
+        self._builtins = {**vars(builtins), **(built_in or {})}
+        self._known: dict[int, tuple[Any, Any]] = {}  # by id: what was copied (kept alive by this), and its copy
+
+    def of(self, value: Any) -> Any:
+        """The copy of a value."""
+        known = self._known.get(id(value))
+        if known is not None:
+            return known[1]
+        new = self._replaced(value)
+        return new if new is not value else self._copied(value)
+
+    def give(self, value: Any, new: Any) -> Any:
+        """Have `new` stand for `value` from now on."""
+        self._known[id(value)] = value, new
+        return new
+
+    def _copied(self, value: Any) -> Any:
+        match value:
+            case np.ndarray():
+                return self.give(value, self._object_array(value) if value.dtype.hasobject else self._array(value))
+            case FunctionType() if is_users(value.__globals__.get("__name__")):
+                return self._function(value)
+            case MethodType():
+                return MethodType(self.of(value.__func__), self.of(value.__self__))
+            case functools.partial():
+                return functools.partial(
+                    self.of(value.func), *map(self.of, value.args), **{k: self.of(v) for k, v in value.keywords.items()}
+                )
+            case functools._lru_cache_wrapper():
+                cached = functools.lru_cache(**value.cache_parameters())(self.of(value.__wrapped__))
+                return self.give(value, cached)
+            case type():
+                return self._class(value) if _is_plain(value) else value
+            case ModuleType() if is_users(value.__name__):
+                return self.give(value, _Module(value.__name__, self._globals(vars(value))))
+        kind = type(value)
+        if isinstance(value, _GENERATORS):
+            return self.give(value, copy.deepcopy(value))
+        if isinstance(getattr(value, "__self__", None), _GENERATORS):  # `rng.normal`
+            return getattr(self.of(value.__self__), value.__name__)
+        if kind is list or kind is deque:
+            new = self.give(value, kind())
+            new.extend(map(self.of, value))
+            return new
+        if kind in (dict, OrderedDict, defaultdict):
+            new = self.give(value, defaultdict(self.of(value.default_factory)) if kind is defaultdict else kind())
+            new.update((self.of(key), self.of(item)) for key, item in value.items())
+            return new
+        if kind in (tuple, set, frozenset):
+            return self.give(value, kind(map(self.of, value)))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
+            return self.give(value, tuple.__new__(kind, map(self.of, value)))
+        if _is_plain(kind):
+            return self._instance(value)
+        return value  # a number, a string, or something of a library
+
+    def _object_array(self, value: Any) -> Any:
+        new = np.empty_like(value)
+        for index in np.ndindex(value.shape):
+            new[index] = self.of(value[index])
+        return new
+
+    def _instance(self, value: Any) -> Any:
+        cls = self.of(type(value))
+        base: Any = next(base for base in (list, dict, set, object) if issubclass(cls, base))
+        new = self.give(value, base.__new__(cls))
+        if isinstance(value, list):
+            list.extend(new, map(self.of, list.__iter__(value)))
+        elif isinstance(value, dict):
+            dict.update(new, {self.of(key): self.of(item) for key, item in dict.items(value)})
+        elif isinstance(value, set):
+            set.update(new, map(self.of, set.__iter__(value)))
+        for name in slots_of(type(value)):
+            if hasattr(value, name):
+                object.__setattr__(new, name, self.of(getattr(value, name)))
+        if hasattr(value, "__dict__"):
+            vars(new).update({name: self.of(item) for name, item in vars(value).items()})
+        return new
+
+    # -- code ---------------------------------------------------------------------------------------------------------
+
+    def _function(self, function: FunctionType) -> Any:
+        """The same code, which finds this world's things by its names."""
+        closure = function.__closure__ or ()
+        fresh = [(self.give(cell, CellType()), cell) for cell in closure if id(cell) not in self._known]
+        cells = tuple([self._known[id(cell)][1] for cell in closure])
+        scope = self._globals(function.__globals__)
+        new = FunctionType(function.__code__, scope, function.__name__, None, cells)
+        self.give(function, new)
+        new.__defaults__ = self.of(function.__defaults__)
+        new.__kwdefaults__ = self.of(function.__kwdefaults__)
+        new.__qualname__, new.__doc__ = function.__qualname__, function.__doc__
+        new.__module__ = function.__module__
+        vars(new).update({name: self.of(value) for name, value in vars(function).items()})
+        for mine, theirs in fresh:
+            try:
+                mine.cell_contents = self.of(theirs.cell_contents)
+            except ValueError:  # a name that has no value yet
+                pass
+        return new
+
+    def _globals(self, scope: dict[str, Any]) -> dict[str, Any]:
+        known = self._known.get(id(scope))
+        return self.give(scope, _Globals(self, scope)) if known is None else known[1]
+
+    def _class(self, cls: type) -> type:
+        """A class of this world's methods, whose bases are this world's."""
+        early = ("__module__", "__qualname__", "__slots__", "__orig_bases__")
+        names = {name: vars(cls)[name] for name in early if name in vars(cls)}
+        new = self.give(cls, type(cls)(cls.__name__, tuple(map(self.of, cls.__bases__)), names))
+        slots_here = set(slots_of(cls)) & vars(cls).keys()
+        for name, value in list(vars(cls).items()):
+            if name not in _NOT_COPIED and name not in slots_here:
+                type.__setattr__(new, name, self._member(value))
+        return new
+
+    def _member(self, value: Any) -> Any:
+        match value:
+            case staticmethod() | classmethod():
+                return type(value)(self.of(value.__func__))
+            case property():
+                return property(self.of(value.fget), self.of(value.fset), self.of(value.fdel), value.__doc__)
+            case functools.cached_property():
+                new = functools.cached_property(self.of(value.func))
+                new.attrname = value.attrname
+                return new
+        return self.of(value)
+
+
+class _Globals(dict[str, Any]):
+    """A module's names, of which each is copied when it is first looked up."""
+
+    def __init__(self, world: World, original: dict[str, Any]) -> None:
+        super().__init__(__builtins__=world._builtins, __name__=original["__name__"])
+        self._world, self._original = world, original
+
+    def __missing__(self, name: str) -> Any:
+        value = self[name] = self._world.of(self._original[name])
+        return value
+
+
+class _Module(ModuleType):
+    """A module whose names are a world's."""
+
+    def __init__(self, name: str, scope: dict[str, Any]) -> None:
+        super().__init__(name)
+        self._scope = scope
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._scope[name]
+        except KeyError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
+
+
+def _is_plain(cls: type) -> bool:
+    """Whether a class is made of the user's code only, or of that on lists, dicts and sets."""
+    users = [base for base in cls.__mro__ if is_users(base.__module__)]
+    return (
+        type(cls) in (type, ABCMeta)
+        and cls in users
+        and all(base in _ROOTS or base in users for base in cls.__mro__)
+        and not is_users(type(cls).__module__)
+    )
+
+
+class Copies:
+    """Copies of arrays that share memory where the arrays do; floating ones of `dtype`, if it is given."""
+
+    def __init__(self, dtype: Any = None) -> None:
+        self._dtype = dtype
+        self._roots: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, array: Any) -> Any:
+        root = array
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        dtype = self._dtype if self._dtype is not None and np.issubdtype(array.dtype, np.floating) else array.dtype
+        size = array.dtype.itemsize
+        offset = _address(array) - _address(root)
+        whole = root.dtype == array.dtype and not offset % size and all(stride % size == 0 for stride in array.strides)
+        if root is array or not whole or not root.flags.forc:
+            return self._root(array, dtype) if root is array else array.astype(dtype)
+        memory = self._root(root, dtype, array is root).reshape(-1, order="A")
+        strides = [stride // size * memory.itemsize for stride in array.strides]
+        new = as_strided(memory[offset // size :], array.shape, strides)
+        new[...] = array
+        return new
+
+    def _root(self, root: Any, dtype: Any, filled: bool = True) -> Any:
+        """The copy of an array that views may be into; what is seen through views only is filled by them."""
+        known = self._roots.get(id(root))
+        if known is None:
+            known = self._roots[id(root)] = root, np.empty_like(root, dtype, subok=False)
+        if filled:
+            known[1][...] = root
+        return known[1]
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+# -- float64 -------------------------------------------------------------------------------------------------------------
+
+_NARROW = (np.float16, np.float32, np.longdouble)
+
+
+class _WideNumpy(ModuleType):
+    """`numpy`, in which every floating type is float64."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _wide(getattr(np, name))
+
+
+_WIDE_NUMPY = _WideNumpy("numpy")
+
+
+def _wide(value: Any) -> Any:
+    """float64 for a narrower type that an object keeps, or a function names."""
+    if value is np:
+        return _WIDE_NUMPY
+    if isinstance(value, type) and value in _NARROW:
+        return np.float64
+    return np.dtype(np.float64) if isinstance(value, np.dtype) and value.type in _NARROW else value
+
+
+def wide_world() -> World:
+    """A world in float64: of arrays, and of code that says `np.float32`."""
+    return World(Copies(np.float64), _wide, {"__import__": lambda *args, **kw: _wide(builtins.__import__(*args, **kw))})

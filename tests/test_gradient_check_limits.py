@@ -1,0 +1,647 @@
+"""The gradient check on what is not plain: kinks, code that JAX cannot trace, random numbers, state."""
+
+import copy
+import functools
+import pickle
+import random
+
+import numpy as np
+import numpy_layers as zoo
+import pytest
+
+from minitorch_jax.adapters import numpy as mini
+from minitorch_jax.adapters.numpy import check_gradients
+
+
+def x_of(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+class Elementwise(zoo.Layer):
+    """A function of each element and its derivative."""
+
+    def __init__(self, f, df):
+        self.f, self.df = f, df
+
+    def forward(self, x):
+        self.x = x
+        return self.f(x)
+
+    def backward(self, dout):
+        return dout * self.df(self.x)
+
+
+# -- what the check leaves alone --------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(3)
+SEEN = []
+CACHE = {}
+
+
+class Global(zoo.Layer):
+    """Keeps state in its module, in its class and in a closure, and draws from a generator of its module."""
+
+    calls = [0]
+
+    def __init__(self):
+        inner = []
+
+        def note(x):
+            inner.append(x)
+            return len(inner)
+
+        self.note, self.inner = note, inner
+
+    def forward(self, x):
+        SEEN.append(x)
+        CACHE["mask"] = RNG.random(x.shape) > 0.3
+        self.calls[0] += 1
+        self.note(x)
+        return x * CACHE["mask"] * np.random.random(x.shape) * random.random()
+
+    def backward(self, dout):
+        raise NotImplementedError
+
+
+class Dropouts(Global):
+    """The same, with a right backward."""
+
+    def forward(self, x):
+        super().forward(x)
+        self.scale = CACHE["mask"] * np.random.random(x.shape) * random.random()
+        return x * self.scale
+
+    def backward(self, dout):
+        return dout * self.scale
+
+
+def state_of_the_world():
+    return pickle.dumps([RNG.bit_generator.state, SEEN, CACHE, Global.calls, np.random.get_state(), random.getstate()])
+
+
+def test_nothing_of_the_users_changes():
+    net = zoo.Net(zoo.Dense(3, 3, np.float32), zoo.BatchNorm(3, np.float32), Dropouts(), zoo.Dropout(), zoo.Residual(3))
+    net(x_of(4, 3).astype(np.float32))  # so that there are caches
+    arrays = [net.layers[0].W, net.layers[0].dW, net.layers[1].running_mean, net.layers[1].xhat]
+    note, inner = net.layers[2].note, net.layers[2].inner
+    SEEN.clear()
+
+    def everything():
+        layers = [{k: v for k, v in vars(layer).items() if k != "note"} for layer in net.layers]
+        return pickle.dumps([layers, [layer.__class__ for layer in net.layers]])
+
+    before, world = everything(), state_of_the_world()
+    x = x_of(5, 3).astype(np.float32)
+    kept = x.copy()
+    assert check_gradients(net, x)
+    assert everything() == before and state_of_the_world() == world
+    np.testing.assert_array_equal(x, kept)
+    now = [net.layers[0].W, net.layers[0].dW, net.layers[1].running_mean, net.layers[1].xhat]
+    assert all(a is b for a, b in zip(arrays, now, strict=True)) and now[0].dtype == np.float32
+    assert net.layers[2].note is note and note.__closure__[0].cell_contents is inner and len(inner) == 1
+    assert type(net.layers[2]) is Dropouts and Dropouts.__subclasses__() == []
+
+
+def test_a_check_that_raises_changes_nothing():
+    net, world = zoo.Net(Global(), zoo.Dense(3, 2)), state_of_the_world()
+    report = check_gradients(net, x_of(5, 3))
+    assert report.wrong == ["layers.0"]
+    assert "backward() raised NotImplementedError: without a message" in str(report)
+    assert state_of_the_world() == world
+
+
+def test_a_generator_without_a_seed_is_refused():
+    class Unseeded(zoo.Dropout):
+        def forward(self, x):
+            self.rng = np.random.default_rng()
+            return super().forward(x)
+
+    with pytest.raises(
+        ValueError, match=r"layers\.1: two runs of forward on the same input differ.*keep a np\.random\.Gen"
+    ):
+        check_gradients(zoo.Net(zoo.Dense(3, 3), Unseeded()), x_of(5, 3))
+
+
+# -- kinks ------------------------------------------------------------------------------------------------------------
+
+
+def test_relu_at_zero_is_noted_and_not_judged():
+    x = np.array([[0.0, 1.0, -1.0], [0.0, 0.0, 2.0]])
+    for relu in (zoo.ReLU(), mini.ReLU()):  # of these one copies and assigns, one is np.maximum
+        assert check_gradients(relu, x)
+    report = check_gradients(mini.ReLU(), x)
+    assert "3 elements at a kink" in str(report)
+    assert "forward has a kink in 3 elements of input, where the slopes to the left and to the right differ" in str(
+        report
+    )
+
+
+def test_a_mistake_beside_a_kink_is_found():
+    class Leaks(mini.ReLU):
+        def backward(self, dout):
+            dx = super().backward(dout)
+            dx[1, 1] = 7
+            return dx
+
+    report = check_gradients(Leaks(), np.array([[0.0, 1.0, -1.0], [0.0, 2.0, 2.0]]))
+    (found,) = report[""].gradients
+    assert report.wrong == [""] and found.index == (1, 1) and found.got == 7
+    assert "2 elements at a kink" in found.remark and "only at 1 of axis 0" in found.hint
+
+
+def test_many_kinks():
+    x = x_of(12, 10)
+    x[:, :8] = 0
+    assert "96 elements at a kink" in str(check_gradients(mini.ReLU(), x))
+
+    class Slightly(mini.ReLU):
+        def backward(self, dout):
+            return super().backward(dout) + 1e-4 * (np.arange(10) == 9)
+
+    report = check_gradients(Slightly(), x)
+    assert report.wrong == [""] and not report[""].gradients[0].ok
+
+
+@pytest.mark.slow
+def test_ties_in_max_pooling_and_dead_rows():
+    assert check_gradients(zoo.MaxPool(), np.zeros((2, 1, 4, 4)))
+    net = mini.Sequential(mini.Linear(3, 4, rng=0), mini.ReLU(), mini.Linear(4, 2, rng=1))
+    net[0].b[...] = 0
+    x = x_of(5, 3)
+    x[2] = 0
+    report = check_gradients(net, x)
+    assert report, str(report)
+    assert "kink" in str(report)
+
+
+def test_where_jax_has_nan_finite_differences_decide():
+    layer = Elementwise(
+        lambda x: np.where(x > 0, np.sqrt(x), 0), lambda x: np.where(x > 0, 0.5 / np.sqrt(np.abs(x)), 0)
+    )
+    x = np.array([[1.0, -2.0, 4.0]])
+    report = check_gradients(layer, x)
+    assert report[""].reference == "finite differences (jax.grad disagrees with them)"
+    assert report and report[""].gradients[0].error < 1e-6
+
+
+# -- code that JAX cannot trace ---------------------------------------------------------------------------------------
+
+
+def untraceable(x):
+    return np.frompyfunc(lambda v: v**3, 1, 1)(np.asarray(memoryview(np.ascontiguousarray(x)))).astype(float)
+
+
+def test_untraceable_code_is_checked_by_finite_differences():
+    right = check_gradients(Elementwise(untraceable, lambda x: 3 * x**2), x_of(5, 3))
+    assert right and right[""].reference.startswith("finite differences (")
+    assert "reference: finite differences (" in str(right)
+    wrong = check_gradients(Elementwise(untraceable, lambda x: -3 * x**2), x_of(5, 3))
+    assert wrong.wrong == [""] and wrong[""].gradients[0].hint == "its sign is wrong"
+
+
+def test_a_network_with_untraceable_code_is_still_checked_layer_by_layer():
+    class Half(zoo.Dense):
+        def backward(self, dout):
+            return super().backward(dout) / 2
+
+    net = zoo.Net(zoo.Dense(4, 3), Elementwise(untraceable, lambda x: 3 * x**2), Half(3, 3), zoo.Sigmoid())
+    report = check_gradients(net, 0.3 * x_of(5, 4))
+    assert report.wrong == ["layers.2"] and report["layers.2"].gradients[0].hint == "it is 1/2 of the right one"
+    assert report["layers.0"].reference == "jax.grad" and "differences" in report["layers.1"].reference
+    assert "the incoming gradient is of random numbers" in report["layers.0"].notes
+
+
+@pytest.mark.slow
+def test_large_arrays_are_sampled_by_finite_differences():
+    report = check_gradients(Elementwise(untraceable, lambda x: 3 * x**2), x_of(30, 20))
+    assert report and "finite differences, at 400 elements of each (" in report[""].reference
+    assert not check_gradients(Elementwise(untraceable, lambda x: 2 * x**2), x_of(30, 20))
+
+
+def test_code_that_rounds_to_float32():
+    def tanh(dtype, back=None):
+        return lambda x: np.tanh(x.astype(dtype)).astype(back or dtype)
+
+    for f in (tanh("float32"), tanh("float32", "float64")):
+        report = check_gradients(Elementwise(f, lambda x, f=f: 1 - f(x) ** 2), x_of(5, 3))
+        assert report and "rounds to fewer bits than float64" in str(report), str(report)
+        assert report[""].reference == "jax.grad"
+        assert not check_gradients(Elementwise(f, lambda x, f=f: 1.001 - f(x) ** 2), x_of(5, 3))
+    report = check_gradients(
+        Elementwise(tanh(np.float32), lambda x: 1 - np.tanh(x.astype(np.float32)) ** 2), x_of(5, 3)
+    )
+    assert report[""].gradients[0].error < 1e-12 and not report[""].notes  # said by its name, it is taken as float64
+
+
+def test_python_control_flow_and_numbers_are_traced():
+    def f(x):
+        total = 0.0
+        for row in x:
+            if row.sum() > 0:  # a branch that depends on values
+                total = total + float(row[0]) * float(np.max(row))
+            else:
+                total += row[int(np.argmin(row))]
+        return total
+
+    def df(x):
+        grad = np.zeros_like(x)
+        for row, out in zip(x, grad, strict=True):
+            if row.sum() > 0:
+                out[0] += row.max()
+                out[row.argmax()] += row[0]
+            else:
+                out[row.argmin()] += 1
+        return grad
+
+    class Total(Elementwise):
+        def backward(self):
+            return self.df(self.x)
+
+    report = check_gradients(Total(f, df), x_of(5, 3))
+    assert report and report[""].reference == "jax.grad" and report[""].gradients[0].error < 1e-12
+
+
+# -- other shapes of layers and networks ------------------------------------------------------------------------------
+
+
+class Recurrent(zoo.RNNCell):
+    """Keeps its state from one call to the next."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.state = None
+
+    def forward(self, x):
+        self.state = super().forward(x, np.zeros((len(x), len(self.b))) if self.state is None else self.state)
+        return self.state
+
+    def backward(self, dout):
+        return super().backward(dout)[0]
+
+
+class Slotted:
+    __slots__ = ("W", "dW", "x")
+
+    def __init__(self):
+        self.W, self.dW = x_of(3, 2), None
+
+    def __call__(self, x):
+        self.x = x
+        return x @ self.W
+
+    def backward(self, dout):
+        self.dW = (0 if self.dW is None else self.dW) + self.x.T @ dout  # and no gradient by the input
+
+
+class Lazy(zoo.Dense):
+    """Makes its parameters at the first call."""
+
+    def __init__(self):
+        self.W = self.b = self.dW = self.db = None
+
+    def forward(self, x):
+        if self.W is None:
+            super().__init__(x.shape[1], 2)
+        return super().forward(x)
+
+
+class Stack(zoo.Dense):
+    """Caches on a list, which backward takes from."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.inputs = []
+
+    def forward(self, x):
+        self.inputs.append(x)
+        return super().forward(x)
+
+    def backward(self, dout):
+        self.x = self.inputs.pop()
+        return super().backward(dout)
+
+
+class Flat:
+    """Parameters and gradients are views of two flat arrays, made anew at each call."""
+
+    def __init__(self):
+        self.flat, self.dflat = x_of(8), np.zeros(8)
+
+    def parameters(self):
+        return [self.flat[:6].reshape(3, 2), self.flat[6:]]
+
+    def grads(self):
+        return [self.dflat[:6].reshape(3, 2), self.dflat[6:]]
+
+    def forward(self, x):
+        self.x, (W, b) = x, self.parameters()
+        return x @ W + b
+
+    def backward(self, dout):
+        dW, db = self.grads()
+        dW += self.x.T @ dout
+        db += dout.sum(0)
+        return dout @ self.parameters()[0].T
+
+
+class Layers(list):
+    """A network that is a list."""
+
+    def forward(self, x):
+        return functools.reduce(lambda x, layer: layer.forward(x), self, x)
+
+    def backward(self, dout):
+        return functools.reduce(lambda d, layer: layer.backward(d), reversed(self), dout)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Recurrent(3, 4),
+        Slotted(),
+        Lazy(),
+        Stack(3, 2),
+        pytest.param(Flat(), marks=pytest.mark.slow),
+        Layers([zoo.Dense(3, 2), zoo.Sigmoid()]),
+    ],
+)
+def test_layers_of_many_kinds(network):
+    report = check_gradients(network, x_of(5, 3))
+    assert report, str(report)
+    assert all(layer.reference == "jax.grad" for layer in report.layers), str(report)
+    named = {each.name for each in report.layers[0].gradients}
+    assert len(named - {"input"}) == {"Recurrent": 3, "Slotted": 1}.get(type(network).__name__, 2), named
+
+
+def test_a_parameter_that_forward_does_not_use_is_told():
+    class Copies(Flat):
+        def forward(self, x):
+            self.x = x
+            return x @ x_of(3, 2, seed=9) + 1
+
+    report = check_gradients(Copies(), x_of(5, 3))
+    assert report.wrong == [""] and "should be 0" in str(report)
+
+
+def test_overwriting_on_purpose():
+    class Overwrites(zoo.Dense):
+        def backward(self, dout):
+            self.dW, self.db = self.x.T @ dout, dout.sum(0)
+            return dout @ self.W.T
+
+    assert check_gradients(Overwrites(3, 2), x_of(5, 3), accumulates=False)
+    report = check_gradients(zoo.Dense(3, 2), x_of(5, 3), accumulates=False)
+    assert "does not overwrite the gradient by W, b, as accumulates=False says" in str(report)
+
+
+def test_a_gradient_of_another_dtype():
+    class Wide(zoo.Dense):
+        def __init__(self, *args):
+            super().__init__(*args, dtype=np.float32)
+            self.db = np.zeros(2)
+
+    report = check_gradients(Wide(3, 2), x_of(5, 3).astype(np.float32))
+    assert report.wrong == [""] and report[""].problems == ("b is float32 and its gradient float64",)
+
+
+def test_a_gradient_that_is_never_made():
+    class Never(zoo.Dense):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.db = None
+
+        def backward(self, dout):
+            self.dW += self.x.T @ dout
+            return dout @ self.W.T
+
+    report = check_gradients(Never(3, 2), x_of(5, 3))
+    assert "the gradient by b is wrong: backward() leaves none" in str(report)
+
+
+def test_what_is_raised_or_added_at_a_second_call():
+    class Once(zoo.Sigmoid):
+        y = None
+
+        def forward(self, x):
+            if self.y is not None:
+                raise RuntimeError("once only")
+            return super().forward(x)
+
+    report = check_gradients([zoo.Dense(3, 3), Once()], x_of(5, 3))
+    assert report.wrong == ["layers.1"]
+    assert "RuntimeError: once only" in str(report)
+
+    class Twice(zoo.Dense):
+        calls = 0
+
+        def backward(self, dout):
+            self.calls += 1
+            dx = super().backward(dout)
+            self.db += self.calls - 1
+            return dx
+
+    said = "at its second call, backward() gives a wrong gradient by b"
+    assert said in str(check_gradients(Twice(3, 2), x_of(5, 3)))
+
+    class Fades(zoo.Dense):
+        def backward(self, dout):
+            self.dW *= 0.5
+            return super().backward(dout)
+
+    assert "do not add up in the gradient by W: they should add up" in str(check_gradients(Fades(3, 2), x_of(5, 3)))
+
+    class Fragile(zoo.Sigmoid):
+        count = 0
+
+        def backward(self, dout):
+            self.count += 1
+            if self.count > 1:
+                raise RuntimeError("twice")
+            return super().backward(dout)
+
+    report = check_gradients(Fragile(), x_of(5, 3))
+    assert "when called a second time, the layer raised RuntimeError: twice (line" in str(report)
+
+    class Strict(zoo.Dense):
+        def backward(self, dout):
+            np.add(self.db, np.zeros(2), out=self.db, casting="no")
+            return super().backward(dout)
+
+    report = check_gradients(Strict(3, 2, np.float32), x_of(5, 3))
+    assert "in the dtypes that it has, the layer raised" in str(report)
+
+    class Picky(zoo.Sigmoid):
+        def forward(self, x):
+            if x[0, 0] != x_of(5, 3)[0, 0]:
+                raise ValueError("not my batch")
+            return super().forward(x)
+
+    report = check_gradients(Picky(), x_of(5, 3))
+    assert "note: whether it keeps something of an earlier batch is not tested: forward raised ValueError: not" in str(
+        report
+    )
+
+
+def test_two_wrong_layers_are_both_named():
+    wrong = type("Wrong", (zoo.Dense,), {"backward": lambda self, dout: -zoo.Dense.backward(self, dout)})
+    report = check_gradients([wrong(3, 3), zoo.Sigmoid(), zoo.Net(wrong(3, 3))], x_of(5, 3))
+    assert report.wrong == ["layers.0", "layers.2.layers.0"]
+    assert report["layers.2"].state == "unknown"
+    assert str(report).startswith(
+        "gradient check: 2 of 4 layers are wrong: layers.0 (Wrong), layers.2.layers.0 (Wrong)\n"
+    )
+
+
+def test_a_wrong_loss_does_not_blame_the_layers():
+    loss = type("Loss", (zoo.CrossEntropy,), {"backward": lambda self: 2 * zoo.CrossEntropy.backward(self)})()
+    report = check_gradients([zoo.Dense(3, 3), zoo.ReLU()], x_of(5, 3), loss=loss, target=np.array([0, 1, 2, 0, 1]))
+    assert report.wrong == ["loss"]
+
+
+def test_layers_that_do_not_run_and_gradients_that_are_zero():
+    net = zoo.Net(zoo.Dense(3, 2))
+    net.spare = zoo.Dense(2, 2)
+    report = check_gradients(net, x_of(5, 3), dout=np.zeros((5, 2)))
+    assert report and report["spare"].state == "not run" and "spare (Dense)" in str(report)
+    assert "the incoming gradient is of random numbers" in str(report)
+    assert "zero here, so hardly tested" in str(check_gradients(zoo.Dense(3, 2), np.zeros((5, 3))))
+
+
+class Split(zoo.Layer):
+    """Two outputs."""
+
+    def forward(self, x):
+        self.x = x
+        return x[:, :2] * 2, np.tanh(x)
+
+    def backward(self, *douts):
+        first, second = douts if len(douts) == 2 else douts[0]
+        dx = second * (1 - np.tanh(self.x) ** 2)
+        dx[:, :2] += 2 * first
+        return dx
+
+
+def test_more_than_one_output():
+    class Together(Split):
+        def backward(self, douts):
+            return super().backward(douts)
+
+    class Halves(Split):
+        def forward(self, x):
+            return [half.copy() for half in super().forward(x)]
+
+        def backward(self, first, second):
+            return super().backward(second[:, :2], second)
+
+    assert check_gradients(Split(), x_of(5, 3)) and check_gradients(Together(), x_of(5, 3))
+    report = check_gradients(Halves(), x_of(5, 3), dout=(x_of(5, 2), x_of(5, 3)))
+    assert report.wrong == [""]
+    with pytest.raises(ValueError, match=r"dout has shape \(5, 3\), and the network's output \[\(5, 2\), \(5, 3\)\]"):
+        check_gradients(Split(), x_of(5, 3), dout=x_of(5, 3))
+
+
+def test_arguments_that_hold_arrays_are_noted():
+    class Pair(zoo.Layer):
+        def forward(self, x, state, *, scale):
+            self.h, self.scale = state[0], scale
+            state.append(x)  # a list of the user's
+            return x * self.h * scale
+
+        def backward(self, dout):
+            return dout * self.h * self.scale, [dout]
+
+    class Holder(zoo.Layer):
+        def __init__(self):
+            self.pair = Pair()
+
+        def forward(self, x):
+            return self.pair.forward(x, [x + 1], scale=np.float32(2))
+
+        def backward(self, dout):
+            return None
+
+    report = check_gradients(Holder(), x_of(5, 3))
+    assert report and report["pair"].state == "right"
+    assert "the gradients by arrays inside of argument 1 are not checked" in str(report)
+    assert report[""].gradients[0].remark == "not given"
+
+
+def test_a_layer_that_is_used_twice():
+    class Twice(zoo.Layer):
+        def __init__(self):
+            self.dense = Stack(3, 3)
+
+        def zero_grad(self):
+            self.dense.zero_grad()
+
+        def forward(self, x):
+            return self.dense(np.tanh(self.dense(x)))
+
+        def backward(self, dout):
+            h = np.tanh(self.dense.inputs[-2] @ self.dense.W + self.dense.b)
+            return self.dense.backward(self.dense.backward(dout) * (1 - h**2))
+
+    assert check_gradients(Twice(), x_of(5, 3))
+
+
+# -- the report, and bad input ----------------------------------------------------------------------------------------
+
+
+def test_the_text_of_a_report():
+    class Wrong(zoo.Dense):
+        def backward(self, dout):
+            dx = super().backward(dout)
+            self.db -= 2 * dout.sum(0)
+            return dx
+
+    net = [zoo.Dense(2, 2), Wrong(2, 1)]
+    report = check_gradients(net, np.array([[1.0, 2.0], [3.0, 4.0]]), dout=np.array([[1.0], [2.0]]))
+    assert str(report).splitlines() == [
+        "gradient check: 1 of 2 layers is wrong: layers.1 (Wrong)",
+        "",
+        "layer             gradient by  shape   error",
+        "layers.0 (Dense)  input        (2, 2)  0.0e+00",
+        "                  W            (2, 2)  0.0e+00",
+        "                  b            (2,)    0.0e+00",
+        "layers.1 (Wrong)  input        (2, 2)  0.0e+00",
+        "                  W            (2, 1)  0.0e+00",
+        "                  b            (1,)    2.0e+00  WRONG",
+        "",
+        "layers.1 (Wrong):",
+        "  the gradient by b is -3 at (0,) and should be 3: its sign is wrong",
+    ]
+    assert str(check_gradients(zoo.Sigmoid(), np.ones((1, 1)))).startswith("gradient check: 1 layer is right\n")
+    with pytest.raises(KeyError, match=r"'2': the layers are 'layers\.0', 'layers\.1'"):
+        report["2"]
+    check_gradients(zoo.Sigmoid(), np.ones((1, 1))).raise_if_wrong()
+    assert issubclass(mini.GradientError, ValueError)
+    pickle.loads(pickle.dumps(report)), copy.deepcopy(report)
+
+
+def test_bad_input():
+    dense, x = zoo.Dense(3, 2), x_of(5, 3)
+    with pytest.raises(TypeError, match=r"found no layer: a dict holds no object with `backward` and `forward`"):
+        check_gradients({"a": 1}, x)
+    with pytest.raises(ValueError, match=r"dout has shape \(5, 3\), and the network's output \(5, 2\)"):
+        check_gradients(dense, x, dout=x)
+    with pytest.raises(ValueError, match=r"a target was given without a loss: pass loss="):
+        check_gradients(dense, x, target=x)
+    with pytest.raises(ValueError, match=r"both dout and loss were given"):
+        check_gradients(dense, x, dout=x, loss=zoo.CrossEntropy())
+
+    with pytest.raises(ValueError, match=r"the network's output is not finite for this input, so there is no gradient"):
+        check_gradients(dense, np.full((5, 3), np.inf))
+    with pytest.raises(ValueError, match=r"the loss is not finite for this input"):
+        check_gradients(zoo.ReLU(), 1e4 * np.eye(3), loss=zoo.CrossEntropy(), target=np.array([1, 2, 0]))
+
+    class Meta(type):
+        pass
+
+    odd = Meta("Odd", (zoo.Dense,), {})(3, 2)
+    with pytest.raises(TypeError, match=r"the network: a Odd cannot be copied, since its class is made by Meta"):
+        check_gradients(odd, x)
+    updating = type("Updating", (zoo.Dense,), {"backward": lambda self, dout, lr: None})(3, 2)
+    report = check_gradients(updating, x)
+    assert "backward() takes dout, lr, and the check gives it the gradient of the output only" in str(report)
+    many = type("Many", (zoo.Sigmoid,), {"backward": lambda self, dout: (dout, dout)})()
+    assert "backward() gave 2 gradients for 1 floating arguments of forward()" in str(check_gradients(many, x))

@@ -1,0 +1,431 @@
+"""`wrap`: networks that keep `W`, `b` and `dW`, `db`, trained in place by our optimizers as any other network is."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_layers as zoo
+import pytest
+
+import minitorch_jax as mt
+from minitorch_jax import nn, optim
+from minitorch_jax.adapters import numpy as mini
+from minitorch_jax.adapters.numpy import wrap
+
+
+def x_of(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+class Layer:
+    """y = x W + b; `dW` and `db` are assigned by backward."""
+
+    def __init__(self, n_in, n_out, seed=0):
+        rng = np.random.default_rng(seed)
+        self.W = rng.normal(size=(n_in, n_out)).astype(np.float32) / 2
+        self.b = np.zeros(n_out, np.float32)
+        self.dW = self.db = None
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    def backward(self, dout):
+        self.dW, self.db = self.x.T @ dout, dout.sum(0)
+        return dout @ self.W.T
+
+
+class Adding(Layer):
+    """The same, which adds to its gradients in place."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.dW, self.db = np.zeros_like(self.W), np.zeros_like(self.b)
+
+    def backward(self, dout):
+        self.dW += self.x.T @ dout
+        self.db += dout.sum(0)
+        return dout @ self.W.T
+
+
+class Listed(Adding):
+    """The same, with lists of its own."""
+
+    def parameters(self):
+        return [self.W, self.b]
+
+    def grads(self):
+        return [self.dW, self.db]
+
+    def zero_grad(self):
+        self.dW.fill(0)
+        self.db.fill(0)
+
+
+class Net:
+    """Two layers and a tanh."""
+
+    def __init__(self, layer):
+        self.first, self.rest = layer(3, 4, seed=1), {"second": [layer(4, 2, seed=2)]}
+
+    def forward(self, x):
+        self.h = np.tanh(self.first.forward(x))
+        return self.rest["second"][0].forward(self.h)
+
+    def backward(self, dout):
+        return self.first.backward(self.rest["second"][0].backward(dout) * (1 - self.h**2))
+
+
+RULES = {
+    "sgd": lambda modules: optim.SGD(modules, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam": lambda modules: optim.Adam(modules, lr=0.01),
+}
+
+
+def train(opt, net, steps=20):
+    for i in range(steps):
+        opt.zero_grad()
+        x = x_of(8, 3, seed=i)
+        net.backward((net.forward(x) - x[:, :2]) / 8)
+        opt.step()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_attributes_lists_and_our_modules_train_alike(rule):
+    nets = [Net(Layer), Net(Adding), Net(Listed)]
+    layers = [(net.first, net.rest["second"][0]) for net in nets]
+    arrays = [[array for layer in pair for array in (layer.W, layer.b)] for pair in layers]
+    ours = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    for mine, layer in zip((ours[0], ours[2]), layers[0], strict=True):
+        mine.weight, mine.bias = jnp.asarray(layer.W.T), jnp.asarray(layer.b)
+    for net, listed in zip(nets, (wrap(nets[0]), wrap(nets[1]), None), strict=True):
+        modules = [listed] if listed is not None else list(layers[2])
+        train(RULES[rule](modules), net)
+    opt = RULES[rule]([ours])
+
+    def loss_fn(model, x):
+        return ((model(x) - x[:, :2]) ** 2).sum() / 16
+
+    for i in range(20):
+        opt.zero_grad()
+        mt.backward(loss_fn, ours, jnp.asarray(x_of(8, 3, seed=i)))
+        opt.step()
+    for before, pair in zip(arrays, layers, strict=True):
+        now = [array for layer in pair for array in (layer.W, layer.b)]
+        assert all(a is b for a, b in zip(before, now, strict=True))
+    for i, want in enumerate([ours[0].weight.T, ours[0].bias, ours[2].weight.T, ours[2].bias]):
+        for theirs in arrays:  # a rounding a step
+            np.testing.assert_allclose(theirs[i], want, rtol=20 * 2.0**-24, atol=20 * 2.0**-24)
+        np.testing.assert_array_equal(arrays[1][i], arrays[2][i])
+        assert np.abs(arrays[0][i] - Net(Layer).first.W.mean()).max() > 0.01
+
+
+def test_paths_of_a_nested_network():
+    net = Net(Layer)
+    network = wrap(net)
+    assert [path for path, _ in network.named_parameters()] == [
+        "first.W",
+        "first.b",
+        "rest.second.0.W",
+        "rest.second.0.b",
+    ]
+    assert [id(a) for a in network.parameters()] == [
+        id(a) for layer in (net.first, net.rest["second"][0]) for a in (layer.W, layer.b)
+    ]
+    assert network.network is net
+    assert repr(network).splitlines()[1] == "  first.W: float32[3,4]"
+    assert [g.shape for g in network.grads()] == [(3, 4), (4,), (4, 2), (2,)] and not any(
+        g.any() for g in network.grads()
+    )
+
+
+def test_cycles_and_shared_layers():
+    a, b = Layer(3, 3), Layer(3, 3)
+    a.next, b.next, a.itself = b, a, [a]
+    shared = {"one": a, "again": (b, a)}
+    network = wrap([shared, a, b])
+    assert [path for path, _ in network.named_parameters()] == ["0.one.W", "0.one.b", "0.one.next.W", "0.one.next.b"]
+    opt = mt.Optimizer([network], lr=1.0)
+    a.dW, before = np.ones_like(a.W), a.W.copy()
+    opt.step()
+    np.testing.assert_array_equal(a.W, before - 1)
+
+
+def test_one_array_in_two_places():
+    a, b = Layer(3, 3), Adding(3, 3)
+    b.W = a.W
+    network = wrap([a, b])
+    assert [path for path, _ in network.named_parameters()] == ["0.W", "0.b", "1.b"]
+    a.dW, b.dW[...] = np.full_like(a.W, 2), 3
+    np.testing.assert_array_equal(network.grads()[0], np.full((3, 3), 5))
+    before = a.W.copy()
+    mt.Optimizer([network], lr=1.0).step()
+    np.testing.assert_array_equal(a.W, before - 5)
+    a.dW = b.dW
+    np.testing.assert_array_equal(network.grads()[0], np.full((3, 3), 3))
+    network.zero_grad()
+    assert not b.dW.any()
+
+
+class Names:
+    def __init__(self):
+        self.u, self.d_u = np.ones(2), None
+        self.v, self.grad_v = np.ones(2), np.full(2, 2.0)
+        self.w, self.w_grad = np.ones(2), np.full(2, 3.0)
+        self.K, self.gK = np.ones(2), np.full(2, 4.0)
+        self.count = np.arange(3)  # integers are no parameters
+        self.bias, self.dbias = None, None  # nor is what is not there
+
+
+class Params:
+    """As in well-known courses: dicts, or lists, of both."""
+
+    def __init__(self):
+        self.params = {"W1": np.ones(2), "b1": np.ones(1)}
+        self.grads = {}
+        self.weights, self.dweights = [np.ones(3), (np.ones(4),)], [np.ones(3), (np.full(4, 2.0),)]
+
+
+def test_names_of_gradients():
+    net = Names()
+    network = wrap(net, gradients={"K": "gK"})
+    assert [path for path, _ in network.named_parameters()] == ["u", "v", "w", "K"]
+    assert [float(grad[0]) for grad in network.grads()] == [0, 2, 3, 4]
+    assert wrap({"layer": net}, gradients={"layer.K": "gK"}).parameters()[3] is net.K
+    assert wrap(net, frozen="K", ignored="gK").parameters()[-1] is net.w
+    both = {"W": np.ones(2), "dW": np.full(2, 7.0)}
+    assert wrap([both]).grads()[0] is both["dW"]
+
+
+def test_containers_of_parameters_beside_containers_of_gradients():
+    net = Params()
+    network = wrap(net)
+    assert [path for path, _ in network.named_parameters()] == ["params.W1", "params.b1", "weights.0", "weights.1.0"]
+    assert [float(grad[0]) for grad in network.grads()] == [0, 0, 1, 2]
+    net.grads["dW1"] = np.full(2, 5.0)
+    net.grads["b1"] = np.full(1, 6.0)
+    assert [float(grad[0]) for grad in network.grads()] == [5, 6, 1, 2]
+    before = net.params["W1"]
+    mt.Optimizer([network], lr=1.0).step()
+    assert net.params["W1"] is before and before.tolist() == [-4, -4] and net.weights[1][0].tolist() == [-1] * 4
+    network.zero_grad()
+    assert not any(grad.any() for grad in network.grads())
+    net.grads["dw1"] = net.grads.pop("dW1")
+    with pytest.raises(ValueError, match=r"params\.W1: the gradients beside it are 'b1', 'dw1', and none is its own"):
+        network.grads()
+    net.dweights.pop()
+    with pytest.raises(ValueError, match=r"weights\.1\.0: the gradients beside it are 0, and none"):
+        network.grads()
+
+
+def test_replaced_arrays_are_noticed_and_used():
+    layer = Layer(2, 2)
+    opt = optim.SGD([wrap([layer])], lr=1.0, momentum=0.5)
+    layer.dW, layer.db = np.ones_like(layer.W), np.ones_like(layer.b)
+    opt.step()
+    layer.W = new = np.full((2, 2), 10, np.float32)
+    opt.step()
+    assert layer.W is new and new[0, 0] == 8.5  # momentum goes on
+    layer.W = np.zeros((3, 2), np.float32)
+    before = layer.b.copy()
+    with pytest.raises(
+        ValueError, match=r"cannot be trained as they are:\n  0\.W was float32\[2,2\], and is float32\[3,2\] now"
+    ):
+        opt.step()
+    layer.W = None
+    with pytest.raises(ValueError, match=r"0\.W was float32\[2,2\], and is NoneType now|0\.W has gone"):
+        opt.step()
+    np.testing.assert_array_equal(layer.b, before)
+
+
+def test_objects_with_lists_are_used_as_they_are():
+    inner = mini.Sequential(mini.Linear(2, 3, rng=0), mini.Tanh(), mini.Linear(3, 1, bias=False, rng=1))
+
+    class Own:
+        def __init__(self):
+            self.arrays, self.gradients = [np.ones(2)], [np.ones(2)]
+
+        def parameters(self):
+            return self.arrays
+
+        def grads(self):
+            return self.gradients
+
+    own, plain = Own(), Layer(1, 1)
+    network = wrap([inner, own, plain])
+    assert [path for path, _ in network.named_parameters()] == [
+        "0.modules.0.W", "0.modules.0.b", "0.modules.2.W", "1.arrays.0", "2.W", "2.b",
+    ]  # fmt: skip
+    assert network.grads()[0] is inner[0].dW and network.grads()[3] is own.gradients[0]
+    inner[0].dW += 1
+    network.zero_grad()
+    assert not inner[0].dW.any() and not own.gradients[0].any()
+    own.gradients.append(np.ones(1))
+    with pytest.raises(ValueError, match=r"1: parameters\(\) gives 1 arrays and grads\(\) 2: they must be aligned"):
+        network.grads()
+
+
+def test_zero_grad_leaves_none_and_read_only_gradients():
+    layer = Layer(2, 2)
+    network = wrap(layer)
+    layer.db = np.broadcast_to(np.float32(1), (2,))  # cannot be written
+    network.zero_grad()
+    assert layer.dW is None and not layer.db.any()
+    opt = mt.Optimizer([network], lr=1.0)
+    opt.zero_grad()
+    opt.step()
+    np.testing.assert_array_equal(layer.W, Layer(2, 2).W)
+
+
+def test_save_and_load(tmp_path):
+    net = [Layer(3, 3), zoo.BatchNorm(3, np.float64)]
+    network = wrap(net, frozen="*.running_mean")
+    opt = optim.Adam([network], lr=0.1)
+    net[0].dW, net[1].dgamma[...] = np.ones_like(net[0].W), 1
+    opt.step()
+    assert list(network.state_dict()) == ["0.W", "0.b", "1.gamma", "1.beta", "1.running_mean"]
+    assert "1.running_mean: float64[3], frozen" in repr(network)
+    net[1].running_mean += 0.1
+    saved = network.state_dict()
+    mt.save(tmp_path / "run.npz", network=network, opt=opt, step=1)
+    arrays = network.parameters()
+    twin = [Layer(3, 3, seed=5), zoo.BatchNorm(3, np.float64)]
+    other = wrap(twin, frozen="*.running_mean")
+    other_opt = optim.Adam([other], lr=0.5)
+    assert mt.load(tmp_path / "run.npz", network=other, opt=other_opt) == {"step": 1}
+    for path, array in other.state_dict().items():
+        np.testing.assert_array_equal(array, saved[path])
+        assert array.dtype == saved[path].dtype
+    for trained, layers in ((opt, net), (other_opt, twin)):
+        layers[1].dgamma[...] = 2
+        layers[0].dW = np.full_like(layers[0].W, 0.5)
+        trained.step()
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert all(a is b for a, b in zip(arrays, network.parameters(), strict=True))
+
+
+def test_load_state_dict_is_all_or_nothing():
+    network = wrap([Layer(2, 2), Layer(2, 2)])
+    saved, before = network.state_dict(), network.state_dict()
+    saved["0.W"] += 1
+    saved["0.b"] = np.zeros(3, np.float32)
+    saved["1.W"] = saved["1.W"].astype(np.float64)
+    saved["extra"] = saved.pop("1.b")
+    wrong = [
+        "state_dict does not fit this network; nothing was loaded:",
+        r"missing: 1\.b",
+        "unexpected: extra",
+        r"0\.b: float32\[3\] was given for float32\[2\]",
+        r"1\.W: float64\[2,2\] was given for float32\[2,2\]",
+    ]
+    with pytest.raises(ValueError, match=r"\n  ".join(wrong) + "$"):
+        network.load_state_dict(saved)
+    for path, array in network.state_dict().items():
+        np.testing.assert_array_equal(array, before[path])
+    network.parameters()[0].flags.writeable = False
+    with pytest.raises(ValueError, match=r"0\.W: the array is read-only"):
+        network.load_state_dict(before)
+    with pytest.raises(
+        ValueError, match=r"parameters are updated in place, so they must be writable arrays:\n  0\.W is read-only"
+    ):
+        network.parameters()
+
+
+# -- what is not clear is an error ------------------------------------------------------------------------------------
+
+
+class NoGradient:
+    def __init__(self):
+        self.layers, self.W = [Layer(2, 2)], np.ones(2)
+        self.tables = [np.ones(3)]
+
+
+def test_an_array_without_a_gradient():
+    with pytest.raises(
+        ValueError,
+        match=r"does not know all arrays of this network\. Assign the gradient, or None, in `__init__`; or say its name,"
+        r' gradients=\{"W": "gW"\}; or name what is not trained in `frozen`, and what forward\(\) has kept in `ignored`\.'
+        r"\n  net\.W is float64\[2\] and has no gradient beside it \(dW, d_W, grad_W or W_grad\)"
+        r"\n  net\.tables\.0 is float64\[3\] and has no gradient beside it \(an item of a list: keep another list",
+    ):
+        wrap({"net": NoGradient()})
+    assert len(wrap(NoGradient(), frozen=["W", "tables.?"]).parameters()) == 2
+    assert list(wrap(NoGradient(), frozen="W", ignored="tables.*").state_dict()) == ["W", "layers.0.W", "layers.0.b"]
+    net = Net(Layer)
+    net.forward(x_of(2, 3))
+    with pytest.raises(ValueError, match=r"first\.x is float32\[2,3\] and has no gradient"):
+        wrap(net)
+    assert len(wrap(net, ignored=["*.x", "h"]).parameters()) == 4
+
+
+def test_other_things_that_are_not_clear():
+    layer = Layer(2, 2)
+    layer.grad_W = layer.dW
+    layer.scale, layer.dscale = 1.0, 0.0
+    with pytest.raises(
+        ValueError,
+        match=r"\n  W: dW and grad_W may be its gradient: say which, gradients=\{'W': \.\.\.\}"
+        r"\n  scale is a number beside dscale, and cannot be updated in place: make it an array, `np\.array\(1\.0\)`, or,"
+        r" if it is no parameter, name it in `frozen`"
+        r"\n  'V' matches nothing\n  '\*\.table' matches nothing$",
+    ):
+        wrap(layer, gradients={"V": "gV"}, frozen="*.table")
+    assert len(wrap(layer, gradients={"W": "dW"}, frozen="scale").parameters()) == 2
+    with pytest.raises(ValueError, match=r"found no parameters: no object has an array `x` beside `dx`"):
+        wrap([mini.Tanh(), "text", 3])
+    with pytest.raises(ValueError, match=r"1 is a minitorch_jax Module: list it in the optimizer's modules by itself"):
+        wrap([layer, nn.Linear(2, 2)], gradients={"W": "dW"}, frozen="scale")
+
+
+def test_arrays_that_overlap():
+    first, second = Layer(2, 3), Layer(3, 2)
+    second.W = first.W.T
+    with pytest.raises(
+        ValueError, match=r"0\.W shares memory with 1\.W, as another array: keep the same array in both"
+    ):
+        wrap([first, second])
+    assert len(wrap([first, second], frozen="1.W").parameters()) == 3
+
+
+def test_a_network_that_changes():
+    net = [Layer(2, 2)]
+    opt = mt.Optimizer([wrap(net)], lr=0.1)
+    net.append(Layer(2, 2))
+    with pytest.raises(
+        ValueError, match=r"holds other parameters than at wrap\(\): wrap it again.*\n  1\.W is new\n  1\.b is new"
+    ):
+        opt.step()
+    del net[:]
+    with pytest.raises(ValueError, match=r"\n  0\.W has gone\n  0\.b has gone"):
+        opt.step()
+    net[:] = [Layer(2, 2)]
+    mt.Optimizer([wrap(net)], lr=0.1).step()
+    cached = wrap(net)
+    net[0].x, net[0].dx = x_of(2, 2), x_of(2, 2)
+    with pytest.raises(ValueError, match=r"name what forward\(\) has kept in `ignored`\n  0\.x is new"):
+        cached.parameters()
+    assert len(wrap(net, ignored="*.x").parameters()) == 2
+
+
+def test_a_gradient_of_a_wrong_shape():
+    layer = Layer(2, 3)
+    network = wrap([layer])
+    layer.db = np.zeros(2)
+    with pytest.raises(ValueError, match=r"0\.b has shape \(3,\) and its gradient \(2,\): they must be the same"):
+        mt.Optimizer([network], lr=0.1).step()
+
+
+def test_wrapped_networks_copy():
+    network = wrap(Net(Adding))
+    twin = copy.deepcopy(network)
+    twin.parameters()[0][...] = 7
+    assert network.parameters()[0].max() < 7 and twin.network.first.W.max() == 7
+
+
+def test_wrapped_networks_cannot_be_traced():
+    network = wrap([Layer(2, 2)])
+    opt = mt.Optimizer([network], lr=0.1)
+    with pytest.raises(TypeError, match="NumPy modules are updated in place, which cannot be traced"):
+        jax.jit(lambda x: opt.step())(1.0)
