@@ -252,6 +252,7 @@ def compare_state(case: Case, ours: Any, theirs: Any) -> None:
 
 
 QUICK = 1  # cases of each layer that are in the quick suite; the others are marked slow
+REPRESENTATIVES = 2  # layers of each file with which the quick suite looks at what all owe to Module: `first`
 MODAL = ("BatchNorm", "InstanceNorm")  # layers that compute something else in training
 
 
@@ -276,17 +277,20 @@ class LayerContract:
         }
         for name, values in lists.items():
             if name in metafunc.fixturenames:
-                rest = [
-                    number.get(id(value), 0) >= QUICK
-                    if name in ("case", "trained")
-                    else name == "first"
-                    and value.name.endswith(("1d", "3d"))  # the base that they share with 2d does it
-                    for value in values
-                ]
+                rest = [cls.is_slow(name, value, i, number.get(id(value), 0)) for i, value in enumerate(values)]
                 marked = [
                     pytest.param(v, marks=pytest.mark.slow if s else ()) for v, s in zip(values, rest, strict=True)
                 ]
                 metafunc.parametrize(name, marked, ids=[str(value) for value in values])
+
+    @staticmethod
+    def is_slow(name: str, value: Any, place: int, number: int) -> bool:
+        """Whether a test runs with the slow sweeps: `place` is that in its list, `number` that among its layer's cases."""
+        if name == "case":
+            return number >= QUICK
+        if name == "trained":  # most layers compute in training what they do in evaluation, which `case` has looked at
+            return number >= QUICK or not value.name.startswith(MODAL)
+        return name == "first" and place >= REPRESENTATIVES
 
     # -- values -------------------------------------------------------------------------------------------------------
 

@@ -373,6 +373,7 @@ def test_backward_finds_the_model(name: str) -> None:
     assert_no_tracers(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_value_and_grad_finds_the_model(name: str) -> None:
     model = tiny_net()

@@ -602,6 +602,7 @@ class Nested(nnx.Module):
         return twice(self.drop, x).mean(0) @ weights["a"] + weights["b"]
 
 
+@pytest.mark.slow
 def test_pytrees_in_variables_and_streams_split_for_a_while() -> None:
     net, other = Nested(), Nested()
     model = NNX(net)

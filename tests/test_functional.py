@@ -620,6 +620,7 @@ def test_each_member_of_an_ensemble_is_the_model_trained_alone(train):
         assert_same(one, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "skip_nonfinite"])
 @pytest.mark.parametrize("build", [built, stacked])
 def test_ensembles_of_other_optimizers(build, kind):
@@ -855,6 +856,7 @@ def test_the_gradient_through_steps_of_training():
     assert_same(opt, after_two_steps(network(KEY), X, Y)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True])
 def test_training_within_a_loss_is_told_unless_what_was_trained_is_returned(kept):
     """An inner loop (meta-learning): nothing tells it from an update that was forgotten, but handing it on as `aux`."""
@@ -1007,6 +1009,7 @@ def test_a_model_and_its_optimizer_passed_apart_are_two_copies_and_that_is_told(
     assert any("no gradient accumulated since zero_grad" in text for text in texts), texts
 
 
+@pytest.mark.slow
 def test_loops_that_return_the_optimizer_are_not_told():
     make = OPTIMIZERS["momentum"]
     assert told(lambda: jax.jit(our_scan)(make([network(KEY)]), XS, YS)) == []

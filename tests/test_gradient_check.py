@@ -41,7 +41,7 @@ RIGHT = {
 }
 
 
-SLOW = {"conv with stride"}
+SLOW = {"conv", "conv with stride", "rnn"}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -130,7 +130,9 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture(scope="module", params=ORIGINS)
+@pytest.fixture(
+    scope="module", params=[name if name == "numpy" else pytest.param(name, marks=pytest.mark.slow) for name in ORIGINS]
+)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Both programs of a page; the working folder stays theirs."""
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +194,7 @@ def test_what_was_saved_loads_into_a_fresh_program(ran: Run) -> None:
 
 @pytest.mark.parametrize(
     "ran",
-    ["numpy", "pytorch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flax", "equinox"))],
+    [pytest.param(name, marks=pytest.mark.slow) for name in ORIGINS],
     indirect=True,
 )
 def test_the_steps_do_what_they_say(ran: Run, stepped: dict[str, Any]) -> None:

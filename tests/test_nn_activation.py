@@ -144,6 +144,7 @@ def test_without_dim_there_is_a_warning(name):
     assert nothing.shape == (3, 1, 1)
 
 
+@pytest.mark.slow
 def test_gumbel_softmax_samples_from_the_softmax():
     logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
     many = jnp.broadcast_to(logits[None], (20_000, 3))
@@ -156,6 +157,7 @@ def test_gumbel_softmax_samples_from_the_softmax():
     assert float(cold.max(1).min()) > 0.95
 
 
+@pytest.mark.slow
 def test_hard_gumbel_softmax_has_the_soft_gradient_along_any_axis():
     x, key = jnp.asarray(numbers(4, 3)), jax.random.key(0)
     weight = jnp.asarray(numbers(4, 3, seed=1))

@@ -45,6 +45,7 @@ def test_every_layer_says_what_it_is(name):
     assert doc and doc != inspect.getdoc(mt.Module)
 
 
+@pytest.mark.slow
 def test_the_page_of_what_torch_has_is_up_to_date():
     subprocess.run([sys.executable, TESTS.parent / "docs" / "coverage.py", "--check"], check=True, timeout=300)
 

@@ -115,6 +115,7 @@ def test_alpha_dropout_puts_torchs_numbers(name):
     np.testing.assert_allclose(np.unique(ours), np.unique(theirs), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("wrap", [lambda f: f, mt.jit], ids=["eager", "jit"])
 def test_every_call_has_another_mask_that_the_seed_decides(name, wrap):

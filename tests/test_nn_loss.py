@@ -402,6 +402,7 @@ def ctc(scores, targets, input_lengths, target_lengths, **kwargs):
     return loss, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_ctc_of_padded_targets(reduction):
     targets = np.array([[1, 2, 2, 0], [3, 1, 9, 9], [4, 4, 4, 0], [-1, -1, -1, -1]])
@@ -422,6 +423,7 @@ def test_ctc_of_one_sequence(lengths):
     ctc(numbers(1, 1, 4), np.array([[2]]), (1,), (1,))
 
 
+@pytest.mark.slow
 def test_ctc_where_labels_do_not_fit():
     scores, targets = numbers(3, 3, 4), np.array([[1, 1, 2], [1, 2, 3], [1, 2, 0]])
     lengths = (3, 3, 0), (3, 3, 2)  # two equal labels need a blank between them
@@ -433,6 +435,7 @@ def test_ctc_where_labels_do_not_fit():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_ctc_of_impossible_classes():
     log_probs = jax.nn.log_softmax(jnp.asarray(numbers(5, 2, 4)).at[:, :, 3].set(-jnp.inf))
     targets = jnp.array([[1, 2], [3, 1]])
@@ -463,6 +466,7 @@ def test_ctc_of_lengths_and_labels_out_of_range_is_nan():
     assert np.isnan(losses).tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 def test_ctc_keeps_the_dtype_and_the_layer_is_the_function():
     scores = jnp.asarray(numbers(5, 2, 4))
     args = jnp.array([[1, 2], [3, 3]]), (5, 5), (2, 2)

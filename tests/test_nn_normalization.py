@@ -229,6 +229,7 @@ def test_a_mean_far_from_zero_does_not_lose_the_variance(mean):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_equal_numbers_have_finite_gradients():
     x = jnp.full((4, 3), 2.0)
     batch_norm = functools.partial(F.batch_norm, running_mean=None, running_var=None, training=True)
@@ -240,6 +241,7 @@ def test_equal_numbers_have_finite_gradients():
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_64_bits():
     x = np.random.default_rng(0).standard_normal((4, 6))
     with jax.enable_x64(True):

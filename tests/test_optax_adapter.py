@@ -296,6 +296,7 @@ def test_the_functional_form_copies_and_checkpoints(tmp_path: Any) -> None:
     assert int(again.opt_state[0].count) == again.num_steps == 2
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_optimizers_trains_under_vmap() -> None:
     def made(value: jax.Array) -> OptaxOptimizer:
         model = Net()
@@ -602,6 +603,7 @@ def test_a_state_with_something_that_is_no_array_is_refused() -> None:
         OptaxOptimizer([Net()], tx)
 
 
+@pytest.mark.slow
 def test_a_line_search_reaches_other_modules_and_changes_none() -> None:
     norm = nn.BatchNorm1d(3)
     model = Net()

@@ -50,6 +50,7 @@ def manager(folder):
 # -- what comes back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_training_goes_on_as_if_it_had_not_stopped(folder, compiled):
     def loss_fn(model, x):
@@ -133,6 +134,7 @@ def test_values_come_back_as_they_were(manager, folder):
 DTYPES = ["bfloat16", "float16", *(name for name in dir(jnp) if name.startswith("float8")), "int4", "uint8", "bool"]
 
 
+@pytest.mark.slow
 def test_every_bit_of_narrow_dtypes(manager):
     """In a module too, on one device and on two; float8_e4m3, which orbax cannot write, as its bits."""
     bits = np.arange(256, dtype=np.uint8)

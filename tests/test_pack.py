@@ -632,6 +632,7 @@ def test_what_happens_to_one_part_leaves_the_others_alone(name: str) -> None:
     assert_twins(packed, plain)
 
 
+@pytest.mark.slow
 def test_a_part_that_left_is_what_everyone_computes_with() -> None:
     """A program bound before must not go on with what the pack has in its place."""
     for leave in (

@@ -403,6 +403,7 @@ def constructed(key, lr):
     return optim.SGD([nn.Linear(3, 2, key=key)], lr=lr, momentum=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [assigned, constructed])
 def test_an_ensemble_of_optimizers_each_with_its_lr(make, batch):
     keys, lrs = jax.random.split(jax.random.key(0), 3), jnp.array([0.1, 0.2, 0.4])
@@ -422,6 +423,7 @@ def test_an_ensemble_of_optimizers_each_with_its_lr(make, batch):
         np.testing.assert_allclose(losses[i], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_optimizers_can_be_stacked(batch):
     opts = [constructed(jax.random.key(i), lr) for i, lr in enumerate((0.1, 0.3))]
     ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *opts)
@@ -431,6 +433,7 @@ def test_optimizers_can_be_stacked(batch):
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], ensemble).modules[0], opt.modules[0])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_loss_after_a_step_with_respect_to_lr(batch):
     def after(opt, lr, x, y):
         opt.lr = lr
@@ -445,6 +448,7 @@ def test_the_gradient_of_a_loss_after_a_step_with_respect_to_lr(batch):
     np.testing.assert_allclose(gradient, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_optimizers_under_the_other_transforms(batch):
     opt = make_optimizer()
     shapes, loss = jax.eval_shape(train_step, opt, *batch)
@@ -566,6 +570,7 @@ def test_buffers_that_are_not_floating_are_kept_exactly(trip):
         assert_same(array, value)
 
 
+@pytest.mark.slow
 def test_plain_grad_works_beside_buffers_that_are_not_floating():
     model = Odd()
     grads = jax.grad(Odd.forward)(model, 3.0)
@@ -604,6 +609,7 @@ def test_the_average_of_two_equal_models_keeps_integer_buffers(count):
     assert average.state.dtype == jnp.int32 and int(average.state) == count
 
 
+@pytest.mark.slow
 def test_64_bit_buffers_are_kept_exactly():
     with jax.enable_x64(True):
         value = jnp.array([2**63 - 1, -(2**63), -1, 2**53 + 1])
@@ -613,6 +619,7 @@ def test_64_bit_buffers_are_kept_exactly():
         assert jax.grad(Odd.forward)(model, jnp.float64(3.0)).w.tolist() == [3.0]
 
 
+@pytest.mark.slow
 def test_a_key_buffer_serves_as_a_key_in_compiled_code():
     class Noise(Module):
         def __init__(self):

@@ -452,7 +452,11 @@ def options_of(cls: Any) -> list[inspect.Parameter]:
     return [p for p in options if p.name not in common and p.kind is not p.VAR_KEYWORD]
 
 
-CASES = [pytest.param(name, flags, id=f"{name}-{label(flags)}") for name, rule in RULES.items() for flags in rule.flags]
+CASES = [
+    pytest.param(name, flags, id=f"{name}-{label(flags)}", marks=pytest.mark.slow if i else ())
+    for name, rule in RULES.items()
+    for i, flags in enumerate(rule.flags)
+]
 
 
 @pytest.mark.parametrize("oracle", ["float64", "peer"])

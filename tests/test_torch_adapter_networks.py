@@ -171,8 +171,14 @@ def assert_within_drift(run: Run, single: Run, double: Run) -> None:
             assert found[path] == value == len(run.losses)
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        pytest.param(name, depth, marks=pytest.mark.slow if (name, depth) != ("resnet", 1) else ())
+        for name in OURS
+        for depth in (1, 2)
+    ],
+)
 def test_there_and_back_again(name: str, depth: int) -> None:
     """torch, here, torch; and here, torch, here: ten steps each, against thirty in torch alone."""
     single, double = (uninterrupted(name, depth, dtype, 3 * LEG) for dtype in (torch.float32, torch.float64))
