@@ -176,6 +176,7 @@ class TreeHolder(Bridge):
         label = f"{type(self).__name__}.{part}"
         if not problems and layout == self._layouts.get(part):
             self._write(arrays, label)
+            self._layouts[part] = layout  # equal, but 1 may be True now
             return
         own = cells.local.frame is not None and id(self) in cells.local.frame.own
         cells.check_restructurable(self._birth, label, "was given another structure", own)
@@ -190,6 +191,8 @@ class TreeHolder(Bridge):
                 problems.append(f"  {name} is the name of two arrays")
                 continue
             kind = kinds.get(name, "buffer")
+            if name in old and self._cells[name].kind == "parameter" and not self._cells[name].trainable:
+                kind = "frozen" if kind == "parameter" else kind  # as it was, by its name
             problem = problems_of(name, value, kind != "buffer")
             if problem is not None:
                 problems.append(problem)
@@ -227,7 +230,10 @@ class TreeHolder(Bridge):
                 problems.append(f"  {error}")
         if problems:
             listed = "\n".join(problems)
-            raise ValueError(f"{label} was given arrays that do not fit; nothing has changed:\n{listed}")
+            raise ValueError(
+                f"{label} was given arrays that do not fit; nothing has changed. For other shapes or dtypes alone make a"
+                f" new {type(self).__name__}:\n{listed}"
+            )
         for name, cell, _ in new:
             cells.check_writable(cell, f"{type(self).__name__}.{name}", self)
         for name, cell, value in new:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx import graph, tracers
+from flax.nnx.pytreelib import PytreeState
 from jax.tree_util import keystr
 
 from minitorch_jax import cell as cells
@@ -122,7 +123,8 @@ class Held:
     def write(self, variable: Any, value: Any) -> None:
         owner = self.owner()
         if owner is None:
-            return self.let_go(variable, value)
+            self.read(variable)  # makes it a Variable like others again, in which flax checks what is written
+            return variable.set_raw_value(value)
         try:
             new = self.checked(value)
         except (ValueError, TypeError):
@@ -322,11 +324,22 @@ class Seen:
         metadata = list(map(_get_metadata, self._variables))
         tables = [*self._tables, *metadata]
         inside = chain(tables, map(dict.values, tables), self._lists)
-        return [*chain.from_iterable(inside), *metadata, *map(get_slot, self._variables)]
+        return [*chain.from_iterable(inside), *map(get_slot, self._variables)]
 
     def is_same(self) -> bool:
-        now = self._now()
-        return len(now) == len(self._then) and all(map(is_, now, self._then))
+        now, then = self._now(), self._then
+        if len(now) != len(then):
+            return False
+        if not all(map(is_, now, then)):
+            if not all(map(_are_alike, now, then)):
+                return False
+            self._then = now
+        return True
+
+
+def _are_alike(now: Any, then: Any) -> bool:
+    """Whether two attributes are one, but for what nnx's transforms make anew: a node's own record, and its names."""
+    return now is then or (type(now) is type(then) and (type(now) is PytreeState or (type(now) is str and now == then)))
 
 
 _get_metadata = attrgetter("_var_metadata")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import minitorch_jax as mt
-from minitorch_jax.stateful import Spec, walk_of
+from minitorch_jax.stateful import Builder, Node, Spec, Walker, walk_of
 
 from ._bridge import TreeHolder, decoded, is_array, run_copy
 from ._extra import missing
@@ -44,7 +44,8 @@ class Equinox(TreeHolder):
         state: its `eqx.nn.State`, from `eqx.nn.make_with_state`: buffers, under paths that begin with `state`.
         trainable: which of the module's floating arrays are trained, as for `eqx.partition`: a function of a leaf, or a
             pytree of booleans of the module's structure. The other floating arrays are frozen parameters, and what is not
-            floating is a buffer.
+            floating is a buffer. (`unfreeze()` trains all of them. In another structure, what was frozen under its name
+            stays so, and booleans that do not fit choose nothing: the rest is trained.)
 
     Raises:
         TypeError: if `state` is no `eqx.nn.State`.
@@ -112,10 +113,12 @@ class Equinox(TreeHolder):
     def _kinds(self, part: str, tree: Any, names: Sequence[str]) -> dict[str, str]:
         if part == "state":
             return {}
-        spec = self._trainable
-        if not callable(spec) and self._layouts:  # of the structure that there was at first
-            spec = eqx.is_inexact_array
-        chosen = eqx.filter(tree, spec)
+        try:
+            chosen = eqx.filter(tree, self._trainable)
+        except ValueError:
+            if not self._layouts:
+                raise
+            chosen = eqx.filter(tree, eqx.is_inexact_array)  # booleans for the structure that there was at first
         pairs = zip(_with_nones(tree), _with_nones(chosen), strict=True)
         kept = [taken is not None for leaf, taken in pairs if is_array(leaf)]
         floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(tree) if is_array(leaf)]
@@ -134,11 +137,29 @@ class Equinox(TreeHolder):
         super().__setstate__(state[0])
         object.__setattr__(self, "_trainable", state[1])
 
+    def _describe(self, walker: Walker, path: str) -> Node:
+        return *super()._describe(walker, path), _Chosen(self._trainable)
+
     @classmethod
-    def _rebuild(cls, payload: Any, builder: Any) -> Any:
-        self = super()._rebuild(payload, builder)
-        object.__setattr__(self, "_trainable", eqx.is_inexact_array)
+    def _rebuild(cls, payload: Node, builder: Builder) -> Any:
+        self = super()._rebuild(payload[:-1], builder)
+        object.__setattr__(self, "_trainable", payload[-1].value)
         return self
+
+
+class _Chosen:
+    """What is trained of a holder: static, and the same if it is the same object."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Chosen) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _with_nones(tree: Any) -> list[Any]:

@@ -8,7 +8,9 @@ parameters and buffers themselves, so the module that you wrapped always has the
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ class NNX(Bridge):
 
     Static attributes may change between calls, on the module itself: another rate, `module.eval()`, another layer is
     noticed, and is another program. `train()` and `eval()` call the module's; nothing is set before. Arrays that are plain
-    attributes are constants of the program.
+    attributes are constants of the program: assign another one, a change in place is not seen.
 
     Inside compiled code the call runs on a copy made in that trace, as `nnx.jit` does it, and what it changed is written
     back. So nnx's own transforms work in it; what it cannot change is the structure, which is an error: `sow`, a
@@ -55,7 +57,7 @@ class NNX(Bridge):
     Args:
         module: an nnx module, made where it is wrapped: at the top level, or in the same transform.
         trainable: which of the Params are trained, as an nnx filter (`nnx.LoRAParam`, `nnx.PathContains("head")`,
-            `nnx.Not(...)`); the others are frozen.
+            `nnx.Not(...)`); the others are frozen. (`unfreeze()` trains all of them.)
 
     Raises:
         TypeError: if `module` is no nnx module.
@@ -151,11 +153,6 @@ class NNX(Bridge):
         net = self.module
         (net.train if training else net.eval)()
 
-    def _look(self) -> None:
-        """Notice what was changed on the nnx module itself."""
-        if self._seen is not None and not self._seen.is_same():
-            cells.structure_changed()
-
     def _look_again(self) -> None:
         """Take over the nnx module as it is now: all of it, or, if it raises, nothing."""
         net, trainable = self._net, self._graph.trainable
@@ -175,7 +172,8 @@ class NNX(Bridge):
             found, wrong = _nnx.adopt(leaf, _nnx.dotted(path), self, known and known[1], trained)
             problems += wrong
             if known is None and trainable is not None and any(c.trainable is not trained for c in _parameters(found)):
-                problems.append(f"  {_nnx.dotted(path)} is part of another NNX, where `trainable` says otherwise of it")
+                other = "frozen" if trained else "trained"
+                problems.append(f"  {_nnx.dotted(path)} is part of another NNX, where it is {other}")
             entry = _nnx.entry_of(path, leaf, found)
             problems += [f"  {name} is the name of two arrays" for name in entry.names if name in new]
             if not wrong:
@@ -210,9 +208,10 @@ class NNX(Bridge):
         self._set_slots(None, state[1])
 
     def _describe(self, walker: Walker, path: str) -> Node:
-        if self._seen is not None and not self._seen.is_same():
-            self._look_again()
-        walker.watch(self._look)
+        if self._seen is not None:  # of a copy that nobody has asked for its module, there is nothing to see
+            if not self._seen.is_same():
+                self._look_again()
+            walker.watch(partial(_look, weakref.ref(self)))
         return *super()._describe(walker, path), self._graph
 
     @classmethod
@@ -226,6 +225,13 @@ class NNX(Bridge):
         self: Any = super()._rebuild(payload[:2], builder)
         self._set_slots(None, payload[2])
         return self
+
+
+def _look(reference: weakref.ref[NNX]) -> None:
+    """Notice what was changed on the nnx module itself. (Its walk holds this, so it must not hold the wrapper.)"""
+    found = reference()
+    if found is not None and found._seen is not None and not found._seen.is_same():
+        cells.structure_changed()
 
 
 def _parameters(held: Held) -> list[Cell]:
@@ -276,6 +282,9 @@ class Linen(TreeHolder):
         if not isinstance(module, flax.linen.Module):
             raise TypeError(f"Linen takes a linen module, not a {type(module).__name__}")
         self.variables = variables
+        if mutable is not None and not isinstance(mutable, str | list | tuple | set | frozenset):
+            raise TypeError(f"Linen: mutable must be a list of names of collections; got {mutable!r}")
+        mutable = (mutable,) if isinstance(mutable, str) else mutable
         mutable = [name for name in variables if name != "params"] if mutable is None else list(mutable)
         if absent := [name for name in mutable if name not in variables]:
             raise ValueError(f"Linen: mutable has {absent}, and the collections are {list(variables)}")
@@ -294,9 +303,13 @@ class Linen(TreeHolder):
 
     @variables.setter
     def variables(self, value: Any) -> None:
-        if not hasattr(value, "keys") or not all(hasattr(collection, "keys") for collection in value.values()):
+        is_dict = hasattr(value, "keys")
+        wrong = [name for name, collection in value.items() if not hasattr(collection, "keys")] if is_dict else []
+        if not is_dict or wrong:
+            inside = f" with {', '.join(map(repr, wrong))}, no collections: pass all that `init` gave" if wrong else ""
             raise TypeError(
-                f"Linen: variables must be a dict of collections, as `module.init` gives it; got {type(value).__name__}"
+                "Linen: variables must be a dict of collections, as `module.init` gives it; got a"
+                f" {type(value).__name__}{inside}"
             )
         self._set("variables", value)
 
@@ -340,8 +353,10 @@ class Ported(nnx.Module):
                 if not hasattr(node, part):
                     setattr(node, part, nnx.Dict())
                 node = getattr(node, part)
+                if not isinstance(node, nnx.Dict):
+                    raise ValueError(f"to_flax: {path} would be in the place of an attribute that an nnx module has")
             if hasattr(node, name):
-                raise ValueError(f"to_flax: {path} would take the place of an attribute that an nnx module has")
+                raise ValueError(f"to_flax: {path} would be in the place of an attribute that an nnx module has")
             setattr(node, name, kind(jnp.copy(decoded(cell))))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

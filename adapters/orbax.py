@@ -123,12 +123,13 @@ class Manager:
         Raises:
             TypeError: if something cannot be saved, naming it.
             ValueError: if the step is not after all others, or metrics are wrong.
-            RuntimeError: if the save before it has failed, or the manager is closed.
+            RuntimeError: if the save before it has failed (said at the next step that is saved), or the manager is closed.
         """
         number, measured = _count(step, "step"), self._measured(metrics)
-        self.wait()
+        self._check_open()
         if number % self.every and not force:
             return False
+        self.wait()
         latest = self.latest_step
         if number < 0 or (latest is not None and number <= latest):
             raise ValueError(
@@ -174,14 +175,17 @@ class Manager:
         Raises:
             RuntimeError: if it could not be written, or the manager is closed.
         """
-        if self._orbax is None:
-            raise RuntimeError(f"this Manager of {self.folder} is closed: make a new one")
+        self._check_open()
         number, self._writing = self._writing, None
         try:
             self._orbax.wait_until_finished()
             self._orbax.check_for_errors()
         except Exception as error:
             raise RuntimeError(f"step {number} could not be saved in {self.folder}: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._orbax is None:
+            raise RuntimeError(f"this Manager of {self.folder} is closed: make a new one")
 
     # -- restoring ----------------------------------------------------------------------------------------------------
 
@@ -249,8 +253,12 @@ class Manager:
         elif step == "best":
             number = self.best_step
         else:
-            number = _count(step, "step")
+            number = _count(step, 'step, "latest" or "best",')
         steps = self.all_steps()
+        if step == "best" and number is None and steps:
+            raise ValueError(
+                f"no step in {self.folder} is the best: {self.best and self.best[0]} is not a number in any of {steps}"
+            )
         if number not in steps:
             raise ValueError(f"there is no step {step} in {self.folder}, which has {steps or 'none'}")
         return number

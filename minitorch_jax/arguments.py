@@ -23,7 +23,9 @@ class Fixed:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is Fixed and type(self.value) is type(other.value) and bool(self.value == other.value)
+        if type(other) is not Fixed or type(self.value) is not type(other.value):
+            return False
+        return self.value is other.value or bool(self.value == other.value)
 
     def __hash__(self) -> int:
         return hash(self.value)

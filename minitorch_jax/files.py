@@ -30,6 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
         old = target.stat()
         if stat.S_ISDIR(old.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(old.st_mode):
+            raise OSError(errno.EINVAL, "this is no regular file, which a new one could take the place of", str(path))
         if not os.access(target, os.W_OK):  # renaming would not ask
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")

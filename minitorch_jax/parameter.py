@@ -40,6 +40,8 @@ def placed_as(value: Any, old: Any) -> Any:
     if isinstance(value, jax.Array) or isinstance(old, jax.core.Tracer) or not getattr(old, "committed", False):
         return value
     value = np.array(value)  # a copy: JAX may share its memory
+    if value.dtype.kind in "iu":
+        _check_fits(value)
     return jax.device_put(value, old.sharding) if value.shape == old.shape else value
 
 

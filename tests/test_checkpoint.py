@@ -630,3 +630,10 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path, kills):
         parent.stdin.close()
     assert kills < 100 or unfinished > kills / 5  # so many of these instants were ones of writing
     print(f"{unfinished} of {kills} were killed with an unfinished file")
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="this is no regular file"):
+        mt.save(tmp_path / "pipe", x=1)
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -19,6 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters.equinox import Equinox, to_equinox
+from minitorch_jax.stateful import walk_of
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 Y = np.linspace(1, 0, 4, dtype=np.float32)
@@ -404,7 +405,7 @@ def test_assigning_a_module_writes_it() -> None:
     clipped(model)
     assert_array_equal(model.module.layers[0].bias, jnp.ones(4))
     with pytest.raises(
-        ValueError, match=r"Equinox\.module was given arrays that do not fit; nothing has changed:\n.*\n  lay"
+        ValueError, match=r"Equinox\.module was given arrays that do not fit; nothing has changed\. .*:\n.*\n  lay"
     ):
         model.module = jax.tree.map(lambda a: a[:1] if eqx.is_array(a) and a.ndim else a, model.module)
     assert model.module.layers[0].weight.shape == (4, 3)
@@ -606,3 +607,41 @@ def test_to_equinox_wrong_arguments() -> None:
         RuntimeError, match=r"Growing\.forward changed the parameters weight, and an equinox module cannot"
     ):
         to_equinox(Growing())(1.0)
+
+
+# -- what a review found ------------------------------------------------------------------------------------------------
+
+
+def test_what_was_frozen_stays_so_in_another_structure():
+    mlp = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
+    spec = eqx.tree_at(lambda m: m.layers[-1].weight, jax.tree.map(lambda _: False, mlp), True)  # callable, as mlp is
+    holder = Equinox(mlp, trainable=spec)
+    first = eqx.nn.Linear(2, 5, key=jax.random.key(1))
+    holder.module = eqx.tree_at(lambda m: m.layers[0], holder.module, first)
+    assert [name for name, _ in holder.named_parameters()] == ["layers.1.weight"]
+    holder = Equinox(mlp).freeze()
+    holder.module = eqx.tree_at(lambda m: m.layers[-1], holder.module, eqx.nn.Linear(4, 3, key=jax.random.key(1)))
+    assert not list(holder.named_parameters())
+
+
+def test_a_copy_knows_what_is_trained():
+    def matrices(leaf):
+        return eqx.is_inexact_array(leaf) and leaf.ndim == 2
+
+    holder = Equinox(eqx.nn.Linear(2, 3, key=jax.random.key(0)), trainable=matrices)
+    copied = jax.jit(lambda holder: holder)(holder)
+    for each in (holder, copied):
+        each.module = (each.module, eqx.nn.Linear(2, 5, key=jax.random.key(1)))
+        assert [name for name, _ in each.named_parameters()] == ["0.weight", "1.weight"]
+
+
+def test_static_leaves_that_are_equal_and_not_the_same():
+    holder = Equinox((jnp.ones(2), 1.0, float("nan")))
+    holder.module = (holder.module[0], -0.0, holder.module[2])
+    holder.module = (holder.module[0], 0.0, holder.module[2])
+    assert str(holder.module[1]) == "0.0"
+    walk = walk_of(holder)
+    holder.module = holder.module
+    assert walk_of(holder) is walk
+    with pytest.raises(ValueError, match="For other shapes or dtypes alone make a new Equinox"):
+        holder.module = (jnp.ones(3), *holder.module[1:])

@@ -23,6 +23,7 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters import numpy as mini
 from minitorch_jax.adapters.optax import OptaxOptimizer, as_optax
+from minitorch_jax.adapters.optax.transformation import Transformation
 
 
 @pytest.fixture(autouse=True)
@@ -696,3 +697,107 @@ def test_rules_that_are_none_are_refused() -> None:
     tx = as_optax(optim.SGD)
     with pytest.raises(ValueError, match=r"as_optax\(SGD\) computes new parameters"):
         tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)}))
+
+
+# -- what a review found ------------------------------------------------------------------------------------------------
+
+
+def linear(seed: int) -> nn.Linear:
+    return nn.Linear(3, 2, key=jax.random.key(seed))
+
+
+def test_modules_of_equal_names_in_another_order_keep_their_own_state() -> None:
+    a, b = linear(0), linear(1)
+    mask = {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": False}
+    opt = OptaxOptimizer([a, b], optax.chain(optax.masked(optax.trace(0.9), mask), optax.scale(-1.0)))
+    mt.backward(lambda a, b: a(X).sum() + b(X).sum(), a, b)
+    opt.step()
+    opt.modules = [b, a]
+    opt.step()
+    assert "0.weight" in opt.opt_state[0].inner_state.trace
+
+
+def test_a_vector_of_all_parameters_is_not_taken_over_by_others() -> None:
+    a, b = linear(0), linear(1)
+    opt = OptaxOptimizer([a, b], optax.chain(optax.flatten(optax.trace(0.9)), optax.scale(-1.0)))
+    mt.backward(lambda a, b: a(X).sum() + 0 * b(X).sum(), a, b)
+    opt.step()
+    opt.modules = [b, a]
+    opt.zero_grad()
+    before = values(a, b)
+    with pytest.warns(UserWarning, match="no gradient accumulated"):
+        opt.step()
+    for was, now in zip(before, values(a, b), strict=True):
+        assert_array_equal(was, now)
+
+
+def test_multi_steps_hands_extra_arguments_on() -> None:
+    def update(g: Any, s: Any, p: Any = None, *, value: Any, **_: Any) -> Any:
+        return jax.tree.map(lambda g: -g * value, g), s
+
+    inner = optax.GradientTransformationExtraArgs(lambda p: (), update)
+    model, opt = adam_pair(optax.MultiSteps(inner, every_k_schedule=1))
+    mt.backward(loss_fn, model, X, Y)
+    before, grads = values(model), values(list(model.grads()))
+    opt.step(value=10)
+    for was, now, g in zip(before, values(model), grads, strict=True):
+        assert_allclose(now, was - 10 * g, rtol=1e-5, atol=1e-5)
+
+
+def test_transformations_that_look_alike_and_are_not() -> None:
+    def init(params: Any) -> Any:
+        return ()
+
+    def update(g: Any, s: Any, p: Any = None, **extra: Any) -> Any:
+        return jax.tree.map(lambda g: -g * extra.get("value", 1.0), g), s
+
+    @functools.wraps(optax.sgd(0.1).update)
+    def wrapped(g: Any, s: Any, p: Any = None) -> Any:
+        return g, s
+
+    kinds = [
+        (optax.GradientTransformation(init, update), optax.GradientTransformationExtraArgs(init, update)),
+        (optax.scale(jnp.asarray(0.1)), optax.scale(jnp.asarray(0.1, jnp.float32))),
+        (optax.GradientTransformation(init, wrapped), optax.sgd(0.1)),
+        (optax.sgd(0.1), optax.sgd(0.2)),
+        (optax.adam(0.1), optax.adam(0.1, nesterov=True)),
+        (optax.scale(1), optax.scale(1.0)),
+        (optax.scale(1), optax.scale(True)),
+    ]
+    for one, other in kinds:
+        assert Transformation(one) != Transformation(other)
+    for make in (lambda: optax.adamw(0.1), lambda: optax.MultiSteps(optax.sgd(0.1), 2), lambda: optax.lbfgs()):
+        assert Transformation(make()) == Transformation(make())
+        assert hash(Transformation(make())) == hash(Transformation(make()))
+
+
+def test_a_mask_that_was_changed_since_is_told() -> None:
+    mask = dict.fromkeys(["0.w", "0.v", "0.b", "0.s"], True)
+    model, opt = adam_pair(optax.masked(optax.sgd(0.1), mask))
+    mt.backward(loss_fn, model, X, Y)
+    mask["0.w"] = False
+    with pytest.raises(RuntimeError, match="was changed after OptaxOptimizer was made"):
+        opt.step()
+
+
+def test_hyperparameters_of_a_rule_are_all_there_and_numbers() -> None:
+    _, opt = adam_pair(as_optax(optim.Adam, lr=0.1, betas=(0.8, 0.9)))
+    assert opt.hyperparams["betas.0"] == 0.8 and opt.hyperparams["betas.1"] == 0.9
+    for value in (lambda t: 0.1, "0.1", None, True, jnp.inf, np.nan):
+        with pytest.raises(ValueError, match=r"must be a finite number; got .*\(lr=schedule\)"):
+            opt.lr = value
+    assert opt.lr == 0.1
+
+
+def test_frozen_parameters_alone_do_for_rules_that_can_do_without() -> None:
+    model = Net().freeze()
+    OptaxOptimizer([model], optax.adam(0.1))
+    with pytest.raises(ValueError, match="every parameter is frozen, and this rule cannot do without any"):
+        OptaxOptimizer([model], optax.flatten(optax.adam(0.1)))
+
+
+def test_a_number_for_all_members_of_an_ensemble() -> None:
+    _, opt = adam_pair(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), opt)
+    stacked.lr = 0.5
+    assert_array_equal(np.asarray(stacked.lr), np.full(3, 0.5, np.float32))

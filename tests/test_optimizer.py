@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -1784,3 +1786,45 @@ def test_repr() -> None:
     opt.lr = 0.5
     assert repr(opt).startswith("SGD([Point, NumpyLayer], lr=0.5, ")
     assert "halving" in repr(mt.Optimizer([point], lr=halving))
+
+
+class Interrupting:
+    """Raises a SIGINT at one of the lines of plan.py that are run: `sys.settrace(Interrupting(at))`."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.lines = at, 0
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.endswith("plan.py"):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+def test_an_interrupt_while_modules_change_loses_no_state() -> None:
+    a, b = nn.Linear(2, 2, key=jax.random.key(0)), nn.Linear(2, 1, key=jax.random.key(1))
+    for layer in (a, b):
+        layer.accumulate([jnp.ones_like(p) for p in layer.parameters()])
+    interrupted = 0
+    for at in range(10, 400, 9):
+        opt = mt.optim.Adam([a, b], lr=0.1)
+        opt.step()
+        opt.step()
+        try:
+            sys.settrace(Interrupting(at))
+            try:
+                opt.modules = [b]
+            finally:
+                sys.settrace(None)
+        except KeyboardInterrupt:
+            interrupted += 1
+            opt.modules = [b]
+        opt.step()
+        state = opt.state_dict()
+        assert state["num_steps"] == 3, at
+        assert {path: fields["step"] for path, fields in state["state"].items()} == {"0.weight": 3, "0.bias": 3}, at
+        np.testing.assert_allclose(state["state"]["0.bias"]["exp_avg"], [1 - 0.9**3], rtol=1e-6)
+    assert interrupted > 5

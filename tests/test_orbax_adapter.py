@@ -361,7 +361,7 @@ def test_the_best_and_the_latest_are_kept(folder, direction, kept, best):
         assert manager.all_steps() == [*kept[:2], 8]
     with orbax.Manager(folder, best=("accuracy", "max")) as manager:
         assert manager.best_step is None
-        with pytest.raises(ValueError, match=r"there is no step best in .*run, which has \["):
+        with pytest.raises(ValueError, match=r"no step in .*run is the best: accuracy is not a number in any of \["):
             manager.restore("best")
 
 

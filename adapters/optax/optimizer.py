@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import minitorch_jax as mt
 from minitorch_jax import cell as cells
 from minitorch_jax.optim.hyper import short
 from minitorch_jax.optim.joint import JointOptimizer
+from minitorch_jax.optim.state import wide
 from minitorch_jax.parameter import as_array, checked
 
 from .transformation import Transformation
@@ -186,8 +186,8 @@ class _Hyperparams(MutableMapping[str, Any]):
 
     def __init__(self, opt: OptaxOptimizer) -> None:
         self._opt = opt
-        fields = [field for field in opt._shared if field.split(".")[-2:-1] == ["hyperparams"]]
-        last = [field.rpartition(".")[2] for field in fields]
+        fields = [field for field in opt._shared if "hyperparams" in field.split(".")[:-1]]
+        last = [field.rpartition("hyperparams.")[2] for field in fields]
         self._fields = {
             name if last.count(name) == 1 else field: field for field, name in zip(fields, last, strict=True)
         }
@@ -203,10 +203,17 @@ class _Hyperparams(MutableMapping[str, Any]):
         if any(other.startswith(f"{prefix}hyperparams_states.{last}.") for other in self._opt._shared):
             raise AttributeError(f"{name} follows a schedule, which would set it anew at each step")
         cell = self._opt._shared[field]
-        if not isinstance(value, jax.Array | np.ndarray) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number; got {value!r}")
-        new = jnp.asarray(value).astype(cell.value.dtype)
-        cells.write(cell, checked(new, cell.value, name), name, self._opt)
+        numeric = isinstance(value, int | float | jax.Array | np.ndarray | np.generic) and not isinstance(value, bool)
+        if not numeric or not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+            raise ValueError(
+                f"{name} must be a finite number; got {value!r}. A schedule goes into the transformation:"
+                f" `optax.inject_hyperparams(...)({last}=schedule)`"
+            )
+        with wide(cell.value):
+            new = jnp.asarray(value).astype(cell.value.dtype)
+            if new.shape == ():  # the same for all members of an ensemble
+                new = jnp.broadcast_to(new, cell.value.shape)
+            cells.write(cell, checked(new, cell.value, name), name, self._opt)
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("injected hyperparameters belong to the transformation: they cannot be deleted")

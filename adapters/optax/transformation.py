@@ -23,9 +23,10 @@ class Transformation:
 
     def __init__(self, tx: Any) -> None:
         self.given = tx
-        self.tx = optax.with_extra_args_support(tx)
+        self.tx = tx if isinstance(tx, optax.MultiSteps) else optax.with_extra_args_support(tx)
         self.takes_extra = isinstance(tx, optax.GradientTransformationExtraArgs | optax.MultiSteps)
-        self.likeness = _likeness((tx.init, tx.update), {})
+        self.parts = self.takes_extra, tx.init, tx.update
+        self.likeness = _likeness(self.parts, {})
 
     def init(self, params: dict[str, Any]) -> Any:
         return self.tx.init(params)
@@ -33,6 +34,11 @@ class Transformation:
     def update(
         self, params: dict[str, Any], grads: dict[str, Any], state: Any, **extra: Any
     ) -> tuple[dict[str, Any], Any]:
+        if _likeness(self.parts, {}) != self.likeness:  # looked at while tracing only
+            raise RuntimeError(
+                "the transformation holds a dict, list or other object that was changed after OptaxOptimizer was made:"
+                " make the transformation, and the optimizer, anew"
+            )
         if "value_fn" in extra:
             extra = {"grad": grads, **extra}
         updates, state = self.tx.update(grads, state, params, **extra)
@@ -85,13 +91,13 @@ def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
         return "again", seen[id(value)][0]
     seen[id(value)] = len(seen), value  # kept alive, so that no other object gets its id
     match value:
-        case types.FunctionType() if value.__module__.partition(".")[0] in ("optax", "jax", "minitorch_jax"):
+        case types.FunctionType() if _package(value.__globals__.get("__name__")) in ("optax", "jax", "minitorch_jax"):
             contents = [_contents(variable) for variable in value.__closure__ or ()]
             parts = value.__defaults__, value.__kwdefaults__, contents
             return value.__module__, value.__code__, _likeness(parts, seen)
-        case types.MethodType() if type(value.__self__).__module__.partition(".")[0] == "optax":
-            return _likeness((value.__func__, vars(value.__self__)), seen)
-        case functools.partial():
+        case types.MethodType() if _package(type(value.__self__).__module__) == "optax":
+            return _likeness((type(value.__self__), value.__func__, vars(value.__self__)), seen)
+        case functools.partial() if type(value) in (functools.partial, jax.tree_util.Partial) and not vars(value):
             return functools.partial, _likeness((value.func, value.args, value.keywords), seen)
         case tuple() | list():
             return type(value), tuple([_likeness(item, seen) for item in value])
@@ -99,8 +105,12 @@ def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
             return type(value), tuple([(_likeness(k, seen), _likeness(v, seen)) for k, v in value.items()])
         case jax.Array() if not isinstance(value, jax.core.Tracer) and value.size <= 64:
             if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-                return jax.Array, str(value.dtype), value.shape, np.asarray(value).tobytes()
+                return jax.Array, value.aval, value.sharding, np.asarray(value).tobytes()
     return _Same(value)
+
+
+def _package(module: Any) -> str:
+    return str(module).partition(".")[0]
 
 
 def _contents(variable: Any) -> Any:

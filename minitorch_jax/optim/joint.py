@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn, Protocol, Self
 
 import jax
@@ -149,11 +150,12 @@ class JointOptimizer(Optimizer):
         if hyper.own:
             self._refuse_groups()
         super()._setup(lists, hyper, steps)
+        vars(self)["_joined"] = []  # the trainable parameters that `_form` and `_shared` are of, in their order
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
         self = super()._rebuild(payload, builder)
-        vars(self)["_rule"] = self._form.rule
+        vars(self).update(_rule=self._form.rule, _joined=[builder.cells[param] for param, _ in payload[2]])
         return self
 
     def _refuse_groups(self) -> NoReturn:
@@ -184,10 +186,20 @@ class JointOptimizer(Optimizer):
     ) -> set[Cell]:
         listed = tuple([names[cell] for cell in trainable])
         form: Form | None = self._form
-        if form is not None and form.names == listed and state.keys() >= set(trainable):
+        same = self._joined == trainable
+        if form is not None and same and form.names == listed:
             return set()
         params = {names[cell]: arrays.get(cell, cell.value) for cell in trainable}
-        begun = self._rule.init({name: jnp.asarray(array) for name, array in params.items()})
+        wide = any(array.dtype == np.float64 for array in arrays.values())
+        try:
+            with jax.enable_x64(True) if wide else nullcontext():
+                begun = self._rule.init({name: jnp.asarray(array) for name, array in params.items()})
+        except Exception as error:
+            if params:
+                raise
+            raise ValueError(
+                f"{type(self).__name__}: every parameter is frozen, and this rule cannot do without any: unfreeze() some"
+            ) from error
         form = _form_of(type(self).__name__, self._rule, listed, begun)
         fields, shared = form.split(unaliased(list(map(as_array, jax.tree.leaves(begun))), list(params.values())))
         begin_now = {cell for cell, mine in zip(trainable, fields, strict=True) if mine and cell in self._state}
@@ -196,7 +208,13 @@ class JointOptimizer(Optimizer):
             known = jax.tree.unflatten(*state[cell]) if state.get(cell, ((), []))[1] else {}
             held, tree = jax.tree.flatten(_merged(known, mine, cell.birth))
             state[cell] = tree, held
-        vars(self).update(_form=form, _shared=_merged(self._shared, shared, self._steps.birth))
+        size = sum(array.size for array in params.values())
+        known = {
+            name: cell
+            for name, cell in self._shared.items()
+            if same or not cell.value.ndim or not size or cell.value.size % size  # else one vector of other parameters
+        }
+        vars(self).update(_form=form, _shared=_merged(known, shared, self._steps.birth), _joined=list(trainable))
         return begin_now
 
 

@@ -334,8 +334,9 @@ class Optimizer(Stateful):
         """The plan for the modules as they are now."""
         plan: Plan | None = self._plan
         if plan is None or plan.version is not structure.version or plan.ids != ids_of(self._lists):
-            plan = make_plan(self)
-            vars(self)["_plan"] = plan
+            with interrupts.held:  # states and step counts change together
+                plan = make_plan(self)
+                vars(self)["_plan"] = plan
         return plan
 
     # -- modules and groups -------------------------------------------------------------------------------------------
@@ -366,32 +367,32 @@ class Optimizer(Stateful):
         numbers = {key: self._stated(key) for key in hyper.given}
         owned = [{key: self._stated(key, g) for key in mine} for g, mine in enumerate(own[:-1])]
         lists = [*before, group_modules(name, group)]
-        vars(self).update(
-            _lists=lists, _hyper=Hyperparameters(name, self._ranges, numbers, hyper.flags, [*owned, own[-1]])
-        )
-        vars(self)["_plan"] = None
-        try:
-            self._validate_now()
-            self._plan_now()
-        except BaseException:
-            vars(self).update(_lists=before, _hyper=hyper, _plan=None)
-            raise
-        finally:
-            cells.structure_changed()
+        new = Hyperparameters(name, self._ranges, numbers, hyper.flags, [*owned, own[-1]])
+        with interrupts.held:
+            vars(self).update(_lists=lists, _hyper=new, _plan=None)
+            try:
+                self._validate_now()
+                self._plan_now()
+            except BaseException:
+                vars(self).update(_lists=before, _hyper=hyper, _plan=None)
+                raise
+            finally:
+                cells.structure_changed()
 
     def _set_modules(self, value: Any, group: int) -> None:
         cells.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
         lists, foreign = self._lists, self._foreign
-        vars(self)["_lists"] = [*lists[:group], as_list(value), *lists[group + 1 :]]
-        vars(self)["_plan"] = None
-        try:
-            listed = {id(module) for modules in self._lists for module in modules}
-            stay = [known for known in foreign if id(known.module) in listed and known.is_as_it_was()]
-            vars(self)["_foreign"] = stay
-            self._plan_now()
-        except BaseException:
-            vars(self).update(_lists=lists, _foreign=foreign, _plan=None)
-            raise
+        with interrupts.held:
+            vars(self)["_lists"] = [*lists[:group], as_list(value), *lists[group + 1 :]]
+            vars(self)["_plan"] = None
+            try:
+                listed = {id(module) for modules in self._lists for module in modules}
+                stay = [known for known in foreign if id(known.module) in listed and known.is_as_it_was()]
+                vars(self)["_foreign"] = stay
+                self._plan_now()
+            except BaseException:
+                vars(self).update(_lists=lists, _foreign=foreign, _plan=None)
+                raise
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------
 

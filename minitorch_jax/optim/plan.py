@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -312,16 +312,14 @@ def _keep_master(state: dict[Cell, Any], cell: Cell, wanted: bool) -> None:
         state[cell] = tree, leaves
 
 
-_updates: dict[Any, tuple[Compiled, Callable[..., Any]]] = {}
+_KEPT = 256  # updates, for optimizers to come
 
 
+@lru_cache(maxsize=_KEPT)
 def _update_for(key: Any) -> tuple[Compiled, Callable[..., Any]]:
     """The update of a structure, one for all optimizers that share it."""
-    found = _updates.get(key)
-    if found is None:
-        update = _make_update(*key)
-        found = _updates[key] = Compiled(update, f"{key[0].__name__}_step"), update
-    return found
+    update = _make_update(*key)
+    return Compiled(update, f"{key[0].__name__}_step"), update
 
 
 _packed_updates: dict[Any, Compiled] = {}
@@ -335,6 +333,8 @@ def _packed_update_for(
     found = _packed_updates.get((key, layout))
     if found is None:
         found = _packed_updates[key, layout] = Compiled(stored_update, f"{key[0].__name__}_step")
+        if len(_packed_updates) > _KEPT:
+            del _packed_updates[next(iter(_packed_updates))]
     return found
 
 

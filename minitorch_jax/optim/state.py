@@ -76,8 +76,10 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
         elif path in state:
             steps[opt._order.index(param)] = fields["step"]
             problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new)
-    shared = given.get("shared", {}) if opt._shared else {}
-    if shared.keys() != opt._shared.keys():
+    shared = given.get("shared", opt._shared) if opt._shared else {}
+    if shared is opt._shared:
+        pass  # there is none, or it is missing, which has been said
+    elif shared.keys() != opt._shared.keys():
         problems.append(f"  shared: fields {sorted(shared)} were given for {sorted(opt._shared)}")
     else:
         problems += _take(opt._shared, shared, "shared", new)
@@ -89,7 +91,7 @@ def _take(held: Mapping[str, Cell], fields: Mapping[str, Any], path: str, new: l
     problems = []
     for name, cell in held.items():
         try:
-            with _wide(cell.value):
+            with wide(cell.value):
                 new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
         except ValueError as error:
             problems.append(f"  {error}")
@@ -120,7 +122,7 @@ def _number(count: Any) -> Any:
     return int(count) if count.ndim == 0 else count
 
 
-def _wide(value: Any) -> Any:
+def wide(value: Any) -> Any:
     """A context in which float64 is kept, if `value` (of a NumPy module's state) is float64."""
     return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
 
