@@ -24,11 +24,11 @@ from jax.tree_util import keystr
 
 from minitorch_jax import cell as cells
 from minitorch_jax.cell import Cell
-from minitorch_jax.containers import describe
 from minitorch_jax.parameter import encode_checked
 from minitorch_jax.stateful import join
 
 from ._bridge import decoded, new_cell, problems_of
+from ._identity import Same
 
 # -- Variables --------------------------------------------------------------------------------------------------------
 
@@ -183,31 +183,13 @@ def adopt(variable: Any, path: str, owner: Any, known: Held | None, trained: boo
 # -- modules ----------------------------------------------------------------------------------------------------------
 
 
-class Constant:
-    """An array, or another leaf, that is no Variable: static, and the same if it is the same object."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __repr__(self) -> str:
-        return describe(self.value)
-
-
 class Entry(NamedTuple):
     """A leaf of an nnx module's graph: a Variable with its cells by name, or a constant."""
 
     path: str
     names: tuple[str, ...]
     treedef: Any
-    constant: Constant | None
+    constant: Same | None  # static, and the same if it is the same object
 
     def value(self, values: Mapping[str, Any]) -> Any:
         if self.constant is not None:
@@ -302,7 +284,7 @@ def entry_of(path: Any, leaf: Any, held: Held | None) -> Entry:
     """The description of a leaf."""
     name = dotted(path)
     if held is None:
-        return Entry(name, (), None, Constant(leaf))
+        return Entry(name, (), None, Same(leaf))
     parts = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(held.treedef, range(held.treedef.num_leaves)))[0]
     names = tuple([join(name, keystr(inner, simple=True, separator=".")) if inner else name for inner, _ in parts])
     return Entry(name, names, held.treedef, None)

@@ -18,6 +18,7 @@ from minitorch_jax.stateful import Builder, Node, Spec, Walker, walk_of
 
 from ._bridge import TreeHolder, decoded, is_array, run_copy
 from ._extra import missing
+from ._identity import Same
 
 try:
     import equinox as eqx
@@ -138,28 +139,13 @@ class Equinox(TreeHolder):
         object.__setattr__(self, "_trainable", state[1])
 
     def _describe(self, walker: Walker, path: str) -> Node:
-        return *super()._describe(walker, path), _Chosen(self._trainable)
+        return *super()._describe(walker, path), Same(self._trainable)
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Any:
         self = super()._rebuild(payload[:-1], builder)
         object.__setattr__(self, "_trainable", payload[-1].value)
         return self
-
-
-class _Chosen:
-    """What is trained of a holder: static, and the same if it is the same object."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Chosen) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def _with_nones(tree: Any) -> list[Any]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._extra import missing
+from .._identity import Same
 
 try:
     import optax
@@ -64,21 +65,6 @@ class Transformation:
 # -- likeness -----------------------------------------------------------------------------------------------------------
 
 
-class _Same:
-    """An object that is equal to nothing but itself."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     """What is equal for two functions of the same code around like values: numbers, functions, tuples and dicts of them.
 
@@ -106,7 +92,7 @@ def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
         case jax.Array() if not isinstance(value, jax.core.Tracer) and value.size <= 64:
             if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
                 return jax.Array, value.aval, value.sharding, np.asarray(value).tobytes()
-    return _Same(value)
+    return Same(value)
 
 
 def _package(module: Any) -> str:
