@@ -169,8 +169,13 @@ def encode_checked(cell: Cell, value: Any, label: str) -> Any:
     if cell.encoding is None:
         return new
     encoded = cell.encoding.encode(new)
-    given = isinstance(value, jax.Array) or isinstance(encoded, jax.core.Tracer)
-    return encoded if given else placed_as(np.asarray(encoded), cell.value)
+    if (
+        isinstance(value, jax.Array)
+        or isinstance(encoded, jax.core.Tracer)
+        or not getattr(cell.value, "committed", False)
+    ):
+        return encoded
+    return jax.device_put(encoded, cell.value.sharding)
 
 
 def declared(cell: Cell) -> Any:
