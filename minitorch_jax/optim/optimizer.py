@@ -333,6 +333,8 @@ class Optimizer(Stateful):
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
         plan: Plan | None = self._plan
+        for look in plan.watched if plan is not None else ():
+            look()
         if plan is None or plan.version is not structure.version or plan.ids != ids_of(self._lists):
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)

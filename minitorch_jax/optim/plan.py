@@ -41,8 +41,8 @@ class Plan:
     ) -> None:
         walks = [walk_of(module) for module in opt.modules if isinstance(module, Module)]
         around = len(opt.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
-        self._version = None if around else version  # None: look at every step
-        self._watched = [look for walk in walks for look in walk.watched]
+        self.version = None if around else version  # None: look at every step
+        self.watched = [look for walk in walks for look in walk.watched]  # see `Walker.watch`
         self.modules = list(opt.modules)
         self.ids = ids_of(opt._lists)
         self.foreign = foreign
@@ -72,13 +72,6 @@ class Plan:
         self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
-
-    @property
-    def version(self) -> object:
-        """The version of the structure that the plan was made for, after a look at what tells nobody of its changes."""
-        for look in self._watched:
-            look()
-        return self._version
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         settings = self._rule[1]
