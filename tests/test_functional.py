@@ -297,6 +297,7 @@ def test_structures_and_shapes_are_the_same_after_a_step(make):
     assert ensemble.modules[0][2].bias.shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_a_whole_training_in_one_pure_function_of_a_key():
     def train(key, xs, ys):
         opt, losses = scan(optim.SGD([network(key)], lr=0.1, momentum=0.9), xs, ys)
@@ -679,6 +680,7 @@ def test_ensembles_of_ensembles():
         assert_same(member(member(grid, i), j), alone)
 
 
+@pytest.mark.slow
 def test_the_members_of_an_ensemble_may_share_their_average():
     """Collectives over the axis of the ensemble: data-parallel training, written with vmap."""
     make = OPTIMIZERS["momentum"]
@@ -939,6 +941,7 @@ def test_a_condition_by_closure_is_an_error():
 # -- shardings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sharded_optimizer_stays_sharded():
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:2]), ("x",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -331,6 +331,7 @@ def test_bfloat16() -> None:
     assert fn.num_compiles == 1
 
 
+@pytest.mark.slow
 def test_disable_jit() -> None:
     model, opt = pair()
     fn = mt.jit(step)

@@ -312,6 +312,7 @@ def gan(compile_: Any) -> tuple[Any, list[float]]:
     return everything(generator, critic, opt_g, opt_c), losses
 
 
+@pytest.mark.slow
 def test_a_gan() -> None:
     state, losses = gan(mt.jit)
     expected, expected_losses = gan(lambda fn: fn)

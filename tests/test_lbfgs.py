@@ -364,6 +364,7 @@ def test_packed_parameters(line_search_fn: str | None) -> None:
     packed[1].step(packed[2])
 
 
+@pytest.mark.slow
 def test_one_pack_of_two_models_with_an_optimizer_each() -> None:
     one, two = (nn.Linear(3, 1, key=jax.random.key(i)) for i in range(2))
     mt.pack(one, two)

@@ -99,6 +99,7 @@ def test_linear_computes_what_torchs_does(shape, bias):
         np.testing.assert_allclose(grad, wanted.grad.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_network_of_layers_computes_what_torchs_does():
     def make(library):
         first = [library.Flatten(), library.Linear(6, 5), library.GELU(), library.Linear(5, 4), library.Tanh()]
@@ -279,6 +280,7 @@ def test_cross_entropy_of_probabilities_is_torchs(shape, smoothing, weight):
         compare_losses(x, target, weight, reduction=reduction, label_smoothing=smoothing)
 
 
+@pytest.mark.slow
 def test_cross_entropy_is_differentiable_in_probabilities_and_weights():
     x, raw, weight = numbers(5, 4), np.exp(numbers(5, 4, seed=2)), np.float32([0.5, 2.0, 1.0, 1.5])
     target = raw / raw.sum(1, keepdims=True)
@@ -288,11 +290,13 @@ def test_cross_entropy_is_differentiable_in_probabilities_and_weights():
     assert np.isfinite(with_weight).all() and np.abs(with_weight).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_cross_entropy_of_images():
     shape = (2, 4, 3, 2)
     compare_losses(numbers(*shape), class_numbers(shape), np.float32([0.5, 2.0, 1.0, 1.5]), label_smoothing=0.1)
 
 
+@pytest.mark.slow
 def test_cross_entropy_of_extreme_scores():
     x = np.float32([[1e4, -1e4, 0, 3e38], [-1e4, 1e4, 5, 5], [0, 0, 0, 0]])
     for target in ([3, 1, 2], [0, 0, 0]):
@@ -423,6 +427,7 @@ def check_normal(sample, mean, std):
     assert np.abs(sample - mean).max() > 3 * std
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_features, out_features", [(25, 400), (400, 25)])
 def test_linear_starts_from_torchs_distributions(in_features, out_features):
     bound = 1 / math.sqrt(in_features)
@@ -593,6 +598,7 @@ def test_normal_distributions_are_torchs(name, kwargs, shape):
     check_normal(sample, 0.0, np.asarray(sample).std())
 
 
+@pytest.mark.slow
 def test_the_exact_bounds():
     fan_in, fan_out = 50, 200
     cases = {
@@ -612,6 +618,7 @@ def test_the_exact_bounds():
         check_normal(sample, 0.0, std)
 
 
+@pytest.mark.slow
 def test_plain_distributions():
     check_uniform(nn.init.uniform(KEY, (100, 100), -0.3, 0.3), 0.3)
     check_uniform(nn.init.uniform(KEY, (100, 100)) - 0.5, 0.5)

@@ -125,6 +125,7 @@ def test_one_product_projects_what_comes_from_one_array(bias):
     assert products == [4, 1]  # in, logits, values, out
 
 
+@pytest.mark.slow
 def test_a_query_that_sees_nothing_gives_nan_with_weights_and_nothing_without():
     """As torch does."""
     theirs = torch.nn.MultiheadAttention(4, 2)
@@ -156,6 +157,7 @@ def test_nan_in_the_inputs_stays_visible():
     assert np.isnan(out[0]).all()
 
 
+@pytest.mark.slow
 def test_dropout_drops_weights_in_training_only():
     layer = nn.MultiheadAttention(4, 2, dropout=0.5)
     x = jnp.asarray(numbers(8, 1, 4))
@@ -177,6 +179,7 @@ def test_dropout_of_the_function_takes_a_key():
     np.testing.assert_array_equal(nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=1.0), 0 * q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_numbers_stay_narrow_and_are_computed_in_float32(dtype):
     q, k, v = (jnp.asarray(numbers(2, 4, 8, seed=i, scale=4.0)).astype(dtype) for i in range(3))

@@ -145,6 +145,7 @@ def test_convolutions_take_torchs_arguments(name):
     compare_arguments(getattr(F, name.replace("conv", "conv_transpose")), transposed)
 
 
+@pytest.mark.slow
 def test_dtype_is_that_of_the_parameters():
     layer = nn.Conv2d(2, 3, 2, dtype=jnp.bfloat16)
     assert layer.weight.dtype == layer.bias.dtype == jnp.bfloat16

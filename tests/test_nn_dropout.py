@@ -76,6 +76,7 @@ def test_whole_channels_are_dropped_or_scaled(name, shape, p):
     assert 0 < by_sample.mean(0).std() and 0 < by_sample.mean(1).std()  # neither a sample's nor a channel's one fate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), [("Dropout1d", (2000, 3)), ("Dropout3d", (2000, 2, 1, 2))])
 def test_channels_without_a_batch(name, shape):
     out = np.asarray(getattr(nn, name)(0.3)(jnp.ones(shape))).reshape(2000, -1)
@@ -84,6 +85,7 @@ def test_channels_without_a_batch(name, shape):
     assert abs(kept.mean() - 0.7) < 0.06
 
 
+@pytest.mark.slow
 def test_dropout2d_takes_three_axes_as_torch_does():
     with pytest.warns(UserWarning, match=r"as \(N, C, L\), as torch does"):
         out = np.asarray(nn.Dropout2d()(jnp.ones((20, 30, 4))))

@@ -245,6 +245,7 @@ def test_one_hot_infers_the_number_of_classes_outside_of_compiled_code():
     np.testing.assert_array_equal(F.one_hot(jnp.array([3, -1]), 3), jnp.zeros((2, 3), jnp.int32))
 
 
+@pytest.mark.slow
 def test_bags_in_bfloat16_are_summed_in_float32():
     ones = jnp.ones((1, 2), jnp.bfloat16)
     words = jnp.zeros(1000, jnp.int32)

@@ -311,6 +311,7 @@ def test_targets_may_be_of_other_types(target):
         assert getattr(F, name)(x, target).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_values_that_torch_refuses_and_compiled_code_cannot_make_the_loss_nan():
     def losses(function, *args, **kwargs):
         return np.isnan(jax.jit(lambda: function(*args, reduction="none", **kwargs))()).tolist()
@@ -324,6 +325,7 @@ def test_values_that_torch_refuses_and_compiled_code_cannot_make_the_loss_nan():
     assert losses(F.gaussian_nll_loss, jnp.zeros(2), jnp.zeros(2), jnp.array([0.0, -1.0])) == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
 def test_class_numbers_of_small_types_do_not_wrap_around(dtype):
     x = jnp.asarray(numbers(2, 300))
@@ -342,6 +344,7 @@ def test_weights_are_buffers():
     assert nn.CrossEntropyLoss().weight is None
 
 
+@pytest.mark.slow
 def test_gradients_of_extreme_inputs_are_finite():
     zeros = jnp.zeros((2, 3))
     for function, args in {
@@ -357,6 +360,7 @@ def test_gradients_of_extreme_inputs_are_finite():
 # -- the adaptive softmax ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_adaptive_softmax_knows_all_probabilities():
     case = Case("AdaptiveLogSoftmaxWithLoss", (8, 20, [4, 9], 2.0, True))
     ours, theirs = case.pair()
@@ -410,12 +414,14 @@ def test_ctc_of_padded_targets(reduction):
     ctc(numbers(7, 4, 5), targets, *lengths, reduction=reduction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blank", [0, 2, 4])
 def test_ctc_of_targets_one_after_another_with_any_blank(blank):
     labels = np.array([i for i in range(5) if i != blank])
     ctc(numbers(6, 3, 5), labels[[0, 1, 1, 3, 2, 0]], (6, 6, 4), (3, 1, 2), blank=blank, reduction="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(6, 2), ((6,), (2,))])
 def test_ctc_of_one_sequence(lengths):
     loss, _ = ctc(numbers(6, 4), np.array([1, 3]), *lengths, reduction="none")

@@ -174,12 +174,14 @@ def test_plain_max_pooling_is_one_windowed_reduction():
     assert "reduce_window_max" in jaxpr and "gather" not in jaxpr
 
 
+@pytest.mark.slow
 def test_a_place_out_of_range_is_seen_in_the_result():
     for place in (-1, 4):
         out = F.max_unpool1d(jnp.array([[1.0, 2.0]]), jnp.array([[1, place]]), 2)
         assert jnp.isnan(out).sum() == 1 and out[0, 1] == 1
 
 
+@pytest.mark.slow
 def test_unpooling_undoes_pooling_of_overlapping_windows():
     x = jnp.asarray(numbers(2, 3, 5, 5))
     pooled, indices = F.max_pool2d(x, 3, 1, return_indices=True)
@@ -191,17 +193,20 @@ def test_unpooling_undoes_pooling_of_overlapping_windows():
 
 
 class TestFractionalMaxPool:
+    @pytest.mark.slow
     def test_windows_differ_from_call_to_call_and_a_key_repeats_them(self):
         x = jnp.asarray(numbers(4, 5, 20))
         pool = lambda **k: F.fractional_max_pool2d(x[:, :, None], (1, 2), (1, 9), return_indices=True, **k)[1]
         assert not (pool() == pool()).all()
         assert (pool(key=jax.random.key(1)) == pool(key=jax.random.key(1))).all()
 
+    @pytest.mark.slow
     def test_every_channel_has_its_own(self):
         x = jnp.broadcast_to(jnp.asarray(numbers(20)), (2, 30, 1, 20))
         indices = F.fractional_max_pool2d(x, (1, 2), (1, 9), return_indices=True)[1].reshape(60, -1)
         assert len(np.unique(np.asarray(indices), axis=0)) > 2
 
+    @pytest.mark.slow
     def test_windows_cover_the_input(self):
         x = jnp.asarray(numbers(8, 7, 9))
         mt.seed(0)

@@ -91,6 +91,7 @@ def test_a_packed_sequence_is_refused_with_a_way_out():
         nn.GRU(2, 3)(packed)
 
 
+@pytest.mark.slow
 def test_dropout_falls_between_layers_in_training_only():
     layer = nn.GRU(3, 50, num_layers=2, dropout=0.5)
     run = mt.jit(lambda layer, x: layer(x))

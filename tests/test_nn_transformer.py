@@ -158,6 +158,7 @@ def test_the_causal_mask_is_torchs():
     assert nn.Transformer.generate_square_subsequent_mask(2, dtype=jnp.bfloat16).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     made = nn.TransformerDecoderLayer(*SIZES, dropout=0.5)
     src, tgt = jnp.asarray(SRC), jnp.asarray(TGT)

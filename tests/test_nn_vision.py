@@ -146,6 +146,7 @@ def test_shuffles_take_torchs_arguments():
     compare_arguments(F.channel_shuffle, lambda input, groups: None)
 
 
+@pytest.mark.slow
 def test_nearest_neighbours_of_integers_and_of_any_factor_are_torchs():
     for n in (1, 3, 7):
         x = np.arange(n, dtype=np.uint8).reshape(1, 1, n)
@@ -166,6 +167,7 @@ def test_half_precision_is_computed_in_float32(mode):
         np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_a_place_that_is_nan_or_infinite_gives_no_nan_gradient():
     grid = jnp.array([[[[jnp.nan, 0.0], [jnp.inf, 0.0], [0.1, -jnp.inf]]]])
     for padding_mode in ("zeros", "border"):
@@ -186,6 +188,7 @@ def test_the_edge_itself_has_torchs_gradient(padding_mode):
     close(jax.grad(loss)(jnp.asarray(there.detach().numpy())), there.grad.numpy(), CASES[0], "gradient of the grid")
 
 
+@pytest.mark.slow
 def test_functions_run_under_vmap():
     images, grids = jnp.asarray(numbers(3, 1, 2, 4, 5)), jnp.asarray(numbers(3, 1, 2, 2, 2, seed=1))
     for function in (F.grid_sample, lambda x, g: F.fold(F.unfold(x, 2), (4, 5), 2), lambda x, g: F.interpolate(x, 3)):

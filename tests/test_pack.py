@@ -317,6 +317,7 @@ class DeclaredWithNumber(PerParameter):
     elementwise = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [Scaled, PerParameter, Declared, DeclaredWithNumber])
 def test_a_users_own_rule(rule: Any) -> None:
     packed, plain = twins(rule=rule)
@@ -332,6 +333,7 @@ def test_a_users_own_rule(rule: Any) -> None:
         assert num_held(packed[1]) == 3  # one program over one array, though the rule is applied to each part
 
 
+@pytest.mark.slow
 def test_low_precision_and_other_dtypes_have_packs_of_their_own() -> None:
     def make() -> Any:
         model = Two()
@@ -354,6 +356,7 @@ def test_low_precision_and_other_dtypes_have_packs_of_their_own() -> None:
     assert_same(packed, plain, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_one_structure_in_two_dtypes() -> None:
     """What is compiled for the first must not be used for the second: with a hole in the pack, its zeros have a dtype."""
     for dtype in (jnp.float32, jnp.float16):
@@ -721,6 +724,7 @@ def product(a: Any, b: Any) -> Any:
     return ((a(X) * b(X) - Y) ** 2).mean()
 
 
+@pytest.mark.slow
 def test_one_optimizer_over_several_packed_modules() -> None:
     results = []
     for pack in ("together", "apart", "none"):
@@ -885,6 +889,7 @@ def test_tied_before_packing() -> None:
     assert_twins(packed, plain)
 
 
+@pytest.mark.slow
 def test_tied_after_packing() -> None:
     packed, plain = twins(skip_nonfinite=True, lr=0.01)
     for model, opt in (packed, plain):
@@ -912,6 +917,7 @@ def test_a_hole_in_a_pack_is_no_gradient() -> None:
     assert_twins(packed, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_parameter_replaced_by_a_new_one(hold: bool) -> None:
     """Also while someone still holds the lists of before."""
@@ -1080,6 +1086,7 @@ class Wide(mt.Module):
         return self.inner(x) * (self.large.sum() + self.last.sum())
 
 
+@pytest.mark.slow
 def test_max_size() -> None:
     (model, opt), plain = trainee(Wide, lr=0.01), trainee(Wide, lr=0.01)
     mt.pack(model, max_size=7)
@@ -1114,6 +1121,7 @@ def test_parameters_without_elements() -> None:
     assert_twins(packed, plain)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_stay_out() -> None:
     """And so do the others, which an optimizer has made join them on their mesh."""
 
@@ -1135,6 +1143,7 @@ def test_sharded_parameters_stay_out() -> None:
     assert_twins(packed, plain)
 
 
+@pytest.mark.slow
 def test_assigning_a_sharded_array_to_a_packed_parameter() -> None:
     packed, plain = twins(Wide, lr=0.01)
     for model, opt in (packed, plain):
@@ -1395,6 +1404,7 @@ def test_an_exception_in_the_rule_changes_nothing() -> None:
     assert_twins(packed, plain)
 
 
+@pytest.mark.slow
 def test_with_jax_disable_jit_and_debug_nans() -> None:
     packed, plain = twins()
     with jax.disable_jit():
@@ -1542,6 +1552,7 @@ INTERRUPTS = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_interrupts_at_random_instants_lose_and_tear_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTS], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -1655,6 +1666,7 @@ def flat_arrays(length: int) -> int:
     return sum(a.shape == (length,) for a in jax.live_arrays())
 
 
+@pytest.mark.slow
 def test_memory_of_a_packed_model_is_freed_without_the_garbage_collector() -> None:
     def make() -> tuple[Any, Any]:
         model = nn.Sequential(nn.Linear(7, 11, key=jax.random.key(0)), nn.Linear(11, 1, key=jax.random.key(1)))
@@ -1745,6 +1757,7 @@ def tree_loss(tree: Any) -> Any:
     return tree()
 
 
+@pytest.mark.slow
 @given(trees, st.sampled_from([2, 1024]))
 @FEW
 def test_random_trees(tree: Any, max_size: int) -> None:
@@ -1785,6 +1798,7 @@ PACKING = {
 }
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(list(STEPS)), min_size=4, max_size=12))
 @settings(FEW, max_examples=10)
 def test_random_sequences_of_operations(names: list[str]) -> None:

@@ -164,6 +164,7 @@ def test_an_ensemble_is_a_module_of_stacked_arrays():
     np.testing.assert_allclose(third(x), members[2](x), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_axes_may_be_a_module_of_numbers():
     ensemble = jax.vmap(lambda k: nn.Linear(3, 2, key=k))(jax.random.split(jax.random.key(0), 4))
     axes = jax.tree.map(lambda _: 0, ensemble)
@@ -468,6 +469,7 @@ def test_optimizers_under_the_other_transforms(batch):
     assert_close(checkpointed.modules[0], opt.modules[0])
 
 
+@pytest.mark.slow
 @copies
 def test_copies_of_optimizers_are_whole_and_independent(copied, batch):
     opt = make_optimizer(nesterov=True)
@@ -583,6 +585,7 @@ def test_plain_grad_works_beside_buffers_that_are_not_floating():
         assert_same(getattr(model, name), value)
 
 
+@pytest.mark.slow
 def test_buffers_that_are_not_floating_are_assigned_and_loaded():
     other = {name: value[::-1] if value.ndim else value for name, value in NOT_FLOATING.items()}
     other |= {"int32_scalar": jnp.int32(7), "bool_scalar": jnp.array(False), "key": jax.random.key(3)}

@@ -230,6 +230,7 @@ def test_without_a_draw_the_stream_stays_where_it_is(way, drawn):
     assert drawn() == 0
 
 
+@pytest.mark.slow
 def test_eager_and_compiled_calls_share_one_stream_in_any_order(drawn, keys):
     model = Noisy(2)
     call, scan_over = mt.jit(lambda x: model(x)), jnp.stack([X, X])
@@ -314,6 +315,7 @@ def test_training_with_dropout_is_the_same_eager_and_compiled(way, mse, batch, d
         close(other.state_dict()[name], array, 1e-5)
 
 
+@pytest.mark.slow
 def test_constructing_layers_without_a_key_in_compiled_code(drawn):
     def build(x):
         layer = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -429,6 +431,7 @@ def test_a_layer_made_after_training_on_another_device_is_where_layers_are_made(
     assert drawn() == 3
 
 
+@pytest.mark.slow
 def test_data_on_different_devices(drawn):
     drop = nn.Dropout(0.5)
     call = mt.jit(lambda x: drop(x))
@@ -739,6 +742,7 @@ def test_with_rng_a_plain_transform_draws_from_the_key(transform, drawn):
             assert not np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_with_rng_the_numbers_are_the_eager_ones(drawn):
     def f(key, x):
         with mt.rng(key):
@@ -1252,6 +1256,7 @@ def test_masks_of_calls_and_layers_are_independent():
     assert_independent([one(WIDE), one(WIDE), two(WIDE), *call(WIDE), *call(WIDE)])
 
 
+@pytest.mark.slow
 def test_masks_of_micro_batches_and_scan_steps_are_independent():
     layer, drop = nn.Linear(1, 2000, bias=False), nn.Dropout(0.5)
     layer.weight = jnp.ones((2000, 1))

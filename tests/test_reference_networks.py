@@ -116,6 +116,7 @@ def tensor(x):
     return torch.from_numpy(x).long() if x.dtype == np.int32 else torch.from_numpy(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "resnet18")) for n in OURS])
 def test_torchs_weights_give_torchs_outputs(name):
     ours, theirs = pair(name)

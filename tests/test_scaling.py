@@ -130,6 +130,7 @@ def functionally(step: Any, model: Any, opt: Any, scaler: Any) -> Any:
     return outs, opt, scaler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [train_step, clipped_step])
 def test_every_loop_gives_the_same(step: Any) -> None:
     ways = [
@@ -305,6 +306,7 @@ def test_other_numbers_and_objects_compile_nothing() -> None:
     assert not events
 
 
+@pytest.mark.slow
 def test_many_models_are_no_reason_for_a_warning() -> None:
     scaler = small()
     for size in range(1, 8):

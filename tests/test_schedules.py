@@ -289,6 +289,7 @@ def test_each_may_be_compiled_by_itself() -> None:
     assert ours(jnp.int32(2)).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_float64_where_jax_has_it() -> None:
     with jax.enable_x64(True):
         for t in (jnp.int32(700), jnp.int64(999_999)):
@@ -440,6 +441,7 @@ def test_a_saved_optimizer_goes_on_with_its_schedule() -> None:
     assert_array_equal(again_model.weight, other_model.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_optax_schedules_in_the_same_place() -> None:
     optax = pytest.importorskip("optax")
