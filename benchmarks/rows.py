@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import adapted, imports, memory, ours, timing
+from . import adapted, memory, ours, starts, timing
 from .peers import equinox, hand, nnx, numpy, optax, torch
 from .problems import MLP, Arrays, Layer
 from .timing import Side, Times
@@ -275,8 +275,16 @@ def first(depth: int) -> Group:
 
 def importing() -> Group:
     """What the package adds to the start of a program."""
-    rows = [Row(imports.OURS, imports.JAX)]
-    return Group("import", "import", rows, lambda names, effort: imports.measure(names, max(3, effort.rounds)))
+    rows = [Row(starts.OURS, starts.JAX)]
+    return Group("import", "import", rows, lambda names, effort: starts.importing(names, max(3, effort.rounds)))
+
+
+def making(quick: bool) -> Group:
+    """The first values of a network's parameters."""
+    sizes = starts.CONVOLUTIONS[:1] if quick else starts.CONVOLUTIONS
+    title = "making the convolutions of a ResNet-18" if not quick else "making a convolution"
+    rows = [Row(starts.MADE, peer) for peer in (starts.MADE_NNX, starts.MADE_EQUINOX)]
+    return Group("making", title, rows, lambda names, effort: starts.making(names, max(1, effort.rounds // 3), sizes))
 
 
 def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
@@ -299,4 +307,4 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
         groups.append(peak_memory(sizes.large))
     else:
         notes.append(f"peak memory: not measured: {why}")
-    return [*groups, first(sizes.first), importing()], notes
+    return [*groups, first(sizes.first), making(quick), importing()], notes

@@ -13,26 +13,30 @@ from .cell import Cell
 from .containers import describe
 from .encoding import Encoding
 
+X64 = 'jax.config.update("jax_enable_x64", True)'
+
 
 def as_array(value: Any) -> Any:
     """`value` as a jax array that shares no memory with NumPy and has no weak type."""
     if isinstance(value, jax.Array):
         return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
-        _check_fits(value)
+        value = fitting(value)
     return jnp.array(value, dtype=jnp.result_type(value) if np.shape(value) == () else None)
 
 
-def _check_fits(value: Any) -> None:
-    """Raise unless NumPy's integers can be kept in the dtype that JAX will give them, where its 64 bits are off."""
-    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
-    if dtype != value.dtype and value.size:
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-        if value.min() < low or value.max() > high:
-            raise ValueError(
-                f"{value.dtype} from {value.min()} to {value.max()} does not fit {dtype}, JAX's integers while its 64 bits"
-                ' are off: call jax.config.update("jax_enable_x64", True) first'
-            )
+def fitting(values: Any, dtype: Any = None) -> Any:
+    """NumPy's integers in a dtype, which all of them must fit: by default theirs, of 32 bits where JAX's 64 are off."""
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype) if dtype is None else dtype
+    if dtype == values.dtype:
+        return values
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if values.size and not (low <= values.min() and values.max() <= high):
+        raise ValueError(
+            f"{values.dtype} from {values.min()} to {values.max()} does not fit {dtype}, JAX's integers while its 64 bits"
+            f" are off; call {X64} first"
+        )
+    return values.astype(dtype)
 
 
 def placed_as(value: Any, old: Any) -> Any:
@@ -41,7 +45,7 @@ def placed_as(value: Any, old: Any) -> Any:
         return value
     value = np.array(value)  # a copy: JAX may share its memory
     if value.dtype.kind in "iu":
-        _check_fits(value)
+        value = fitting(value)
     return jax.device_put(value, old.sharding) if value.shape == old.shape else value
 
 

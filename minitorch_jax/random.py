@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -76,6 +77,36 @@ def _advance(data: Any, impl: str) -> tuple[Any, jax.Array]:
 
 
 _advance_now = partial(jax.jit, static_argnums=1)(_advance)
+
+
+_SHARED = [4**n for n in range(6, 11)]  # how many numbers the programs draw that shapes share
+
+
+def draw(sample: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """`sample(key, shape)`, one of jax.random's functions, by a program that takes little time to compile.
+
+    XLA takes the longer to compile a generator, the more axes it fills: seconds for four. What a generator gives depends
+    on the place in row-major order alone, so a matrix does; its last axis is the shape's, so that arrays split over
+    devices can stay split. JAX's default generator gives the same numbers whatever number of them is asked for, too:
+    outside of other programs, shapes of about as many numbers share one, and only cutting is compiled for each.
+    """
+    shape = tuple(shape)
+    if not cells.at_top_level():
+        return sample(key, (math.prod(shape[:-1]), *shape[-1:])).reshape(shape)
+    count = math.prod(shape)
+    if count > _SHARED[-1] or not _is_default(key):
+        return sample(key, (count,)).reshape(shape)
+    return _cut(sample(key, (next(n for n in _SHARED if n >= count),)), shape)
+
+
+def _is_default(key: jax.Array) -> bool:
+    config: Any = jax.config
+    return config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+@partial(jax.jit, static_argnums=1)
+def _cut(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return numbers[: math.prod(shape)].reshape(shape)
 
 
 class _Local(threading.local):

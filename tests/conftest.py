@@ -1,7 +1,14 @@
 """What all tests share: JAX in its strictest mode, and one small network with data."""
 
 import gc
+import os
 import signal
+from pathlib import Path
+
+# Nearly all the time of the tests goes into compiling small programs, so XLA leaves out what takes it long, as in JAX's
+# own tests. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 programs are compiled as users have them.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +22,8 @@ if (
 ):  # as in a shell's background job: tests raise it, here and in children
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MAPPED = Path("/proc/self/maps")
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
@@ -24,6 +33,16 @@ jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
 def quick_collections():
     """Hide from the garbage collector what was there before a test (JAX's caches, mostly): many call it, and it walks all."""
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forget the compiled programs before they are so many that the next crashes: Linux lets a process map 65,530 areas."""
+    yield
+    if MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > 20_000:
+        gc.unfreeze()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -595,6 +595,8 @@ def test_the_text_of_a_report():
             return dx
 
     net = [zoo.Dense(2, 2), Wrong(2, 1)]
+    net[0].W[:], net[1].W[:] = [[1, 2], [-1, 3]], [[2], [-1]]  # so that nothing is rounded
+    net[0].b[:], net[1].b[:] = [0, 1], 2
     report = check_gradients(net, np.array([[1.0, 2.0], [3.0, 4.0]]), dout=np.array([[1.0], [2.0]]))
     assert str(report).splitlines() == [
         "gradient check: 1 of 2 layers is wrong: layers.1 (Wrong)",

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import minitorch_jax as mt
-from minitorch_jax import Module, Parameter, nn, optim
+from minitorch_jax import Module, Parameter, nn, optim, random
 
 F = nn.functional
 SEED = 7
@@ -1537,3 +1537,51 @@ def test_one_draw_of_bits_and_one_select():
     jaxpr = str(jax.make_jaxpr(lambda key, x: F.dropout(x, 0.5, key=key))(jax.random.key(0), ONES))
     assert jaxpr.count("random_bits[") == 1 and jaxpr.count("select_n") == 1
     assert "bit_width=32" in jaxpr
+
+
+# -- the numbers -------------------------------------------------------------------------------------------------------
+
+SAMPLES = {
+    "uniform": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -2.0, 3.0),
+    "normal": jax.random.normal,
+    "bernoulli": lambda key, shape, dtype: jax.random.bernoulli(key, dtype(0.3), shape),
+    "gumbel": jax.random.gumbel,
+}
+SHAPES = [(), (0, 3), (7,), (3, 4), (2, 3, 4), (2, 3, 1, 5), (5000,), (2, 1, 5000)]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_is_drawn_is_what_jax_draws(name, dtype):
+    key = jax.random.key(SEED)
+    for shape in SHAPES:
+        expected = SAMPLES[name](key, shape, dtype)
+        found = random.draw(lambda key, shape: SAMPLES[name](key, shape, dtype), key, shape)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_compiled_code_and_eager_code_draw_the_same(impl, partitionable):
+    with jax.threefry_partitionable(partitionable):
+        key = jax.random.key(SEED, impl=impl)
+        for shape in [(), (3, 4), (2, 3, 5)]:
+            draw = lambda key, shape=shape: random.draw(jax.random.uniform, key, shape)
+            np.testing.assert_array_equal(draw(key), jax.jit(draw)(key))
+            np.testing.assert_array_equal(draw(key), jax.random.uniform(key, shape))
+
+
+def test_more_numbers_than_programs_share():
+    key = jax.random.key(SEED)
+    shape = (3, 1, random._SHARED[-1] // 2)
+    np.testing.assert_array_equal(random.draw(jax.random.uniform, key, shape), jax.random.uniform(key, shape))
+
+
+def test_layers_of_any_shape_share_the_program_that_draws(monkeypatch):
+    asked = set()
+    uniform = jax.random.uniform
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, *args: asked.add(shape) or uniform(key, shape, *args))
+    for layer in (nn.Linear(3, 4), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.LSTM(5, 6), nn.Bilinear(2, 3, 4)):
+        del layer
+    assert asked == {(4096,)}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minitorch_jax.parameter import X64, fitting
+
 _PLAIN = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
@@ -17,7 +19,6 @@ _PLAIN = (
 _FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
 TORCH_DTYPES = {name: getattr(torch, name) for name in (*_PLAIN, *_FLOATS) if hasattr(torch, name)}
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-X64 = 'jax.config.update("jax_enable_x64", True)'
 
 
 def from_torch(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
@@ -70,7 +71,7 @@ def from_torch(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
             raise ValueError(
                 f"from_torch cannot share the memory of {described(tensor)}: {reason}. Use copy=None or copy=True"
             ) from (reason if isinstance(reason, Exception) else None)
-    return jnp.array(cut(to_numpy(tensor), dtype, "from_torch"))
+    return jnp.array(fitting(to_numpy(tensor), dtype))
 
 
 def to_torch(array: jax.Array, *, copy: bool | None = True) -> torch.Tensor:
@@ -168,16 +169,3 @@ def tensor_of(values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(values))
     bits = np.int16 if values.dtype.itemsize == 2 else np.uint8
     return torch.from_numpy(np.array(values).view(bits)).view(TORCH_DTYPES[name])
-
-
-def cut(values: NDArray[Any], dtype: Any, label: str) -> NDArray[Any]:
-    """Integers in the dtype that they have here, which all of them must fit."""
-    if values.dtype == dtype:
-        return values
-    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-    if values.size and not (low <= values.min() and values.max() <= high):
-        raise ValueError(
-            f"{label}: {values.dtype} from {values.min()} to {values.max()} does not fit {dtype}, JAX's integers while its"
-            f" 64 bits are off; call {X64} first"
-        )
-    return values.astype(dtype)

@@ -14,9 +14,9 @@ from minitorch_jax import interrupts
 from minitorch_jax.cell import Cell
 from minitorch_jax.containers import describe
 from minitorch_jax.module import IncompatibleKeys
-from minitorch_jax.parameter import declared
+from minitorch_jax.parameter import X64, declared, fitting
 
-from .arrays import X64, cut, described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
+from .arrays import described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
 
 
 def load_from_torch(
@@ -70,10 +70,10 @@ def load_from_torch(
         problem = mismatch(path, declared(cells[path]), theirs[path])
         if problem is None:
             try:
-                arrays[path] = cut(to_numpy(theirs[path]), declared(cells[path]).dtype, path)
+                arrays[path] = fitting(to_numpy(theirs[path]), declared(cells[path]).dtype)
                 continue
             except ValueError as error:
-                problem = str(error)
+                problem = f"{path}: {error}"
         problems.append(problem)
     ties = [(a, b) for a, b in _tied(theirs) if a in cells and b in cells and cells[a] is not cells[b]]
     for a, b in ties:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..module import Module
-from ..random import next_key
+from ..random import draw, next_key
 
 _GAINS = {
     "linear": 1.0,
@@ -52,12 +52,12 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 
 def uniform(key: Any, shape: Sequence[int], a: float = 0.0, b: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
     """Numbers from U(a, b)."""
-    return jax.random.uniform(key, tuple(shape), dtype, a, b)
+    return draw(lambda key, shape: jax.random.uniform(key, shape, dtype, a, b), key, shape)
 
 
 def normal(key: Any, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
     """Numbers from N(mean, std²)."""
-    return mean + std * jax.random.normal(key, tuple(shape), dtype)
+    return draw(lambda key, shape: mean + std * jax.random.normal(key, shape, dtype), key, shape)
 
 
 def trunc_normal(
@@ -78,8 +78,12 @@ def trunc_normal(
     """
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn("trunc_normal: mean is more than 2 std from [a, b], where few digits are right", stacklevel=2)
-    standard = jax.random.truncated_normal(key, (a - mean) / std, (b - mean) / std, tuple(shape), dtype)
-    return jnp.clip(mean + std * standard, a, b)
+    lower, upper = (a - mean) / std, (b - mean) / std
+
+    def sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.clip(mean + std * jax.random.truncated_normal(key, lower, upper, shape, dtype), a, b)
+
+    return draw(sample, key, shape)
 
 
 def constant(shape: Sequence[int], val: float, dtype: Any = jnp.float32) -> jax.Array:
@@ -135,7 +139,7 @@ def orthogonal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = j
     if len(shape) < 2:
         raise ValueError(f"orthogonal is for 2 or more dimensions; got shape {tuple(shape)}")
     rows, columns = shape[0], math.prod(shape[1:])
-    q, r = jnp.linalg.qr(jax.random.normal(key, (max(rows, columns), min(rows, columns))))
+    q, r = jnp.linalg.qr(normal(key, (max(rows, columns), min(rows, columns))))
     q = q * jnp.sign(jnp.diag(r))[None]  # uniform over all such matrices (Mezzadri, 2006)
     return (gain * (q.T if rows < columns else q)).reshape(tuple(shape)).astype(dtype)
 

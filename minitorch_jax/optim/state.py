@@ -76,13 +76,12 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
         elif path in state:
             steps[opt._order.index(param)] = fields["step"]
             problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new)
-    shared = given.get("shared", opt._shared) if opt._shared else {}
-    if shared is opt._shared:
-        pass  # there is none, or it is missing, which has been said
-    elif shared.keys() != opt._shared.keys():
-        problems.append(f"  shared: fields {sorted(shared)} were given for {sorted(opt._shared)}")
-    else:
-        problems += _take(opt._shared, shared, "shared", new)
+    if opt._shared and "shared" in given:  # where it is missing, that has been said
+        shared = given["shared"]
+        if shared.keys() != opt._shared.keys():
+            problems.append(f"  shared: fields {sorted(shared)} were given for {sorted(opt._shared)}")
+        else:
+            problems += _take(opt._shared, shared, "shared", new)
     return new, steps, problems
 
 

@@ -77,7 +77,9 @@ def rrelu(
         raise ValueError(f"rrelu needs lower <= upper; got {lower} and {upper}")
     if not training or lower == upper:
         return leaky_relu(input, (lower + upper) / 2)
-    slopes = jax.random.uniform(random.next_key(key), input.shape, input.dtype, lower, upper)
+    slopes = random.draw(
+        lambda key, shape: jax.random.uniform(key, shape, input.dtype, lower, upper), random.next_key(key), input.shape
+    )
     return jnp.where(input > 0, input, slopes * input)
 
 

@@ -126,7 +126,7 @@ def fractional_max_pool(
         if min(target) < 1 or any(t + k - 1 > n for t, k, n in zip(target, kernel, shape, strict=True)):
             raise ValueError(f"{name} cannot pool an input of axes {shape} to {target} with windows of {kernel}")
         expected = *x.shape[:2], ndim
-        drawn = jax.random.uniform(random.next_key(key), expected) if samples is None else samples
+        drawn = random.draw(jax.random.uniform, random.next_key(key), expected) if samples is None else samples
         if drawn.shape != expected:
             raise ValueError(f"{name} takes _random_samples of shape {expected} here; got {tuple(drawn.shape)}")
         found = _at_random(x, drawn, kernel, target)

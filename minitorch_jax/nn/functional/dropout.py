@@ -39,7 +39,8 @@ def _dropped(input: jax.Array, p: float, key: Any, channels: int | None = None) 
 
 def _kept(input: jax.Array, p: float, key: Any, channels: int | None) -> jax.Array:
     shape = input.shape if channels is None else input.shape[:channels] + (1,) * (input.ndim - channels)
-    return jax.random.bernoulli(random.next_key(key), jnp.float32(1.0 - p), shape)
+    keep = jnp.float32(1.0 - p)
+    return random.draw(lambda key, shape: jax.random.bernoulli(key, keep, shape), random.next_key(key), shape)
 
 
 def dropout(

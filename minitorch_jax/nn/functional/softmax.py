@@ -68,7 +68,9 @@ def gumbel_softmax(
     """
     if eps != 1e-10:
         warnings.warn("gumbel_softmax: `eps` is deprecated in torch and has no effect", stacklevel=2)
-    noise = jax.random.gumbel(random.next_key(key), logits.shape, logits.dtype)
+    noise = random.draw(
+        lambda key, shape: jax.random.gumbel(key, shape, logits.dtype), random.next_key(key), logits.shape
+    )
     soft = jax.nn.softmax((logits + noise) / tau, axis=dim)
     if not hard:
         return soft
