@@ -41,13 +41,20 @@ class Shortcut:
         "stream",
         "sharding",
         "watch",
+        "watched",
         "binding",
         "settled",
         "gradients",
     )
 
     def __init__(
-        self, template: tuple[Any, ...], args: tuple[Any, ...], stream: Any, watch: closures.Watch, binding: Binding
+        self,
+        template: tuple[Any, ...],
+        args: tuple[Any, ...],
+        stream: Any,
+        watch: closures.Watch,
+        watched: list[Walk],
+        binding: Binding,
     ) -> None:
         self.version = structure.version
         self.count, self.types = len(args), tuple(map(type, args))
@@ -57,7 +64,7 @@ class Shortcut:
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
         self.stream: Any = stream if binding.takes(stream.cell) else None
         self.sharding = getattr(stream.cell.value, "sharding", None)  # of the stream, which goes from device to device
-        self.watch = watch
+        self.watch, self.watched = watch, list(map(weakref.ref, watched))
         self.binding = weakref.ref(binding)
         self.settled: object = None
         self.gradients: object = None
@@ -72,7 +79,10 @@ class Shortcut:
         for place, reference in self.objects:
             if reference() is not args[place]:
                 return False
-        return True
+        for walk in self.watched:
+            for look in getattr(walk(), "watched", ()):
+                look()
+        return not self.watched or self.version is structure.version
 
     def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
         """The call's results; None if it is another kind of call. `settled`: nothing was lent, and no gradient changed."""
@@ -213,14 +223,9 @@ class Function:
             binding = self._bind_slowly(call, walks)
         if binding.partition is not binding.program.version[1]:
             binding.regroup()
-        if (
-            not self.met
-            and not any(walk.watched for walk in walks)
-            and own + len(call.data) == len(args)
-            and call.treedef is FLAT
-            and self.count_donated is None
-        ):
-            self.latest.shortcut = Shortcut(call.template, args, call.objects[-1], self.watch, binding)
+        if not self.met and own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None:
+            watched = [walk for walk in walks if walk.watched]
+            self.latest.shortcut = Shortcut(call.template, args, call.objects[-1], self.watch, watched, binding)
         return binding, call.data, call.objects[own:]
 
     def add_reached(self, args: Arguments) -> None:

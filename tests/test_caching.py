@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from training import Line, Scale, X, Y, assert_same, eagerly, everything, pair, 
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
+from minitorch_jax.function import Function
 from minitorch_jax.recompiles import RecompileWarning
 
 
@@ -566,3 +568,31 @@ def test_threads_have_random_streams_of_their_own() -> None:
         for mine, theirs in zip(at_once([work(1), work(2)]), alone, strict=True):
             assert_equal(mine, theirs)
     assert compiled.num_compiles == 1
+
+
+class Parts(mt.Module):
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def forward(self, x: Any) -> Any:
+        return self.parts[0](x).sum()
+
+
+def test_a_list_that_somebody_still_holds_is_looked_at_in_the_quickest_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = [Scale(1.0)]
+    holder = Parts(source)
+    step = mt.jit(lambda holder, x: holder(x))
+    x = jnp.asarray(X)
+    for _ in range(2):
+        first = step(holder, x)
+    with monkeypatch.context() as patched:
+        patched.setattr(Function, "_run_slowly", None)
+        assert step(holder, x) == first
+    source.append(Scale(2.0))
+    with pytest.raises(RuntimeError, match="parts was assigned from a plain list, and that list has been changed"):
+        step(holder, x)
+    source.pop()
+    assert step(holder, x) == first
+    reference = weakref.ref(holder)
+    del holder
+    assert reference() is None

@@ -22,6 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters.flax import NNX, Linen, to_flax
+from minitorch_jax.function import Function
 from minitorch_jax.stateful import walk_of
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -1097,6 +1098,23 @@ def test_nnx_transforms_in_between_do_not_make_it_look_again():
     assert walk_of(model) is walk
     net.extra = 1
     assert walk_of(model) is not walk
+
+
+def test_what_changes_in_an_nnx_module_is_seen_in_the_quickest_calls(monkeypatch):
+    net = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    model = NNX(net)
+    predict = mt.jit(lambda m, x: m(x))
+    x = jnp.ones((3, 2))
+    for _ in range(2):
+        first = predict(model, x)
+    with monkeypatch.context() as patched:
+        patched.setattr(Function, "_run_slowly", None)
+        assert_array_equal(predict(model, x), first)
+    net.kernel[...] = net.kernel[...] * 2
+    net.bias = nnx.Param(jnp.ones(1))
+    assert_allclose(predict(model, x), 2 * first + 1, rtol=1e-6)
+    net.dot_general = lambda *args, **kwargs: 3 * jax.lax.dot_general(*args, **kwargs)
+    assert_allclose(predict(model, x), 6 * first + 1, rtol=1e-6)
 
 
 def test_no_tracer_is_left_in_a_variable_whose_wrapper_is_gone():
