@@ -241,10 +241,12 @@ def test_every_constructor_is_run_or_has_a_reason() -> None:
 
 RUN = sorted(CONSTRUCTORS.keys() - NOT_RUN.keys())
 QUICK = {"optax.adamw", "optax.partition", "optax.scale_by_backtracking_linesearch", "contrib.schedule_free"}
+MARKS = {name: [pytest.mark.slow] for name in set(RUN) - QUICK}
+MARKS["optax.lbfgs"].append(pytest.mark.rounding)
 
 
 @pytest.mark.parametrize("how", ["eager", "jit"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RUN])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in RUN])
 def test_twenty_steps_give_the_parameters_and_state_of_raw_optax(name: str, how: str) -> None:
     assert_as_raw(name, *train(name, how))
 

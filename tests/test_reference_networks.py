@@ -131,7 +131,9 @@ def test_torchs_weights_give_torchs_outputs(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.rounding] if name == "resnet18" else ()) for name in OURS]
+)
 def test_twenty_steps_of_training_stay_together(name):
     """Losses, and parameters and buffers at the end, against torch's in float64; its float32 says how far rounding goes."""
     ours, theirs = pair(name)
