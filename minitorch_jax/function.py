@@ -79,8 +79,11 @@ class Shortcut:
         for place, reference in self.objects:
             if reference() is not args[place]:
                 return False
-        for walk in self.watched:
-            for look in getattr(walk(), "watched", ()):
+        for known in self.watched:
+            walk = known()
+            if walk is None:
+                return False
+            for look in walk.watched:
                 look()
         return not self.watched or self.version is structure.version
 
