@@ -48,6 +48,12 @@ def test_orthogonal_matrices_are(shape):
     np.testing.assert_allclose(product, 4 * np.eye(len(product)), atol=1e-5)
 
 
+def test_orthogonal_matrices_of_64_bits_are_as_exact():
+    with jax.enable_x64(True):
+        q = np.asarray(nn.init.orthogonal(KEY, (3, 3), dtype=jnp.float64))
+    np.testing.assert_allclose(q @ q.T, np.eye(3), atol=1e-13)
+
+
 def test_orthogonal_matrices_are_uniformly_distributed():
     many = jax.vmap(lambda key: nn.init.orthogonal(key, (3, 3)))(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(many.mean(0), 0, atol=0.05)

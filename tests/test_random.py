@@ -1582,6 +1582,5 @@ def test_layers_of_any_shape_share_the_program_that_draws(monkeypatch):
     asked = set()
     uniform = jax.random.uniform
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, *args: asked.add(shape) or uniform(key, shape, *args))
-    for layer in (nn.Linear(3, 4), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.LSTM(5, 6), nn.Bilinear(2, 3, 4)):
-        del layer
+    nn.Linear(3, 4), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.LSTM(5, 6), nn.Bilinear(2, 3, 4)
     assert asked == {(4096,)}

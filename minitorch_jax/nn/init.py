@@ -139,7 +139,7 @@ def orthogonal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = j
     if len(shape) < 2:
         raise ValueError(f"orthogonal is for 2 or more dimensions; got shape {tuple(shape)}")
     rows, columns = shape[0], math.prod(shape[1:])
-    q, r = jnp.linalg.qr(normal(key, (max(rows, columns), min(rows, columns))))
+    q, r = jnp.linalg.qr(draw(jax.random.normal, key, (max(rows, columns), min(rows, columns))))
     q = q * jnp.sign(jnp.diag(r))[None]  # uniform over all such matrices (Mezzadri, 2006)
     return (gain * (q.T if rows < columns else q)).reshape(tuple(shape)).astype(dtype)
 
