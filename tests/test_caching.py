@@ -579,7 +579,7 @@ class Parts(mt.Module):
 
 
 def test_a_list_that_somebody_still_holds_is_looked_at_in_the_quickest_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = [Scale(1.0)]
+    source, new = [Scale(1.0)], Scale(2.0)  # to make one later would change the structure, which ends the short way
     holder = Parts(source)
     step = mt.jit(lambda holder, x: holder(x))
     x = jnp.asarray(X)
@@ -588,7 +588,7 @@ def test_a_list_that_somebody_still_holds_is_looked_at_in_the_quickest_calls(mon
     with monkeypatch.context() as patched:
         patched.setattr(Function, "_run_slowly", None)
         assert step(holder, x) == first
-    source.append(Scale(2.0))
+    source.append(new)
     with pytest.raises(RuntimeError, match="parts was assigned from a plain list, and that list has been changed"):
         step(holder, x)
     source.pop()
