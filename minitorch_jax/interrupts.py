@@ -3,13 +3,15 @@
 A call of a compiled function is one C call, which no signal handler interrupts. Only when JAX has to trace and compile
 does it run Python code after the donated inputs are gone. A program of ours calls `defer` as soon as its own tracing has
 ended, when nothing has been used up yet, and the pipeline calls `release` when the results are stored: a Ctrl-C in between
-(XLA's compilation cannot be interrupted anyway) is raised then.
+(XLA's compilation cannot be interrupted anyway) is raised then. What comes before, in the tracing itself, is raised at once.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -63,3 +65,14 @@ class _Held:
 
 
 held = _Held()
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise a Ctrl-C as a KeyboardInterrupt where JAX makes a ValueError of it: that came while it compared two pytrees."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise

@@ -83,7 +83,8 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
-            out = function(owned, *others)
+            with interrupts.unwrapped():
+                out = function(owned, *others)
             if _config.jax_disable_jit:  # then results may be arrays that the user holds
                 out = jax.tree.map(jnp.copy, out)
             interrupts.defer()

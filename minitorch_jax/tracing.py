@@ -11,6 +11,7 @@ from jax.extend import core as jax_core
 from jax.tree_util import tree_unflatten
 
 from . import cell as cells
+from . import interrupts
 from .arguments import Arguments, Static
 from .cell import Cell, Frame, Unread
 from .stateful import Walk, walk_of
@@ -83,7 +84,7 @@ class Traced:
             self.wraps = any(isinstance(leaf, Static) for leaf in jax.tree.leaves(out, is_leaf=_is_static))
             return out, [new[i] for i in self.written]
 
-        with _run(object()):
+        with _run(object()), interrupts.unwrapped():
             closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
         self._out_tree = jax.tree.structure(shapes)
         self.shapes = shapes

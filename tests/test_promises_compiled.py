@@ -181,6 +181,59 @@ def test_an_interrupt_while_tracing_is_raised_and_changes_nothing() -> None:
     assert_same(everything(model, opt), eagerly(1)[1])
 
 
+class Interrupting:
+    """Static data during whose comparison, which C++ code of JAX's asks for, a Ctrl-C comes."""
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        raise KeyboardInterrupt
+
+    def __call__(self) -> None: ...
+
+
+def compare() -> None:
+    one, other = (jax.tree.structure(jax.tree_util.Partial(Interrupting())) for _ in range(2))
+    assert one != other
+
+
+class Comparing(mt.Optimizer):
+    @staticmethod
+    def update(*_: Any) -> Any:
+        compare()
+
+
+@pytest.mark.parametrize("form", ["jit", "scan", "backward", "step", "scan in jit"])
+def test_an_interrupt_that_jax_makes_a_value_error_of_is_raised_as_one(form: str) -> None:
+    with pytest.raises(ValueError, match="metadata") as raised:  # else there is nothing to mend any more
+        compare()
+    assert isinstance(raised.value.__cause__, KeyboardInterrupt)
+    model, opt = pair()
+    comparing = Comparing([model])
+
+    def step_and_compare(*_: Any) -> None:
+        step(model, opt, X, Y)
+        compare()
+
+    def compared_loss() -> Any:
+        compare()
+
+    if form == "step":
+        mt.backward(lambda: (model(X) ** 2).sum())
+    before = everything(model, opt)
+    with pytest.raises(KeyboardInterrupt):
+        {
+            "jit": mt.jit(step_and_compare),
+            "scan": lambda: mt.scan(step_and_compare, length=2),
+            "backward": lambda: mt.backward(compared_loss),
+            "step": comparing.step,
+            "scan in jit": mt.jit(lambda: mt.scan(step_and_compare, length=2)),
+        }[form]()
+    assert_unchanged(before, model, opt)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("form", ["jit", "scan"])
 def test_an_interrupt_while_compiling_is_raised_afterwards(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA cannot be interrupted; afterwards the KeyboardInterrupt comes, before or after the whole step."""
