@@ -78,6 +78,14 @@ def problems_of(path: str, value: Any, trained: bool) -> str | None:
     return None
 
 
+def hidden(path: str, module: mt.Module) -> str:
+    """What is wrong with one of our Modules within a module of another library, whose parameters nobody would find."""
+    return (
+        f"  {path} is a Module of minitorch_jax ({type(module).__name__}): write a Module that holds both, or convert it"
+        " first (`to_flax`, `to_equinox`)"
+    )
+
+
 def new_cell(value: Any, kind: str, trainable: bool = False) -> Cell:
     """A cell for an array of another library's module, which goes on holding it."""
     value = as_array(value)
@@ -126,7 +134,7 @@ def is_array(value: Any) -> bool:
 
 def layout_of(tree: Any, prefix: str) -> tuple[Layout, dict[str, Any], list[str]]:
     """A pytree's layout, its arrays by path, and what is wrong with its static leaves."""
-    found, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, mt.Module))
     arrays: dict[str, Any] = {}
     leaves: list[str | Fixed] = []
     problems = []
@@ -139,6 +147,8 @@ def layout_of(tree: Any, prefix: str) -> tuple[Layout, dict[str, Any], list[str]
             leaves.append(name)
             continue
         leaves.append(Fixed(leaf))
+        if isinstance(leaf, mt.Module):
+            problems.append(hidden(name, leaf))
         try:
             hash(leaf)
         except TypeError:

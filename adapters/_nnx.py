@@ -22,12 +22,13 @@ from flax.nnx import graph, tracers
 from flax.nnx.pytreelib import PytreeState
 from jax.tree_util import keystr
 
+import minitorch_jax as mt
 from minitorch_jax import cell as cells
 from minitorch_jax.cell import Cell
 from minitorch_jax.parameter import encode_checked
 from minitorch_jax.stateful import join
 
-from ._bridge import decoded, new_cell, problems_of
+from ._bridge import decoded, hidden, new_cell, problems_of
 from ._identity import Same
 
 # -- Variables --------------------------------------------------------------------------------------------------------
@@ -242,6 +243,13 @@ class Graph(NamedTuple):
     def __deepcopy__(self, memo: Any) -> Graph:
         return self
 
+    def __reduce__(self) -> Any:  # the type of a function cannot be pickled
+        return _unpickle_graph, (self.graphdef, self.entries, [(p, v) for p, _, v in self.statics], self.trainable)
+
+
+def _unpickle_graph(graphdef: Any, entries: tuple[Entry, ...], statics: list[tuple[str, Any]], trainable: Any) -> Graph:
+    return Graph(graphdef, entries, tuple([(path, type(value), value) for path, value in statics]), trainable)
+
 
 def dotted(path: Iterable[Any]) -> str:
     return ".".join(map(str, path))
@@ -261,6 +269,12 @@ def statics_of(net: Any) -> list[tuple[str, type, Any]]:
         if is_static and not any(str(part).startswith("_pytree__") for part in path):
             found.append((dotted(path), type(value), value))
     return found
+
+
+def modules_of_ours(net: Any) -> list[str]:
+    """The Modules in an nnx module, whose arrays it would hide."""
+    parts = nnx.iter_graph(net, graph=True)
+    return [hidden(dotted(path), value) for path, value in parts if isinstance(value, mt.Module)]
 
 
 def check_hashable(net: Any, graphdef: Any) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 import minitorch_jax as mt
@@ -157,7 +158,7 @@ class NNX(Bridge):
         """Take over the nnx module as it is now: all of it, or, if it raises, nothing."""
         net, trainable = self._net, self._graph.trainable
         graphdef, leaves = _nnx.flattened(net)
-        problems = _nnx.check_hashable(net, graphdef)
+        problems = _nnx.check_hashable(net, graphdef) + _nnx.modules_of_ours(net)
         entries: list[Any] = []
         new: dict[str, Cell] = {}
         held: dict[int, tuple[Any, Held]] = {}
@@ -311,20 +312,26 @@ class Linen(TreeHolder):
                 "Linen: variables must be a dict of collections, as `module.init` gives it; got a"
                 f" {type(value).__name__}{inside}"
             )
-        self._set("variables", value)
+        numbers = bool | int | float | complex
+        self._set("variables", jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, value))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Apply the module; `method=` and the arguments of the call are linen's."""
+        """Apply the module; `method=` and the arguments of the call are linen's.
+
+        With `mutable=` linen gives `(output, changed collections)`: what the wrapper may change of those is written back.
+        """
         module, mutable, streams = self._get("settings")
         if streams and "rngs" not in kwargs:
             kwargs["rngs"] = {name: mt.next_key() for name in streams}
-        if not mutable or "mutable" in kwargs:
-            return module.apply(self.variables, *args, **kwargs)
-        variables = self.variables
-        out, changed = module.apply(variables, *args, mutable=list(mutable), **kwargs)
-        merged = {**variables, **changed}
+        variables, asked = self.variables, "mutable" in kwargs
+        kwargs.setdefault("mutable", list(mutable) or False)
+        out = module.apply(variables, *args, **kwargs)
+        if kwargs["mutable"] is False:
+            return out
+        result, changed = out
+        merged = {**variables, **{name: changed[name] for name in mutable if name in changed}}
         self.variables = flax.core.freeze(merged) if isinstance(variables, flax.core.FrozenDict) else merged
-        return out
+        return out if asked else result
 
     def _kinds(self, part: str, tree: Any, names: Sequence[str]) -> dict[str, str]:
         return {name: "parameter" for name in names if name.startswith("params.")}

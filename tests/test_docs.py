@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from test_sides import discovered
+from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -35,7 +36,7 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, capsys: pytest.CaptureFix
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
     assert blocks
     names: dict[str, Any] = {"model": nn.Linear(2, 1), **GIVEN.get(page.name, {})}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # JAX as a reader has it
+    with as_jax_comes():
         for number, block in enumerate(blocks, 1):
             exec(compile(block, f"{name_of(page)}, block {number}", "exec"), names)
     assert capsys.readouterr().out.strip() in page.read_text()

@@ -5,7 +5,6 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -24,13 +24,6 @@ from minitorch_jax.stateful import walk_of
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 Y = np.linspace(1, 0, 4, dtype=np.float32)
 SGD = optax.sgd(0.1, momentum=0.9)
-
-
-@contextmanager
-def relaxed() -> Any:
-    """Some of equinox's layers, and optax, mix dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def mlp(seed: int = 0) -> Any:
@@ -77,7 +70,7 @@ def _their_step(tx: Any) -> Any:
         def loss_fn(chosen: Any) -> Any:
             return squared(eqx.combine(chosen, rest), X, Y)
 
-        with relaxed():
+        with as_jax_comes():
             updates, state = tx.update(eqx.filter_grad(loss_fn)(chosen), state, chosen)
             return eqx.apply_updates(chosen, updates), state
 
@@ -175,7 +168,7 @@ class Normed(eqx.Module):
 
 def batched(module: Any, state: Any, key: Any) -> Any:
     keys = jax.random.split(key, len(X))
-    with relaxed():
+    with as_jax_comes():
         return jax.vmap(module, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))(X, state, keys)
 
 
@@ -206,7 +199,7 @@ def test_batch_norm_and_dropout() -> None:
             return ((out - Y) ** 2).mean(), new
 
         grads, new = eqx.filter_grad(loss_fn, has_aux=True)(module)
-        with relaxed():
+        with as_jax_comes():
             updates, opt_state = SGD.update(grads, opt_state)
             return eqx.apply_updates(module, updates), new, opt_state
 
@@ -324,7 +317,7 @@ def test_every_layer_of_equinox_is_in_the_table() -> None:
 
 
 def zoo_output(module: Any, state: Any, args: Any) -> Any:
-    with relaxed():
+    with as_jax_comes():
         if state is None:
             return module(*args), None
         if isinstance(module, eqx.nn.BatchNorm):
@@ -365,7 +358,7 @@ def test_every_layer_trains_as_in_equinox(layer: Any, compiled: bool) -> None:
             return zoo_loss(out), new
 
         (loss, new), grads = eqx.filter_value_and_grad(loss_fn, has_aux=True)(module)
-        with relaxed():
+        with as_jax_comes():
             updates, opt_state = SGD.update(grads, opt_state)
             return eqx.apply_updates(module, updates), new, opt_state, loss
 
@@ -516,6 +509,11 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"  state\.0 is the name of two arrays"):
         bn, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="ema")
         Equinox({"state": [jnp.ones(2)], "bn": bn}, state)
+    hidden = r"  layers\.1\.fn is a Module of minitorch_jax \(BatchNorm1d\): write a Module that holds both, or conv"
+    with pytest.raises(ValueError, match=hidden):
+        Equinox(eqx.nn.Sequential([eqx.nn.Identity(), eqx.nn.Lambda(nn.BatchNorm1d(2))]))
+    with pytest.raises(ValueError, match=r"  value is a Module of minitorch_jax \(Linear\)"):
+        Equinox(nn.Linear(1, 1))
     model = Equinox(mlp())
     with pytest.raises(
         AttributeError, match=r"Equinox\.other: Equinox holds an equinox module and takes no attributes"

@@ -6,7 +6,6 @@ import inspect
 import pickle
 import weakref
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import flax.errors
@@ -18,6 +17,7 @@ import optax
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -62,13 +62,6 @@ class Light(nnx.Module):
         return self.scale * (y - self.mean[...])
 
 
-@contextmanager
-def relaxed() -> Any:
-    """Some of flax's layers, and optax, mix dtypes and ranks."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 SGD, ADAM = optax.sgd(0.1), optax.adam(0.01, eps=1e-3)
 
 
@@ -89,7 +82,7 @@ jitted_step = mt.jit(eager_step)
 @nnx.jit
 def flax_step(net: Any, opt: Any, x: Any, y: Any) -> Any:
     loss, grads = nnx.value_and_grad(squared)(net, x, y)
-    with relaxed():
+    with as_jax_comes():
         opt.update(net, grads)
     return loss
 
@@ -305,7 +298,7 @@ def test_every_layer_of_flax_is_in_the_table() -> None:
 
 
 def output_loss(model: Any, *args: Any) -> Any:
-    with relaxed():
+    with as_jax_comes():
         out = model(*args)
     return sum(((leaf - 0.5) ** 2).mean() for leaf in jax.tree.leaves(out))
 
@@ -826,6 +819,19 @@ def test_a_functional_loop_gives_the_eager_one() -> None:
     assert_same(other.modules[0].module, net)
 
 
+@pytest.mark.parametrize("layer", [nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))])
+def test_a_wrapper_of_flaxs_layers_is_pickled(layer: Any) -> None:
+    model = NNX(layer)
+    opt = optim.SGD([model], lr=0.1)
+    other, other_opt = pickle.loads(pickle.dumps((model, opt)))
+    assert other_opt.modules[0] is other and other.module is not layer
+    for m, o in ((model, opt), (other, other_opt)):
+        mt.backward(lambda m: (m(X) ** 2).sum(), m)
+        o.step()
+    for name, value in model.state_dict().items():
+        assert_array_equal(other.state_dict()[name], value)
+
+
 def test_copies_have_their_own_module() -> None:
     net = Net()
     model = NNX(net, trainable=nnx.PathContains("out"))
@@ -868,6 +874,29 @@ def test_what_cannot_be_held_is_listed() -> None:
         NNX(net)
     net.fine.set_value(jnp.ones(5))
     assert net.fine.shape == (5,)
+
+
+class Mixed(nnx.Module):
+    def __init__(self) -> None:
+        self.layers = nnx.List([nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.data(nn.Linear(2, 1))])
+
+    def __call__(self, x: Any) -> Any:
+        return self.layers[1](self.layers[0](x))
+
+
+def test_a_module_of_ours_would_be_hidden() -> None:
+    net = Mixed()
+    with pytest.raises(
+        ValueError, match=r"  layers\.1 is a Module of minitorch_jax \(Linear\): write a Module that hold"
+    ):
+        NNX(net)
+    inner = net.layers[1]
+    net.layers[1] = to_flax(inner)
+    model = NNX(net)
+    assert len(list(model.named_parameters())) == 4
+    net.layers[1] = inner
+    with pytest.raises(ValueError, match=r"  layers\.1 is a Module of minitorch_jax \(Linear\)"):
+        model.state_dict()
 
 
 def test_wrong_arguments() -> None:
@@ -979,6 +1008,31 @@ def test_linen_is_a_module_like_others(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"Linen\.variables was given arrays that do not fit|given another structure"):
         wrong = {"params": {"kernel": jnp.ones((3, 1), jnp.int32), "bias": jnp.ones(1)}}
         model.variables = wrong
+
+
+class Counted(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, x: Any) -> Any:
+        calls = self.variable("count", "calls", lambda: 0)
+        calls.value += 1
+        self.sow("intermediates", "hidden", x)
+        return flax.linen.Dense(1)(x)[:, 0]
+
+
+def test_linen_intermediates_and_a_count_that_is_a_number() -> None:
+    counted = Counted()
+    model = Linen(counted, {**counted.init(jax.random.key(0), X), "count": {"calls": 0}}, mutable="count")
+    out, changed = model(X, mutable=["count", "intermediates"])
+    assert_array_equal(out, model(X))
+    assert_array_equal(changed["intermediates"]["hidden"][0], X)
+    assert int(model.variables["count"]["calls"]) == 2 and "hidden" not in str(model.variables)
+    eager_step(model, optim.SGD([model], lr=0.1))
+    mt.jit(lambda model: model(X))(model)
+    assert int(model.state_dict()["count.calls"]) == 4
+    for mutable in (["intermediates"], False):
+        with pytest.raises(flax.errors.ModifyScopeVariableError):
+            model(X, mutable=mutable)
+    assert int(model.variables["count"]["calls"]) == 4
 
 
 def test_linen_wrong_arguments() -> None:

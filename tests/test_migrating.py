@@ -19,6 +19,7 @@ import pytest
 import torch
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -48,7 +49,7 @@ class Page:
     def run(self, code: str, names: dict[str, Any]) -> str:
         """Run code as a reader would; gives what it prints."""
         printed = io.StringIO()
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with as_jax_comes():
             with contextlib.redirect_stdout(printed):
                 exec(compile(code, self.name, "exec"), names)
         return printed.getvalue()

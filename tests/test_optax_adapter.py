@@ -18,6 +18,7 @@ import optax.contrib
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from test_sides import discovered
+from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -27,9 +28,8 @@ from minitorch_jax.adapters.optax.transformation import Transformation
 
 
 @pytest.fixture(autouse=True)
-def as_jax_comes():
-    """optax mixes dtypes and ranks, which JAX allows unless it is told otherwise."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def not_strict():
+    with as_jax_comes():
         yield
 
 
@@ -710,13 +710,44 @@ def linear(seed: int) -> nn.Linear:
 
 def test_modules_of_equal_names_in_another_order_keep_their_own_state() -> None:
     a, b = linear(0), linear(1)
-    mask = {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": False}
+
+    def mask(params: Any) -> Any:
+        return {path: path.startswith("0.") for path in params}
+
     opt = OptaxOptimizer([a, b], optax.chain(optax.masked(optax.trace(0.9), mask), optax.scale(-1.0)))
     mt.backward(lambda a, b: a(X).sum() + b(X).sum(), a, b)
     opt.step()
     opt.modules = [b, a]
     opt.step()
     assert "0.weight" in opt.opt_state[0].inner_state.trace
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.MultiSteps(optax.chain(tx), 2)])
+def test_a_dict_by_path_does_not_come_to_mean_other_parameters(wrap: Any) -> None:
+    a, b = linear(0), linear(1)
+    labels = {"0.weight": "fast", "0.bias": "fast", "1.weight": "still", "1.bias": "still"}
+    opt = OptaxOptimizer([a, b], wrap(optax.partition({"fast": optax.adam(0.1), "still": optax.set_to_zero()}, labels)))
+    mt.backward(lambda a, b: a(X).sum() + b(X).sum(), a, b)
+    opt.step()
+    before = values(a, b)
+    opt.modules.reverse()
+    with pytest.raises(
+        ValueError, match=r"has a dict by path, .*, and 1\.weight is 0\.weight now, .*lambda params: {path"
+    ):
+        opt.step()
+    opt.modules.reverse()
+    a.freeze()
+    with pytest.raises(ValueError, match="pytree") as raised:
+        opt.step()
+    assert raised.value.__notes__ == [
+        "(The rule was given 1.weight, 1.bias. A mask, or labels, as a dict must name just these.)"
+    ]
+    a.unfreeze()
+    assert_array_equal(values(a, b)[0], before[0])
+    for _ in range(2):
+        opt.step()
+    assert not np.array_equal(a.weight, before[0])
+    assert_array_equal(b.weight, linear(1).weight)
 
 
 def test_a_vector_of_all_parameters_is_not_taken_over_by_others() -> None:

@@ -4,10 +4,8 @@ What is compared is a run of torch in float64 that was never moved; how far torc
 rounding goes.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,13 +21,6 @@ from minitorch_jax.adapters.torch import (
 )
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def quick_initial_values() -> Iterator[None]:
-    """Our layers' initial values do not matter here, and XLA compiles these draws in a fraction of the time."""
-    with mt.rng(jax.random.key(0, impl="rbg")):
-        yield
 
 
 def networks(nn: Any, base: Any) -> dict[str, Any]:

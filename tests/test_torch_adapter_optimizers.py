@@ -24,13 +24,6 @@ from minitorch_jax.adapters.torch.matching import RULES
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def quick_initial_values() -> Iterator[None]:
-    """Our layers' initial values do not matter here, and XLA compiles these draws in a fraction of the time."""
-    with mt.rng(jax.random.key(0, impl="rbg")):
-        yield
-
-
 SHAPES = ((4, 3), (3,))
 MATRICES = ((4, 3), (2, 4))
 NUM_STEPS = 10

@@ -127,6 +127,13 @@ def eagerly(steps: int) -> tuple[list[float], dict[str, Any]]:
 
 
 @contextmanager
+def as_jax_comes() -> Iterator[None]:
+    """JAX as a user has it, for other libraries, which mix dtypes and ranks: tests have it strict."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Fail if the block takes longer."""
 

@@ -27,7 +27,10 @@ class Transformation:
         self.tx = tx if isinstance(tx, optax.MultiSteps) else optax.with_extra_args_support(tx)
         self.takes_extra = isinstance(tx, optax.GradientTransformationExtraArgs | optax.MultiSteps)
         self.parts = self.takes_extra, tx.init, tx.update
-        self.likeness = _likeness(self.parts, {})
+        seen: dict[int, tuple[int, Any]] = {}
+        self.likeness = _likeness(self.parts, seen)
+        dicts = [value for _, value in seen.values() if isinstance(value, dict)]
+        self.names = {key for found in dicts for key in found}  # paths of parameters, where it has a dict of those
 
     def init(self, params: dict[str, Any]) -> Any:
         return self.tx.init(params)

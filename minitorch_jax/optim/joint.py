@@ -196,6 +196,8 @@ class JointOptimizer(Optimizer):
                 begun = self._rule.init({name: jnp.asarray(array) for name, array in params.items()})
         except Exception as error:
             if params:
+                given = ", ".join(listed)
+                error.add_note(f"(The rule was given {given}. A mask, or labels, as a dict must name just these.)")
                 raise
             raise ValueError(
                 f"{type(self).__name__}: every parameter is frozen, and this rule cannot do without any: unfreeze() some"
