@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minitorch_jax.checkpoint import bring_back, check_names, snapshot, validated
+from minitorch_jax.checkpoint import bring_back, matched, snapshot, validated
 from minitorch_jax.description import value_of
 
 from ._extra import missing
@@ -59,6 +59,7 @@ class Manager:
 
     Raises:
         ValueError: if an argument is out of its range.
+        NotADirectoryError: if `folder` is a file.
 
     Example:
         >>> import tempfile
@@ -88,6 +89,8 @@ class Manager:
         if best is not None and not (isinstance(best, tuple) and len(best) == 2 and best[1] in ("min", "max")):
             raise ValueError(f'best must be a metric\'s name and "min" or "max", such as ("loss", "min"); got {best!r}')
         self.folder = os.fspath(folder) if "://" in str(folder) else os.path.abspath(folder)
+        if os.path.isfile(self.folder):
+            raise NotADirectoryError(f"Manager keeps checkpoints in a folder, and {self.folder} is a file")
         self.keep, self.best, self.every = keep, best, every
         rule = _Rule(keep, best)
         options = ocp.CheckpointManagerOptions(
@@ -216,8 +219,7 @@ class Manager:
             there = dict(self._orbax.item_metadata(number).items()).get("arrays")
         except Exception as error:
             raise ValueError(f"{source} cannot be read, or is not of Manager.save: {error!r}") from error
-        check_names(source, saved, objects)
-        targets = {name: obj for name, obj in objects.items() if obj is not None}
+        targets, problems = matched(saved, objects)
         wanted = {name: held for name, held in places.items() if name in targets or not saved.objects[name]["stateful"]}
         mine = snapshot(targets)[1]
         try:
@@ -225,7 +227,7 @@ class Manager:
             values = {name: value_of(saved.objects[name]["value"], arrays) for name in wanted}
         except Exception as error:
             raise ValueError(f"{source} cannot be read; nothing was loaded: {error}") from error
-        bring_back(source, saved, objects, values)
+        bring_back(source, saved, targets, problems, values)
         return {name: value for name, value in values.items() if name not in targets}
 
     def _read(self, number: int, wanted: Mapping[str, Any], there: Any, mine: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,9 +288,11 @@ class Manager:
         if self.best is None:
             raise ValueError('this Manager does not know what is best: make it with best=("loss", "min")')
         rule = _Rule(self.keep, self.best)
-        ranked = [(rule.score(self.metrics(step)), step) for step in self.all_steps()]
-        score, step = max(ranked, default=(-math.inf, None))
-        return None if score == -math.inf else step
+        measured = {step: self.metrics(step) for step in self.all_steps()}
+        ranked = [
+            (rule.score(m), step) for step, m in measured.items() if not math.isnan(m.get(self.best[0], math.nan))
+        ]
+        return max(ranked, default=(None, None))[1]
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics that were saved with a step."""
@@ -319,8 +323,13 @@ class Manager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self.close()
+        except RuntimeError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
 
     def __repr__(self) -> str:
         return f"Manager({self.folder!r}, keep={self.keep}, best={self.best}, every={self.every})"

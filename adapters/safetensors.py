@@ -231,7 +231,7 @@ def _fitted(array: np.ndarray[Any, Any], mine: Any) -> Any:
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """The arrays in a file or in several, the names that are tied to another one, and the other metadata."""
     arrays, metadata = _of_index(path) if path.suffix == ".json" else _of_file(path)
-    ties = {key: value for key, value in metadata.items() if value in arrays and key not in arrays}
+    ties = {key: name for key, name in metadata.items() if name in arrays and key not in arrays and key != "format"}
     return arrays, ties, {key: value for key, value in metadata.items() if key not in ties}
 
 

@@ -1,7 +1,7 @@
 """Saving modules, optimizers and the random stream to one file, and back: all of it, or nothing.
 
 What is saved is a description in JSON with arrays beside it (`description.py`), in an archive that is not trusted when it
-is read (`archive.py`). Other kinds of checkpoint share what is here: `snapshot`, `validated`, `check_names`, `bring_back`.
+is read (`archive.py`). Other kinds of checkpoint share what is here: `snapshot`, `validated`, `matched`, `bring_back`.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def load(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
         values = {name: value_of(entry["value"], arrays) for name, entry in saved.objects.items()}
     except archive.UNREADABLE as error:
         raise ValueError(f"{path} is no file that mt.save has written: {error}") from error
-    check_names(str(path), saved, objects)
-    bring_back(str(path), saved, objects, values)
+    bring_back(str(path), saved, *matched(saved, objects), values)
     return {name: values[name] for name, entry in saved.objects.items() if not entry["stateful"]}
 
 
@@ -111,7 +110,7 @@ def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         entries[name] = {
             "stateful": stateful,
             "type": type(value).__name__,
-            "value": described(content, name, arrays),
+            "value": described(content, name, arrays, schedules=stateful),
         }
     stream = random.current()
     data = np.asarray(stream.cell.value).tolist()
@@ -132,8 +131,8 @@ def validated(description: Any) -> Saved:
     return Saved(objects, str(stream["impl"]), np.asarray(stream["data"], np.uint32))
 
 
-def check_names(source: str, saved: Saved, objects: Mapping[str, Any]) -> None:
-    """Raise the error that says all that differs between what was saved and the objects to load, as their names tell."""
+def matched(saved: Saved, objects: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The objects that a state was saved for, by name, and what is wrong with the names and kinds of all."""
     problems = [
         f"  {name}: nothing was saved by that name; there is {', '.join(saved.objects) or 'nothing at all'}"
         for name in objects.keys() - saved.objects
@@ -150,8 +149,8 @@ def check_names(source: str, saved: Saved, objects: Mapping[str, Any]) -> None:
     impl = random.current().impl
     if saved.impl != impl:
         problems.append(f"  the random stream is of {saved.impl} keys; here JAX makes {impl} keys")
-    if problems:
-        raise ValueError(f"{source} does not fit; nothing was loaded:\n" + "\n".join(sorted(problems)))
+    stateful = {name for name, entry in saved.objects.items() if entry["stateful"]}
+    return {name: obj for name, obj in objects.items() if name in stateful and _is_stateful(obj)}, sorted(problems)
 
 
 def _is_stateful(value: Any) -> bool:
@@ -159,57 +158,63 @@ def _is_stateful(value: Any) -> bool:
     return not isinstance(value, type) and hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
 
 
-def bring_back(source: str, saved: Saved, objects: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def bring_back(
+    source: str, saved: Saved, targets: Mapping[str, Any], problems: list[str], values: Mapping[str, Any]
+) -> None:
     """Give all objects their states, modules before the optimizers that know them, and the random stream its; or none.
 
     Args:
         source: what the errors call the checkpoint.
-        saved: what it says of itself; its names have been checked.
-        objects: by name; None stays as it is.
+        saved: what it says of itself.
+        targets, problems: of `matched`.
         values: the states, by name.
     """
-    targets = {name: obj for name, obj in objects.items() if obj is not None}
     ordered = sorted(targets, key=lambda name: hasattr(type(targets[name]), "step"))
     with interrupts.held:
         before = {name: targets[name].state_dict() for name in ordered}
-        problems = []
         try:
             for name in ordered:
                 try:
-                    targets[name].load_state_dict(_fitted(values[name], before[name]))
+                    targets[name].load_state_dict(_fitted(values[name], before[name], name, problems))
                 except (ValueError, TypeError, KeyError) as error:
-                    problems.append(f"{name}: {error}")
+                    problems.append(f"  {name}: {error}")
             if problems:
-                raise ValueError(f"{source} does not fit; nothing was loaded.\n" + "\n".join(problems))
+                raise ValueError(f"{source} does not fit; nothing was loaded:\n" + "\n".join(problems))
             current = random.current()
             if saved.stream.shape != current.cell.value.shape:
                 raise ValueError(f"{source} does not fit; nothing was loaded. Its random stream is no {saved.impl} key")
             cells.write(current.cell, jnp.asarray(saved.stream), "the random stream", current)
-        except BaseException:
+        except BaseException as error:
             for name in ordered:
-                targets[name].load_state_dict(before[name])
+                try:
+                    targets[name].load_state_dict(before[name])
+                except Exception as failure:
+                    error.add_note(f"{name} could not be given back the state that it had: {failure}")
             raise
 
 
-def _fitted(saved: Any, mine: Any) -> Any:
+def _fitted(saved: Any, mine: Any, path: str, problems: list[str]) -> Any:
     """A saved state as the object that takes it over has it: with its own schedules, and with JAX's arrays in their place.
 
-    Its schedules must be those that were saved.
+    Its schedules must be those that were saved; where they are not, that is added to `problems`.
     """
-    if isinstance(saved, Schedule):
-        if not callable(mine) or (saved.text is not None and saved.text != text_of(mine)):
-            raise ValueError(f"a schedule was saved here ({saved.text or 'a function'}), and there is {mine!r}")
+    if isinstance(saved, Schedule) or (callable(mine) and not isinstance(saved, dict | list | tuple)):
+        if not callable(mine) or not isinstance(saved, Schedule) or saved.text not in (None, text_of(mine)):
+            there = Schedule(text_of(mine)) if callable(mine) else mine
+            what = "a schedule" if isinstance(saved, Schedule) else "a number"
+            problems.append(f"  {path}: {what} was saved here ({saved!r}), and there is {there!r}")
         return mine
-    if isinstance(saved, np.ndarray) and isinstance(mine, jax.Array):
+    if isinstance(saved, np.ndarray | jax.Array) and isinstance(mine, jax.Array):
         return placed(saved, mine)
     if isinstance(saved, dict) and isinstance(mine, Mapping):
-        return {key: _fitted(value, mine.get(key)) for key, value in saved.items()}
+        return {key: _fitted(value, mine.get(key), f"{path}.{key}", problems) for key, value in saved.items()}
     if isinstance(saved, list | tuple) and type(saved) is type(mine) and len(saved) == len(mine):
-        return type(saved)(_fitted(a, b) for a, b in zip(saved, mine, strict=True))
+        pairs = enumerate(zip(saved, mine, strict=True))
+        return type(saved)([_fitted(a, b, f"{path}.{i}", problems) for i, (a, b) in pairs])
     return saved
 
 
-def placed(saved: np.ndarray[Any, Any], mine: jax.Array) -> jax.Array:
+def placed(saved: np.ndarray[Any, Any] | jax.Array, mine: jax.Array) -> jax.Array:
     """An array, which nobody else changes, as one of JAX's that lies where `mine` does.
 
     Its dtype stays, float64 too where JAX would make it float32, so that whoever compares dtypes sees it.

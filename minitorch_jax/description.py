@@ -20,19 +20,34 @@ class Schedule:
 
     text: str | None
 
+    def __repr__(self) -> str:
+        return self.text or "a function"
+
 
 def text_of(schedule: Any) -> str | None:
-    """What tells a schedule from others: the repr of ours, nothing of a function."""
-    return repr(schedule) if dataclasses.is_dataclass(schedule) else None
+    """What tells a schedule from others in any process: the repr of ours, nothing of a function."""
+    return _shown(schedule) if dataclasses.is_dataclass(schedule) else None
 
 
-def described(value: Any, path: str, arrays: dict[str, Any]) -> Any:
+def _shown(value: Any) -> str:
+    """The repr; for what has one with its address in memory, only what it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f"{f.name}={_shown(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.repr]
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    if type(value) in (list, tuple):
+        items = ", ".join(map(_shown, value))
+        return f"[{items}]" if type(value) is list else f"({items},)" if len(value) == 1 else f"({items})"
+    return f"a {type(value).__name__}" if " at 0x" in repr(value) else repr(value)
+
+
+def described(value: Any, path: str, arrays: dict[str, Any], schedules: bool = False) -> Any:
     """A value in JSON's terms.
 
     Args:
-        value: numbers, strings, arrays, random keys, schedules, and lists, tuples and dicts of these.
+        value: numbers, strings, arrays, random keys, and lists, tuples and dicts of these.
         path: what to call it.
         arrays: takes its arrays, as they are (JAX's and NumPy's), each at a place named after its path.
+        schedules: whether functions may be among the values: those are schedules, of which the text is kept.
 
     Raises:
         TypeError: if something is none of these, naming it.
@@ -42,30 +57,32 @@ def described(value: Any, path: str, arrays: dict[str, Any]) -> Any:
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, dict):
-        return _described_dict(value, path, arrays)
+        return _described_dict(value, path, arrays, schedules)
     if type(value) in (list, tuple):
-        items = [described(item, f"{path}.{i}", arrays) for i, item in enumerate(value)]
+        items = [described(item, f"{path}.{i}", arrays, schedules) for i, item in enumerate(value)]
         return {type(value).__name__: items}
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = described(jax.random.key_data(value), path, arrays)
         return {"key": str(jax.random.key_impl(value)), "data": data}
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.ma.MaskedArray):
         array = value if isinstance(value, jax.Array) else _native(np.asarray(value), path)
-        place = path.replace("\0", "")  # which would end an entry's name
+        # what can be an entry's name, whatever the path is
+        place = path.replace("\0", "").encode(errors="replace")[:1000].decode(errors="ignore")
         while place in arrays:
             place += "'"
         arrays[place] = array
         return {"array": place, "dtype": array.dtype.name, "shape": list(array.shape)}
-    if callable(value) and not isinstance(value, type):
+    if schedules and callable(value) and not isinstance(value, type):
         return {"schedule": text_of(value)}
     raise TypeError(
-        f"save(): {path} is a {type(value).__name__}, which cannot be saved: give modules, optimizers, numbers, strings,"
-        " arrays, random keys, or lists, tuples and dicts of these"
+        f"save(): {path} is a {type(value).__name__}, which cannot be saved: give modules and optimizers (another library's"
+        " within its adapter), each under a name of its own, or numbers, strings, arrays, random keys, and lists, tuples"
+        " and dicts of these"
     )
 
 
-def _described_dict(value: dict[Any, Any], path: str, arrays: dict[str, Any]) -> Any:
-    items = {key: described(item, f"{path}.{key}", arrays) for key, item in value.items()}
+def _described_dict(value: dict[Any, Any], path: str, arrays: dict[str, Any], schedules: bool) -> Any:
+    items = {key: described(item, f"{path}.{key}", arrays, schedules) for key, item in value.items()}
     if all(type(key) is str for key in value):
         return {"dict": items}
     inside: dict[str, Any] = {}  # NumPy's numbers in a tuple, for which there is no place

@@ -34,14 +34,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
             raise OSError(errno.EINVAL, "this is no regular file, which a new one could take the place of", str(path))
         if not os.access(target, os.W_OK):  # renaming would not ask
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    scratch = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:  # of a name that nobody has given
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(descriptor, "w+b") as file:
             with suppress(FileNotFoundError):
                 os.chmod(scratch, stat.S_IMODE(target.stat().st_mode))
+            mode = stat.S_IMODE(scratch.stat().st_mode)
             yield file, scratch
-            file.flush()
+        with open(scratch, "ab") as file:  # who was given the name may have put another file there
+            os.chmod(scratch, mode)
             os.fsync(file.fileno())
         os.replace(scratch, target)
     except BaseException:

@@ -15,7 +15,7 @@ from .cell import Cell
 from .containers import TrackedDict, TrackedList, convert, describe, is_array
 from .live import LiveList
 from .pack import release
-from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked
+from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked, same_values
 from .stateful import Builder, Node, Stateful, Walker, join, walk_of
 
 
@@ -457,7 +457,7 @@ class Module(Stateful):
                     problems.append(f"  {error}")
                     continue
                 cells.check_writable(cell, path, module)
-                if cell in new and not np.array_equal(np.asarray(new[cell][1]), np.asarray(value)):
+                if cell in new and not same_values(new[cell][1], value):
                     problems.append(f"  {path} and {new[cell][0]} are one tied parameter, but their arrays differ")
                 new.setdefault(cell, (path, value))
         if problems:

@@ -162,6 +162,12 @@ def checked(value: Any, old: Any, label: str) -> Any:
     return value
 
 
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two arrays of one dtype are equal; NaN is equal to itself."""
+    one, other = np.asarray(one), np.asarray(other)
+    return np.array_equal(one, other) or (one.shape == other.shape and one.tobytes() == other.tobytes())
+
+
 def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
     """Give a parameter or buffer a new value, checked."""
     cells.write(cell, encode_checked(cell, value, label), label, owner)

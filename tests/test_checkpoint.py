@@ -19,7 +19,7 @@ from training import everything
 
 import minitorch_jax as mt
 from minitorch_jax import archive as files
-from minitorch_jax import nn, optim
+from minitorch_jax import description, nn, optim
 
 SCRIPT = """
 import sys
@@ -198,6 +198,36 @@ def test_schedules_stay_those_of_the_object(tmp_path):
             mt.load(tmp_path / "a", opt=optim.SGD([model], lr=lr))
     mt.save(tmp_path / "b", opt=optim.SGD([model], lr=lambda t: 0.1 / (1 + t)))
     mt.load(tmp_path / "b", opt=opt)  # of a function nothing can be said
+    mt.save(tmp_path / "c", opt=optim.SGD([model], lr=0.1))
+    with pytest.raises(
+        ValueError, match=r"opt\.hyperparameters\.lr: a number was saved here \(0\.1\), and there is cosine\("
+    ):
+        mt.load(tmp_path / "c", opt=opt)
+
+
+def test_a_schedule_around_a_function_is_known_in_another_process(tmp_path):
+    """Another process has the function elsewhere in memory, as each call of `make` here."""
+    schedules = optim.schedules
+
+    def make(steps):
+        return schedules.join([schedules.warmup(lambda t: 0.1, 10), schedules.constant(0.01), abs], [5, steps])
+
+    model = line()
+    mt.save(tmp_path / "a", opt=optim.SGD([model], lr=make(20)))
+    mt.load(tmp_path / "a", opt=optim.SGD([model], lr=make(20)))
+    with pytest.raises(ValueError, match=r"a schedule was saved here \(join\(.*warmup\(.*a function.*constant.*20\)"):
+        mt.load(tmp_path / "a", opt=optim.SGD([model], lr=make(21)))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optim.schedules.cosine(0.1, 10),
+        optim.schedules.join([optim.schedules.constant(0.1), optim.schedules.warmup(0.1, 3)], [5]),
+    ],
+)
+def test_the_text_of_a_schedule_is_its_repr(schedule):
+    assert description.text_of(schedule) == repr(schedule)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
@@ -221,8 +251,66 @@ def test_all_that_differs_is_said_at_once_and_nothing_changes(tmp_path):
         mt.load(path, model=mine, ema=large, opt=opt)
     assert float(mine.bias[0]) == 5.0 and opt.lr == 0.7
     np.testing.assert_array_equal(mt.random.current().cell.value, stream)
+    with pytest.raises(ValueError, match=r"(?s)ema, a Linear, was saved.*  model: .*\(2, 3\).*  opt: .*fields"):
+        mt.load(path, model=large, opt=opt)
     assert mt.load(path, model=mine, opt=None, ema=None) == {"epoch": 3}
     assert float(mine.bias[0]) == 1.0
+
+
+def test_what_an_optimizer_lacks_is_said_beside_its_schedule(tmp_path):
+    model = line()
+    mt.save(tmp_path / "a", opt=optim.Adam([model], lr=optim.schedules.cosine(0.1, 10)))
+    message = (
+        r"(?s)opt\.hyperparameters\.lr: a schedule was saved here.*weight: fields.*missing: hyperparameter momentum"
+    )
+    with pytest.raises(ValueError, match=message):
+        mt.load(tmp_path / "a", opt=optim.SGD([model], lr=0.1))
+    model.freeze()
+    with pytest.raises(
+        ValueError, match=r"weight: fields .* were given for \['step'\]; it is frozen here: load it unfrozen"
+    ):
+        mt.load(tmp_path / "a", opt=optim.Adam([model], lr=optim.schedules.cosine(0.1, 10)))
+
+
+def tied():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].tie("weight", net[0], "weight")
+    return net
+
+
+def test_tied_parameters_with_nan_are_loaded_and_given_back(tmp_path):
+    net, other, layer = tied(), tied(), nn.Linear(2, 2)
+    net[0].weight = net[0].weight.at[0, 0].set(jnp.nan)
+    mt.save(tmp_path / "a", net=net)
+    mt.load(tmp_path / "a", net=other)
+    np.testing.assert_array_equal(other[1].weight, net[0].weight)
+    mt.save(tmp_path / "b", net=tied(), layer=layer, opt=optim.SGD([layer]))
+    mine = nn.Linear(2, 2)
+    before = np.array(mine.weight)
+    with pytest.raises(ValueError, match=r"nothing was loaded:\n  opt: "):
+        mt.load(tmp_path / "b", net=net, layer=mine, opt=optim.Adam([mine]))
+    np.testing.assert_array_equal(mine.weight, before)
+    assert jnp.isnan(net[0].weight[0, 0])
+
+
+def test_what_cannot_be_given_back_is_said_and_the_rest_is(tmp_path):
+    class Once:
+        loaded = 0
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            self.loaded += 1
+            if self.loaded == 2:
+                raise RuntimeError("no more")
+
+    mt.save(tmp_path / "a", a=Once(), b=line(1.0), c=line())
+    mine = line(5.0)
+    with pytest.raises(ValueError, match="  c: ") as raised:
+        mt.load(tmp_path / "a", a=Once(), b=mine, c=nn.Linear(4, 4))
+    assert raised.value.__notes__ == ["a could not be given back the state that it had: no more"]
+    assert float(mine.bias[0]) == 5.0
 
 
 def test_a_dtype_that_jax_would_cut_is_seen(tmp_path):
@@ -260,6 +348,13 @@ def test_arrays_stay_on_their_devices(tmp_path):
     assert targets[0].bias.devices() == {there} and targets[0].bias.committed
     assert targets[1].weight.sharding == spread
     assert not targets[2].bias.committed
+    keyed = [mt.Module() for _ in range(2)]
+    for i, module in enumerate(keyed):
+        module.key = mt.Buffer(jax.random.key(i))
+        module.to(there)
+    mt.save(tmp_path / "b", keyed=keyed[0])
+    mt.load(tmp_path / "b", keyed=keyed[1])
+    assert keyed[1].key.devices() == {there} and keyed[1].key == keyed[0].key
     [momentum, _] = [fields["momentum_buffer"] for fields in other.state_dict()["state"].values()]
     assert momentum.devices() == {there}
 
@@ -336,6 +431,11 @@ def test_whatever_is_raised_while_objects_are_loaded_nothing_changes(tmp_path):
         (np.zeros(2, "V3"), r"x is an array of \|V3"),
         (np.zeros(2, [("a", "f4")]), r"x is an array of \[\('a', '<f4'\)\]"),
         (nn.Linear, "x is a type"),
+        ([nn.Linear(1, 1)], r"x\.0 is a Linear, .*give modules and optimizers .*each under a name of its own"),
+        ({"lr": optim.schedules.cosine(0.1, 10)}, r"x\.lr is a cosine"),
+        (nn.Linear(1, 1).state_dict, "x is a method"),
+        (jax.nn.relu, "x is a "),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "x is a MaskedArray"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_and_the_old_file_stays(tmp_path, value, shown):
@@ -355,7 +455,7 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         mt.save(tmp_path / "a", x=np.ones(3))
     assert mt.load(tmp_path / "a") == {"x": 1} and os.listdir(tmp_path) == ["a"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no folder/a'$"):
         mt.save(tmp_path / "no folder" / "a", x=1)
     with pytest.raises(FileNotFoundError):
         mt.load(tmp_path / "nothing")
@@ -373,6 +473,15 @@ def test_a_link_stays_and_permissions_too(tmp_path):
     assert os.listdir(tmp_path / "there") == ["run"]
     with pytest.raises(IsADirectoryError, match="there"):
         mt.save(tmp_path / "there", x=1)
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "é" * 120], ids=["ascii", "accents"])
+def test_long_names(tmp_path, name):
+    """Of files and in them, and names that no file can have."""
+    value = {"k" * 70_000: np.ones(2), "\udc80": np.zeros(1)}
+    mt.save(tmp_path / name, x=value)
+    found = mt.load(tmp_path / name)["x"]
+    assert found.keys() == value.keys() and found["k" * 70_000].tolist() == [1, 1] and found["\udc80"] == 0
 
 
 def test_what_may_not_be_written_is_not(tmp_path, monkeypatch):

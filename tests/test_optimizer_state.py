@@ -88,3 +88,29 @@ def test_whole_numbers_are_read_back_as_such():
         found = each.max_iter, each.history_size, each.max_eval
         assert found == (4, 3, 5) and all(type(number) is int for number in found)
     assert type(copied.lr) is float
+
+
+@pytest.mark.parametrize("members", [3, 4])  # 4 is also how many counts of steps there are
+def test_an_ensemble_takes_its_own_state(tmp_path, members):
+    def make(key):
+        return optim.Adam([nn.Linear(2, 1, key=key)], lr=0.1)
+
+    @jax.jit
+    @jax.vmap
+    def step(opt):
+        opt.zero_grad()
+        mt.backward(lambda: (opt.modules[0](jnp.ones((1, 2))) ** 2).sum())
+        opt.step()
+        return opt
+
+    one, other = (jax.vmap(make)(jax.random.split(jax.random.key(i), members)) for i in range(2))
+    one = step(one)
+    mt.save(tmp_path / "a", opt=one, model=one.modules[0])
+    mt.load(tmp_path / "a", opt=other, model=other.modules[0])
+    assert other.num_steps.tolist() == [1] * members and other.lr.shape == (members,)
+    for mine, theirs in zip(jax.tree.leaves(step(other)), jax.tree.leaves(step(one)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    state = one.state_dict()
+    state["hyperparameters"]["lr"] = np.full(members, -1.0)
+    with pytest.raises(ValueError, match="lr must be a finite number"):
+        one.load_state_dict(state)

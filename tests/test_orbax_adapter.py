@@ -365,6 +365,29 @@ def test_the_best_and_the_latest_are_kept(folder, direction, kept, best):
             manager.restore("best")
 
 
+def test_a_metric_may_be_infinite(folder):
+    with orbax.Manager(folder, best=("accuracy", "max")) as manager:
+        manager.save(1, {"accuracy": -float("inf")}, x=1)
+        assert manager.best_step == 1
+
+
+def test_an_error_is_not_hidden_by_that_of_the_last_save(folder, monkeypatch):
+    async def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ocp.type_handlers.NumpyHandler, "_background_serialize", full)
+    with pytest.raises(KeyError, match="mine") as raised, orbax.Manager(folder) as manager:
+        manager.save(1, x=np.ones(3))
+        raise KeyError("mine")
+    assert "step 1 could not be saved" in raised.value.__notes__[0]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="Manager keeps checkpoints in a folder, and .*file is a file"):
+        orbax.Manager(tmp_path / "file")
+
+
 def test_every_so_many_steps(folder):
     with orbax.Manager(folder, every=10) as manager:
         assert [manager.save(step, x=step) for step in (0, 5, 10, 11)] == [True, False, True, False]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import struct
 
 import jax
@@ -420,3 +421,25 @@ def test_what_is_no_index_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(ValueError, match=r"m\.json is no index of safetensors files"):
         st.read(tmp_path / "m.json")
+
+
+def test_permissions_and_what_is_brought_to_the_disk(tmp_path, monkeypatch):
+    """safetensors writes a file of its own, which only its owner may read, in the place of the one it is given."""
+    path, synced, fsync = tmp_path / "a", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd)), fsync(fd)))
+    before = os.umask(0o022)
+    try:
+        st.save(path, {"a": np.ones(1)})
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        path.chmod(0o664)
+        st.save(path, {"a": np.ones(2)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    assert path.stat().st_ino in [found.st_ino for found in synced]
+
+
+def test_a_format_is_no_tie(tmp_path):
+    st.save(tmp_path / "a", {"pt": np.ones(2)})
+    arrays, metadata = st.read(tmp_path / "a")
+    assert list(arrays) == ["pt"] and metadata == {"format": "pt"}

@@ -651,6 +651,10 @@ def test_plateau_with_groups() -> None:
         np.testing.assert_allclose([g.lr for g in opt.groups], [g["lr"] for g in theirs.param_groups], rtol=1e-12)
     with pytest.raises(ValueError, match=r"min_lr must be a number or a list of 3; got \(0.0, 0.1\)"):
         optim.ReduceOnPlateau(opt, min_lr=[0.0, 0.1])
+    state = plateau.state_dict()
+    with pytest.raises(ValueError, match=r"min_lr must be a number or a list of 3; got \(0.0, 0.1\)"):
+        plateau.load_state_dict(state | {"min_lr": (0.0, 0.1)})
+    assert plateau.state_dict() == state
     follower = optim.SGD([{"modules": [models[0]], "lr": 0.5}, {"modules": [models[1]]}], lr=0.1)
     plateau = optim.ReduceOnPlateau(follower, factor=0.5, patience=0)
     plateau.step(1.0)

@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,13 +16,6 @@ from minitorch_jax import nn, optim
 from minitorch_jax.adapters.torch import copy_to_torch, from_torch, load_from_torch, to_torch
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def quick_initial_values() -> Iterator[None]:
-    """Our layers' initial values do not matter here, and XLA compiles these draws in a fraction of the time."""
-    with mt.rng(jax.random.key(0, impl="rbg")):
-        yield
 
 
 def address(array: Any) -> int:
@@ -490,6 +482,19 @@ def test_tying_is_part_of_all_or_nothing() -> None:
     with pytest.raises(ValueError, match=r"body.0.weight: float32\[4, 5\] in torch, float32\[4, 4\] here"):
         load_from_torch(ours, theirs, tie=True)
     assert num_tied(ours) == 0
+
+
+def test_tied_weights_may_be_nan() -> None:
+    theirs = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    theirs[0].weight.data[0, 0] = torch.nan
+    theirs[1].weight = theirs[0].weight
+    for source in (theirs, {name: tensor.clone() for name, tensor in theirs.state_dict().items()}):
+        ours = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        if source is not theirs:
+            ours[1].tie("weight", ours[0], "weight")
+        load_from_torch(ours, source, tie=True)
+        assert num_tied(ours) == 1
+        np.testing.assert_array_equal(ours[1].weight, theirs[0].weight.detach().numpy())
 
 
 def test_a_tie_of_a_parameter_and_a_buffer() -> None:

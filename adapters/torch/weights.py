@@ -14,7 +14,7 @@ from minitorch_jax import interrupts
 from minitorch_jax.cell import Cell
 from minitorch_jax.containers import describe
 from minitorch_jax.module import IncompatibleKeys
-from minitorch_jax.parameter import X64, declared, fitting
+from minitorch_jax.parameter import X64, declared, fitting, same_values
 
 from .arrays import described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
 
@@ -227,7 +227,7 @@ def _tied_here_alone(
                     f"{b} and {a} are one parameter here, and two in torch: tie them there, `torch_module.{b} ="
                     f" torch_module.{a}`, or make a module here without the tie"
                 )
-            elif a in arrays and b in arrays and not np.array_equal(np.asarray(arrays[a]), np.asarray(arrays[b])):
+            elif a in arrays and b in arrays and not same_values(arrays[a], arrays[b]):
                 yield f"{b} and {a} are one parameter here, and two tensors with different values in torch"
 
 

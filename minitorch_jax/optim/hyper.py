@@ -21,7 +21,8 @@ class Hyperparameters:
 
     The compiled update takes the vector, so a new number never compiles again. A number is read back as it was assigned,
     for as long as the vector is the one made from it. The vector has one part for the optimizer's numbers and, if it
-    has groups, one of the same layout for each of them. A group is given by its index, the optimizer itself by None.
+    has groups, one of the same layout for each of them. A group is given by its index, the optimizer itself by None. For the
+    stacked optimizers of an ensemble the vector is a matrix, and a number may be an array of the shape `members`.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Hyperparameters:
         given: dict[str, Any],
         flags: dict[str, Any],
         own: Sequence[dict[str, Any]] = (),
+        members: tuple[int, ...] = (),
     ) -> None:
-        self.owner, self.ranges = owner, ranges
+        self.owner, self.ranges, self.members = owner, ranges, members
         self.given, self.flags, self.own = given, flags, [dict(settings) for settings in own]
         for settings in (given, *self.own):
             for name, value in settings.items():
@@ -47,6 +49,7 @@ class Hyperparameters:
         """For a copy of an optimizer, around a cell with a leaf in it."""
         self = object.__new__(cls)
         self.owner, self.ranges, self.cell, self.exact = owner, ranges, cell, None
+        self.members = tuple(getattr(cell.value, "shape", ()))[:-1]
         (self.layout, self.width), given, flags, own = statics
         self.given = {name: (0.0,) * length if length else 0.0 for name, _, length in self.layout} | dict(given)
         self.flags = dict(flags)
@@ -91,11 +94,10 @@ class Hyperparameters:
         low, high = self.ranges.get(name, (0.0, _LARGEST))
         for item in value if isinstance(value, tuple) else (value,):
             try:
-                bad = isinstance(item, bool | str) or np.shape(item) != ()
-                number = math.nan if bad else float(item)
+                numbers = np.asarray(math.nan if isinstance(item, bool | str) else item, float)
             except (TypeError, ValueError):
-                number = math.nan
-            if not (low <= number <= high):
+                numbers = np.asarray(math.nan)
+            if numbers.shape not in ((), self.members) or not ((low <= numbers) & (numbers <= high)).all():
                 span = f">= {low:g}" if high == _LARGEST else f"in [{low:g}, {high:.8g}]"
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
                 raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
@@ -201,7 +203,10 @@ class Hyperparameters:
         numbers = self._numbers()
         if any(isinstance(number, jax.core.Tracer) for number in numbers):
             return jnp.stack([jnp.asarray(number, jnp.result_type(float)) for number in numbers])
-        return jnp.asarray(np.array([float(number) for number in numbers], jnp.result_type(float)))
+        stacked = np.empty((*self.members, len(numbers)), jnp.result_type(float))
+        for i, number in enumerate(numbers):
+            stacked[..., i] = number
+        return jnp.asarray(stacked)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "exact": self.exact is self.cell.value}

@@ -537,7 +537,7 @@ class Optimizer(Stateful):
         """Assign all of them; if they do not go together, none."""
         before = self._hyper
         given, flags = ({name: hyper[name] for name in names} for names in (before.given, before.flags))
-        vars(self)["_hyper"] = Hyperparameters(type(self).__name__, self._ranges, given, flags, own)
+        vars(self)["_hyper"] = Hyperparameters(type(self).__name__, self._ranges, given, flags, own, before.members)
         try:
             self._validate_now()
         except ValueError:

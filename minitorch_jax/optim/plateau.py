@@ -83,7 +83,7 @@ class ReduceOnPlateau:
         given = (mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps)
         vars(self).update(_checked(dict(zip(_SETTINGS, given, strict=True))))
         self._check_numbers()
-        self._floors()
+        self._floors(self.min_lr)
         self.best = math.inf if self.mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = self.last_epoch = 0
 
@@ -129,6 +129,7 @@ class ReduceOnPlateau:
         if wrong:
             raise ValueError(f"state_dict does not fit ReduceOnPlateau; nothing was loaded: {', '.join(wrong)}")
         settings = _checked({name: state_dict[name] for name in _SETTINGS})
+        self._floors(settings["min_lr"])
         counts = {name: _as_count(name, state_dict[name]) for name in _STATE[1:]}
         vars(self).update(settings, best=_as_number("best", state_dict["best"], -math.inf, math.inf), **counts)
 
@@ -151,7 +152,9 @@ class ReduceOnPlateau:
     def _reduce(self) -> None:
         self._check_numbers()
         default, groups = self.opt._stated("lr"), self.opt.groups  # without groups, one that is the optimizer itself
-        reduced = [(group, self._reduced(group.lr, low)) for group, low in zip(groups, self._floors(), strict=True)]
+        reduced = [
+            (group, self._reduced(group.lr, low)) for group, low in zip(groups, self._floors(self.min_lr), strict=True)
+        ]
         if not callable(default) and not isinstance(self.min_lr, tuple):
             with suppress(AttributeError):  # every group has a rate of its own, and the optimizer's is none's
                 self.opt.lr = self._reduced(default, self.min_lr)
@@ -159,12 +162,12 @@ class ReduceOnPlateau:
             if group.lr != rate:
                 group.lr = rate
 
-    def _floors(self) -> tuple[float, ...]:
+    def _floors(self, low: float | tuple[float, ...]) -> tuple[float, ...]:
         """`min_lr` of each group."""
         count = len(self.opt.groups)
-        floors = self.min_lr if isinstance(self.min_lr, tuple) else (self.min_lr,) * count
+        floors = low if isinstance(low, tuple) else (low,) * count
         if len(floors) != count:
-            raise ValueError(f"ReduceOnPlateau: min_lr must be a number or a list of {count}; got {self.min_lr!r}")
+            raise ValueError(f"ReduceOnPlateau: min_lr must be a number or a list of {count}; got {low!r}")
         return floors
 
     def _reduced(self, rate: Any, low: float) -> float:

@@ -66,15 +66,16 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
     problems += [f"  unexpected: state of {path}" for path in state if path not in plan.named]
     new: list[tuple[Cell, Any]] = []
     steps = np.asarray(opt._steps.value).copy()
-    steps[-2:] = given.get("num_steps", 0), given.get("skipped", 0)
+    steps[..., -2], steps[..., -1] = given.get("num_steps", 0), given.get("skipped", 0)
     for path, param in plan.named.items():
         tree, held = opt._state.get(param, (None, []))
         names = ["step", *(field_names(tree) if held else [])]
         fields = state.get(path, dict.fromkeys(names))
         if set(names) != set(fields):
-            problems.append(f"  {path}: fields {sorted(fields)} were given for {sorted(names)}")
+            hint = "" if param.trainable else "; it is frozen here: load it unfrozen, and freeze it then"
+            problems.append(f"  {path}: fields {sorted(fields)} were given for {sorted(names)}{hint}")
         elif path in state:
-            steps[opt._order.index(param)] = fields["step"]
+            steps[..., opt._order.index(param)] = fields["step"]
             problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new)
     if opt._shared and "shared" in given:  # where it is missing, that has been said
         shared = given["shared"]
