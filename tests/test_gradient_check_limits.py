@@ -4,6 +4,10 @@ import copy
 import functools
 import pickle
 import random
+import re
+from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
+from collections.abc import MutableMapping
+from types import SimpleNamespace
 
 import numpy as np
 import numpy_layers as zoo
@@ -102,6 +106,92 @@ def test_nothing_of_the_users_changes():
     assert type(net.layers[2]) is Dropouts and Dropouts.__subclasses__() == []
 
 
+class Ordered(OrderedDict):
+    pass
+
+
+class Default(defaultdict):
+    pass
+
+
+class Rows(UserList):
+    pass
+
+
+class Recent(deque):
+    pass
+
+
+class Dotted(dict):
+    __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+
+
+class Mapped(MutableMapping):
+    def __init__(self, **items):
+        self.items_ = items
+
+    def __getitem__(self, key):
+        return self.items_[key]
+
+    def __setitem__(self, key, value):
+        self.items_[key] = value
+
+    def __delitem__(self, key):
+        del self.items_[key]
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return len(self.items_)
+
+
+CONTAINERS = {
+    "namespace": SimpleNamespace,
+    "ordered": Ordered,
+    "default": lambda **items: Default(list, items),
+    "counter": Counter,
+    "user dict": UserDict,
+    "user list": lambda **items: Rows(items.values()),
+    "deque": lambda **items: Recent(items.values(), maxlen=2),
+    "attributes": Dotted,
+    "mapping": Mapped,
+}
+
+
+class Contained:
+    """Keeps all that it has in a container."""
+
+    def __init__(self, make, factor):
+        self.state, self.factor = make(W=x_of(3, 2), dW=np.zeros((3, 2))), factor
+
+    def both(self):
+        state = vars(self.state) if isinstance(self.state, SimpleNamespace) else self.state
+        return (state["W"], state["dW"]) if hasattr(state, "keys") else state
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.both()[0]
+
+    def backward(self, dout):
+        W, dW = self.both()
+        dW += self.factor * self.x.T @ dout
+        return dout @ W.T
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_state_in_containers_is_copied(name):
+    for factor in (1, 5):
+        layer = Contained(CONTAINERS[name], factor)
+        W, dW = layer.both()
+        report = check_gradients(layer, x_of(5, 3))
+        assert layer.both()[0] is W and not dW.any()
+        np.testing.assert_array_equal(W, x_of(3, 2))
+        names = [each.name for each in report[""].gradients]
+        assert bool(report) == (factor == 1 or len(names) == 1), str(report)
+        assert len(names) == 2 or name in ("user list", "deque")  # a list of both has no names
+
+
 def test_a_check_that_raises_changes_nothing():
     net, world = zoo.Net(Global(), zoo.Dense(3, 2)), state_of_the_world()
     report = check_gradients(net, x_of(5, 3))
@@ -172,6 +262,58 @@ def test_ties_in_max_pooling_and_dead_rows():
     report = check_gradients(net, x)
     assert report, str(report)
     assert "kink" in str(report)
+
+
+CURVED = {
+    "log": (np.log, lambda x: 1 / x),
+    "reciprocal": (lambda x: 1 / x, lambda x: -(x**-2)),
+    "sqrt": (np.sqrt, lambda x: 0.5 / np.sqrt(x)),
+}
+
+
+@pytest.mark.parametrize("size", [5e-3, 5e-4, 1e-5, 1e-9])
+@pytest.mark.parametrize("name", CURVED)
+def test_what_curves_strongly_has_no_kink(name, size):
+    f, df = CURVED[name]
+    x = size * np.array([[1.0, 1.1]])
+
+    def outside(x):
+        return np.array(memoryview(f(np.array(memoryview(np.ascontiguousarray(x))))))
+
+    def narrow(x):
+        out = np.empty(x.shape, "f")
+        out[:] = f(x)
+        return out
+
+    for g in [f, outside] + [narrow] * (size > 1e-3):
+        assert check_gradients(Elementwise(g, df), x)
+        report = check_gradients(Elementwise(g, lambda x: -df(x)), x)
+        assert report.wrong == [""] and "kink" not in str(report)
+
+
+def test_a_loss_of_small_probabilities_is_judged():
+    class CrossEntropy(zoo.Layer):
+        def forward(self, p, t):
+            self.p, self.picked = p, (np.arange(len(t)), t)
+            return -np.log(p[self.picked]).mean()
+
+        def backward(self):
+            dp = np.zeros_like(self.p)
+            dp[self.picked] = -1 / self.p[self.picked]
+            return dp
+
+    report = check_gradients([zoo.Softmax()], 0.01 * x_of(2, 1500), loss=CrossEntropy(), target=np.array([7, 900]))
+    assert report.wrong == ["loss"] and "2 times too large" in str(report)
+
+
+def test_the_edge_of_a_domain():
+    x = np.array([[0.0, 1.0, 4.0]])
+    assert check_gradients(Elementwise(np.sqrt, lambda x: 0.5 / np.sqrt(x)), x)
+    assert check_gradients(Elementwise(np.sqrt, lambda x: 1 / np.sqrt(x)), x).wrong == [""]
+    report = check_gradients(Elementwise(np.sqrt, lambda x: 0.5 / np.sqrt(x + 1e-12)), x)
+    assert report and "1 elements at a kink" in str(report)
+    report = check_gradients(Elementwise(lambda x: np.sqrt(np.array(memoryview(x))), lambda x: 0.5 / np.sqrt(x)), x)
+    assert report and report[""].reference.startswith("finite differences (")
 
 
 def test_where_jax_has_nan_finite_differences_decide():
@@ -584,6 +726,106 @@ def test_a_layer_that_is_used_twice():
     assert check_gradients(Twice(), x_of(5, 3))
 
 
+# -- a list as a whole ------------------------------------------------------------------------------------------------
+
+
+class Doubles(zoo.Layer):
+    """Changes its input."""
+
+    def forward(self, x):
+        x *= 2
+        return x
+
+    def backward(self, dout):
+        return 2 * dout
+
+
+class KeepsOutput(zoo.Layer):
+    def forward(self, x):
+        self.y = np.tanh(x)
+        return self.y
+
+    def backward(self, dout):
+        return dout * (1 - self.y**2)
+
+
+def test_right_layers_that_are_wrong_one_after_another():
+    dense = zoo.Dense(3, 3)
+    for layers, wrong in (([KeepsOutput(), Doubles()], "input"), ([dense, zoo.Sigmoid(), dense], "layers.0.W")):
+        report = check_gradients(layers, x_of(5, 3))
+        assert report.wrong == [""] and {layer.state for layer in report.layers[:-1]} == {"right"}
+        assert wrong in [each.name for each in report[""].gradients if not each.ok]
+        assert "layers is wrong: the list as a whole\n" in str(report)
+        assert "each layer is right by itself: does one change an array that another one keeps, or is one used" in str(
+            report
+        )
+    stack = Stack(3, 3)
+    assert check_gradients([zoo.Dense(3, 3), Doubles(), stack, KeepsOutput(), stack], x_of(5, 3))
+
+
+def test_a_gradient_that_is_not_returned():
+    class Forgets(zoo.Dense):
+        def backward(self, dout):
+            super().backward(dout)
+
+    report = check_gradients([zoo.Dense(3, 3), zoo.Sigmoid(), Forgets(3, 2)], x_of(5, 3))
+    assert report.wrong == ["layers.2"]
+    assert "backward() gives no gradient by the input, for which layers.0 waits: is its `return` forgotten?" in str(
+        report
+    )
+    assert check_gradients([KeepsOutput(), Forgets(3, 3), zoo.Dense(3, 2)], x_of(5, 3))
+
+
+class Applied:
+    """Its call keeps what backward needs."""
+
+    def __call__(self, *args):
+        self.args, self.out = args, self.forward(*args)
+        return self.out
+
+    def backward(self, *dout):
+        return self.derivative(*dout, self.out, *self.args)
+
+
+class AppliedTanh(Applied):
+    def forward(self, x):
+        return np.tanh(x)
+
+    def derivative(self, dout, out, x):
+        return dout * (1 - out**2)
+
+
+class AppliedError(Applied):
+    def forward(self, y, t):
+        return ((y - t) ** 2).mean()
+
+    def derivative(self, out, y, t):
+        return 2 * (y - t) / y.size
+
+
+def test_a_call_that_runs_forward_is_used():
+    report = check_gradients([AppliedTanh(), zoo.Dense(3, 2)], x_of(5, 3), loss=AppliedError(), target=x_of(5, 2))
+    assert report and len(report.layers) == 3, str(report)
+
+
+def test_forward_and_backward_of_the_object_itself():
+    class Own(zoo.Layer):
+        def __init__(self, factor):
+            self.factor, self.forward, self.backward = factor, self.run, self.turn
+
+        def run(self, x):
+            self.x = x
+            return x**2
+
+        def turn(self, dout):
+            return self.factor * self.x * dout
+
+    own = Own(2)
+    assert check_gradients([zoo.Dense(3, 3), own], x_of(5, 3)) and not hasattr(own, "x")
+    report = check_gradients([zoo.Dense(3, 3), Own(3)], x_of(5, 3))
+    assert report.wrong == ["layers.1"] and report["layers.0"].state == "right"
+
+
 # -- the report, and bad input ----------------------------------------------------------------------------------------
 
 
@@ -647,3 +889,85 @@ def test_bad_input():
     assert "backward() takes dout, lr, and the check gives it the gradient of the output only" in str(report)
     many = type("Many", (zoo.Sigmoid,), {"backward": lambda self, dout: (dout, dout)})()
     assert "backward() gave 2 gradients for 1 floating arguments of forward()" in str(check_gradients(many, x))
+
+
+def test_what_is_expected_is_told():
+    dense, x = zoo.Dense(3, 2), x_of(5, 3)
+
+    class Predicts:
+        def __init__(self):
+            self.dense, self.forward_of = dense, zoo.Dense.forward
+
+        def predict(self, x):
+            return self.dense.forward(x)
+
+    with pytest.raises(
+        TypeError, match=r"a Predicts has layers, and no `forward` \(or `__call__`\) that runs them: give"
+    ):
+        check_gradients(Predicts(), x)
+    idle = type("Idle", (Predicts,), {"forward": lambda self, x: x})
+    with pytest.raises(
+        TypeError, match=r"nothing is checked: the network's forward calls none of its layers \(dense\)"
+    ):
+        check_gradients(idle(), x)
+    cached = type("Cached", (zoo.Dense,), {"forward": lambda self, x: (zoo.Dense.forward(self, x), (x, 1))})
+    with pytest.raises(
+        TypeError, match=r"layers\.0: forward\(\) gave ndarray, tuple, and the check takes an array, or a"
+    ):
+        check_gradients([cached(3, 2)], x)
+    both = type("Both", (AppliedError,), {"forward": lambda self, y, t: (((y - t) ** 2).mean(), y - t)})
+    with pytest.raises(
+        TypeError, match=r"the loss has shape \[\(\), \(5, 2\)\], and loss\.forward\(output, target\) should give one"
+    ):
+        check_gradients([dense], x, loss=both(), target=x_of(5, 2))
+    named = type("Named", (zoo.Dense,), {"backward": lambda self, dout: {"x": dout @ self.W.T}})
+    report = check_gradients(named(3, 2), x)
+    assert "backward() gave a dict, and should give an array: the gradient by the input, or a tuple of one" in str(
+        report
+    )
+
+
+def test_a_backward_that_raises_is_not_said_to_be_put_together_wrongly():
+    class Raises(zoo.Net):
+        def backward(self, dout):
+            raise RuntimeError("no")
+
+    said = "the mistake is in how its own backward puts them together"
+    assert said not in str(check_gradients(Raises(zoo.Dense(3, 2)), x_of(5, 3)))
+    twice = type("Twice", (zoo.Net,), {"backward": lambda self, dout: 2 * zoo.Net.backward(self, dout)})
+    assert said in str(check_gradients(twice(zoo.Dense(3, 2)), x_of(5, 3)))
+
+
+def test_an_epsilon_in_a_logarithm_is_told():
+    class Loss(zoo.CrossEntropy):
+        def forward(self, x, t):
+            super().forward(x, t)
+            return -np.log(self.p[np.arange(len(t)), t] + 1e-6).mean()
+
+    report = check_gradients(Loss(), x_of(6, 3), np.array([0, 1, 2, 0, 1, 0]))
+    assert re.search(r"differs by \de-0[56] of its largest number only, as by an epsilon within log\(\)", str(report))
+    assert "np.add.at" not in str(report)
+
+
+def test_gradients_by_a_list_of_arrays_are_no_surplus():
+    class Concatenate:
+        def forward(self, parts):
+            self.cut = parts[0].shape[1]
+            return np.concatenate(parts, 1)
+
+        def backward(self, dout):
+            return [dout[:, : self.cut], dout[:, self.cut :]]
+
+    class Net:
+        def __init__(self):
+            self.a, self.b, self.join = zoo.Dense(3, 2), zoo.Dense(3, 4), Concatenate()
+
+        def forward(self, x):
+            return self.join.forward([self.a.forward(x), self.b.forward(x)])
+
+        def backward(self, dout):
+            a, b = self.join.backward(dout)
+            return self.a.backward(a) + self.b.backward(b)
+
+    report = check_gradients(Net(), x_of(5, 3))
+    assert report and "are not checked" in str(report)

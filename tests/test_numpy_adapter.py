@@ -14,6 +14,8 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters import numpy as mini
 
+wide_only = pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here")
+
 
 def small_net(dtype: Any = np.float32, rng: int = 0) -> mini.Sequential:
     """A network with every layer, one container inside another, one Linear without a bias."""
@@ -451,6 +453,51 @@ def test_our_momentum_drives_numpy_modules(dtype: Any, rtol: float) -> None:
     for array, now, want in zip(arrays, net.parameters(), other.parameters(), strict=True):
         assert array is now and now.dtype == dtype
         np.testing.assert_allclose(now, want, rtol=rtol, atol=rtol)
+
+
+class Lists:
+    """The lists that it is given."""
+
+    def __init__(self, params: Any, grads: Any = (None,)) -> None:
+        self.params, self.given = params, grads
+
+    def parameters(self) -> Any:
+        return self.params() if callable(self.params) else self.params
+
+    def grads(self) -> Any:
+        return list(self.given)
+
+
+def test_arrays_that_overlap() -> None:
+    array = np.zeros((2, 2), np.float32)
+    for modules in ([Lists([array, array.T], [None, None])], [Lists([array]), Lists([array[:1]])]):
+        with pytest.raises(
+            ValueError, match=r"reached twice through modules, as 0\.0 and as .*, in arrays that share memo"
+        ):
+            mt.Optimizer(modules, lr=0.1)
+    mt.Optimizer([Lists([array[:, :1], array[:, 1:]], [None, None])], lr=0.1)
+
+
+def test_parameters_that_are_copies() -> None:
+    array = np.asfortranarray(np.zeros((2, 3), np.float32))
+    for params in (lambda: [array * 1], lambda: [array.ravel()]):
+        with pytest.raises(
+            ValueError, match=r"0\.parameters\(\)\[0\] is a copy, which an update would change to no effect"
+        ):
+            mt.Optimizer([Lists(params)], lr=0.1)
+    mt.Optimizer([Lists(lambda: [array.T.ravel()])], lr=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32).newbyteorder(), pytest.param(np.longdouble, marks=wide_only)])
+def test_dtypes_that_jax_lacks(dtype: Any) -> None:
+    with pytest.raises(TypeError, match=r"0\.parameters\(\)\[0\] is .*, which JAX lacks: convert it"):
+        mt.Optimizer([Lists([np.zeros(2, dtype)])], lr=0.1)
+
+
+def test_the_number_0_as_a_gradient() -> None:
+    array = np.ones(2, np.float32)
+    mt.Optimizer([Lists([array], [0])], lr=0.1).step()
+    assert array.tolist() == [1, 1]
 
 
 def test_training_both_sides_alike() -> None:

@@ -1,6 +1,8 @@
 """`wrap`: networks that keep `W`, `b` and `dW`, `db`, trained in place by our optimizers as any other network is."""
 
+import collections
 import copy
+import types
 
 import jax
 import jax.numpy as jnp
@@ -333,6 +335,237 @@ def test_load_state_dict_is_all_or_nothing():
         network.parameters()
 
 
+# -- where parameters are looked for ----------------------------------------------------------------------------------
+
+
+class Shared:
+    """Parameters of the class, which all instances have."""
+
+    W, dW = np.ones(2), np.full(2, 3.0)
+    layers = (Layer(1, 1),)
+
+
+class AttrDict(dict):
+    """Items as attributes, with a KeyError for one that is not there."""
+
+    __getattr__ = dict.__getitem__
+
+
+def pair():
+    return {"W": np.ones(2), "dW": np.full(2, 3.0)}
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        types.SimpleNamespace(**pair()),
+        collections.UserList([AttrDict(pair())]),
+        collections.deque([pair()]),
+        np.array([[None, types.SimpleNamespace(**pair())]], object),
+        AttrDict(pair()),
+        Shared(),
+        {"_W": np.ones(2), "_dW": np.full(2, 3.0)},
+        {"_Layer__W": np.ones(2), "_Layer__dW": np.full(2, 3.0)},
+        {"_params": [np.ones(2)], "_grads": [np.full(2, 3.0)]},
+        {"W": collections.deque([np.ones(2)]), "dW": collections.deque([np.full(2, 3.0)])},
+    ],
+    ids=lambda holder: next(iter(holder), "") if type(holder) is dict else type(holder).__name__,
+)
+def test_where_parameters_are_found(holder):
+    network = wrap([holder])
+    opt = mt.Optimizer([network], lr=1.0)
+    before = network.parameters()[0].copy()
+    opt.step()
+    np.testing.assert_array_equal(network.parameters()[0], before - 3)
+    assert len(network.parameters()) == (3 if isinstance(holder, Shared) else 1)
+    network.zero_grad()
+    assert not network.grads()[0].any()
+    network.grads()[0][:] = 3
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({"b": np.zeros(2, int), "db": None}, r"0\.held\.b is int64\[2\] beside db, and only floating NumPy arrays"),
+        ({"b": jnp.zeros(2), "db": None}, r"0\.held\.b is ArrayImpl beside db, and only floating NumPy arrays"),
+        ({"b": [[0.0, 1]], "db": [[0, 0]]}, r"0\.held\.b is list beside db, and only floating NumPy arrays"),
+        ({"params": {"b": jnp.zeros(2)}, "grads": {}}, r"0\.held\.params is dict beside grads, and only floating"),
+        ({"W": {1: np.zeros(2)}}, r"0\.held\.W\.1 is float64\[2\] and has no gradient beside it"),
+        ({Layer(1, 1)}, r"0\.held is a set, which has no order: make it a list, or name it in `ignored`"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(held, message):
+    layer = Layer(2, 2)
+    layer.held = held
+    with pytest.raises(ValueError, match=message):
+        wrap([layer])
+    assert len(wrap([layer], ignored="0.held").parameters()) == 2
+
+
+def test_hyperparameters_beside_gradients_are_no_parameters():
+    layer = Layer(2, 2)
+    layer.params, layer.grads, layer.t, layer.dt = {"in": 3, "out": [4]}, {}, 0, 0.1
+    assert len(wrap(layer).parameters()) == 2
+
+
+def test_objects_of_plotting_libraries_are_not_looked_into():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    layer = Layer(2, 2)
+    layer.figure, layer.axes = figure, [figure.subplots()]
+    assert len(wrap([layer]).parameters()) == 2
+
+
+class Book:
+    """A network that lists the arrays of its layers, which have them as attributes."""
+
+    def __init__(self):
+        self.params = {"W": np.ones((2, 2)), "b": np.zeros(2)}
+        self.layer = Layer(2, 2)
+        self.layer.W, self.layer.b = self.params["W"], self.params["b"]
+        self.layer.dW, self.layer.db = np.full((2, 2), 3.0), np.full(2, 3.0)
+
+    def forward(self, x):
+        return self.layer.forward(x)
+
+    def backward(self, dout):
+        return self.layer.backward(dout)
+
+
+def test_an_array_that_is_trained_elsewhere_needs_no_gradient():
+    network = wrap(Book())
+    assert [path for path, _ in network.named_parameters()] == ["layer.W", "layer.b"]
+    mt.Optimizer([network], lr=1.0).step()
+    np.testing.assert_array_equal(network.network.params["W"], np.full((2, 2), -2.0))
+    assert "constants" not in str(mini.check_gradients(Book(), x_of(3, 2), accumulates=False))
+
+
+def test_gradients_of_a_collection_and_of_what_is_in_it_are_not_added():
+    net = Book()
+    net.grads = {"W": net.layer.dW, "b": net.layer.db}
+    assert wrap(net).grads()[0] is net.layer.dW  # one gradient, in two places
+    net.grads = {"W": net.layer.dW + 0.1 * net.layer.W, "b": net.layer.db}  # weight decay
+    with pytest.raises(
+        ValueError,
+        match=r"\n  params\.W and layer\.W, in the same object, have one array and a gradient each, which would be added:"
+        r" name one of the two in `ignored`$",
+    ):
+        wrap(net)
+    assert wrap(net, ignored="layer.*").grads()[0] is net.grads["W"]
+    assert wrap(net, ignored="params.*").grads()[0] is net.layer.dW
+    tied = wrap(
+        [{"params": [net.layer.W], "grads": [np.ones((2, 2))]}, {"params": [net.layer.W], "grads": [net.layer.dW]}]
+    )
+    np.testing.assert_array_equal(
+        tied.grads()[0], np.full((2, 2), 4.0)
+    )  # of two layers, of which neither has the other
+
+
+class Recurrent:
+    """Makes its cells at each forward, and adds up their gradients."""
+
+    def __init__(self, listed):
+        self.cell, self.cells = Listed if listed else Layer, []
+        self.params, self.grads = [np.ones((2, 2), np.float32), np.zeros(2, np.float32)], [None, None]
+
+    def forward(self, x):
+        self.cells = [self.cell(2, 2) for _ in range(3)]
+        for cell in self.cells:
+            cell.W, cell.b = self.params
+            x = cell.forward(x)
+        return x
+
+    def backward(self, dout):
+        for cell in reversed(self.cells):
+            dout = cell.backward(dout)
+        self.grads = [sum(cell.dW for cell in self.cells), sum(cell.db for cell in self.cells)]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_cells_that_forward_makes_anew(listed):
+    layer = Recurrent(listed)
+    opt = mt.Optimizer([wrap([layer])], lr=1.0)
+    for _ in range(2):
+        opt.zero_grad()
+        layer.forward(np.ones((1, 2), np.float32))
+        layer.backward(np.ones((1, 2), np.float32))
+        before = layer.params[1].copy()
+        opt.step()
+        np.testing.assert_array_equal(layer.params[1], before - layer.grads[1])
+    with pytest.raises(ValueError, match=r"0\.params\.0 and 0\.cells\.0(\.W)?, in the same object, have one array"):
+        wrap([layer], ignored="*.x")
+    layer.cells = [Layer(2, 2)]
+    with pytest.raises(ValueError, match=r"0\.cells\.0\.W is new"):
+        opt.step()
+
+
+class Running:
+    """Makes its statistics at the first forward."""
+
+    def __init__(self):
+        self.gamma, self.dgamma, self.mean = np.ones(2), None, None
+
+    def forward(self, x):
+        self.mean = x.mean(0) if self.mean is None else (self.mean + x.mean(0)) / 2
+        return self.gamma * (x - self.mean)
+
+
+def test_frozen_arrays_that_forward_makes(tmp_path):
+    network = wrap([Running()], frozen="*.mean")
+    opt = mt.Optimizer([network], lr=0.1)
+    assert list(network.state_dict()) == ["0.gamma"] == [path for path, _ in network.named_parameters()]
+    empty = network.state_dict()
+    network.network[0].forward(np.full((1, 2), 3.0))
+    opt.step()
+    assert repr(network).splitlines()[2] == "  0.mean: float64[2], frozen"
+    mt.save(tmp_path / "run.npz", network=network)
+    other = wrap([Running()], frozen="*.mean")
+    mt.load(tmp_path / "run.npz", network=other)
+    mean = other.network[0].mean
+    assert mean.tolist() == [3, 3] and mean is not network.network[0].mean
+    other.load_state_dict(empty)
+    assert other.network[0].mean is None
+    with pytest.raises(ValueError, match="unexpected: 0.mean"):
+        wrap([Running()]).load_state_dict(network.state_dict())
+
+
+def test_a_frozen_layer_may_keep_what_is_no_array():
+    layers = [Layer(2, 2), Layer(2, 2)]
+    layers[0].mask = layers[0].x = None
+    network = wrap(layers, frozen="0.*")
+    layers[0].mask, layers[0].x, layers[0].y = np.ones(2, bool), (2, 2), x_of(2, 2)
+    assert [path for path, _ in network.named_parameters()] == ["1.W", "1.b"]
+    del layers[0].y
+    network.zero_grad()
+
+
+class Odd(Listed):
+    """With lists as `give` makes them."""
+
+    give = staticmethod(lambda arrays: arrays)
+    give_grads = staticmethod(lambda arrays: arrays)
+    zero_grad = None
+
+    def parameters(self):
+        return self.give(super().parameters())
+
+    def grads(self):
+        return self.give_grads(super().grads())
+
+
+def odd(**kinds):
+    return type("Odd", (Odd,), {name: staticmethod(kind) for name, kind in kinds.items()})(2, 3)
+
+
+def test_parameters_that_are_copies():
+    copies = odd(give=lambda arrays: [array * 1.0 for array in arrays])
+    with pytest.raises(ValueError, match=r"parameters\(\) gives copies.*\n  0\.parameters\.0\n  0\.parameters\.1$"):
+        wrap([copies])
+    views = odd(
+        give=lambda arrays: [array.ravel() for array in arrays], give_grads=lambda arrays: map(np.ravel, arrays)
+    )
+    assert len(wrap([views]).parameters()) == 2
+
+
 # -- what is not clear is an error ------------------------------------------------------------------------------------
 
 
@@ -347,7 +580,7 @@ def test_an_array_without_a_gradient():
         ValueError,
         match=r"does not know all arrays of this network\. Assign the gradient, or None, in `__init__`; or say its name,"
         r' gradients=\{"W": "gW"\}; or name what is not trained in `frozen`, and what forward\(\) has kept in `ignored`\.'
-        r"\n  net\.W is float64\[2\] and has no gradient beside it \(dW, d_W, grad_W or W_grad\)"
+        r"\n  net\.W is float64\[2\] and has no gradient beside it \(none of dW, d_W, grad_W, W_grad\)"
         r"\n  net\.tables\.0 is float64\[3\] and has no gradient beside it \(an item of a list: keep another list",
     ):
         wrap({"net": NoGradient()})
@@ -367,8 +600,8 @@ def test_other_things_that_are_not_clear():
     with pytest.raises(
         ValueError,
         match=r"\n  W: dW and grad_W may be its gradient: say which, gradients=\{'W': \.\.\.\}"
-        r"\n  scale is a number beside dscale, and cannot be updated in place: make it an array, `np\.array\(1\.0\)`, or,"
-        r" if it is no parameter, name it in `frozen`"
+        r"\n  scale is float beside dscale, and only floating NumPy arrays are updated in place: make it one, or, if it is"
+        r" no parameter, name it in `frozen`"
         r"\n  'V' matches nothing\n  '\*\.table' matches nothing$",
     ):
         wrap(layer, gradients={"V": "gV"}, frozen="*.table")
@@ -377,6 +610,17 @@ def test_other_things_that_are_not_clear():
         wrap([mini.Tanh(), "text", 3])
     with pytest.raises(ValueError, match=r"1 is a minitorch_jax Module: list it in the optimizer's modules by itself"):
         wrap([layer, nn.Linear(2, 2)], gradients={"W": "dW"}, frozen="scale")
+
+
+@pytest.mark.parametrize(
+    ("give", "kind"),
+    [(lambda arrays: {"W": arrays[0], "b": arrays[1]}, "str"), (lambda arrays: [tuple(arrays)] * 2, "tuple")],
+)
+def test_lists_of_something_else(give, kind):
+    with pytest.raises(
+        ValueError, match=rf"\n  0\.parameters\.0 is {kind}: parameters\(\) must give a list of floating NumPy arrays"
+    ):
+        wrap([odd(give=give)])
 
 
 def test_arrays_that_overlap():
@@ -407,6 +651,35 @@ def test_a_network_that_changes():
     with pytest.raises(ValueError, match=r"name what forward\(\) has kept in `ignored`\n  0\.x is new"):
         cached.parameters()
     assert len(wrap(net, ignored="*.x").parameters()) == 2
+
+
+def test_zero_grad_of_lists():
+    class Plain(Odd):
+        zero_grad = property()  # none
+
+    layer = Plain(2, 3)
+    layer.dW, layer.db = None, np.ones(3)
+    network = wrap([layer])
+    network.zero_grad()
+    assert layer.dW is None and not layer.db.any()
+    Plain.give_grads = staticmethod(lambda grads: [grad / 4 for grad in grads])
+    layer.dW = np.ones((2, 3))
+    with pytest.raises(
+        ValueError, match=r"0: grads\(\) gives no arrays of its own, .*: give the object a zero_grad\(\)"
+    ):
+        network.zero_grad()
+
+
+def test_gradients_that_begin_as_the_number_0():
+    layer = Layer(2, 3)
+    layer.dW, layer.db = 0, 0.0
+    opt = mt.Optimizer([wrap([layer])], lr=1.0)
+    opt.zero_grad()
+    opt.step()
+    np.testing.assert_array_equal(layer.W, Layer(2, 3).W)
+    layer.dW += np.ones((2, 3))
+    opt.step()
+    np.testing.assert_array_equal(layer.W, Layer(2, 3).W - 1)
 
 
 def test_a_gradient_of_a_wrong_shape():

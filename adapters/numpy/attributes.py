@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitorch_jax import interrupts
+from minitorch_jax.optim.foreign import is_zero, overlapping, same_memory
 
-from .objects import describe, is_floating, listing
-from .pairs import Listed, Pair, Scan, patterns
+from .objects import describe, held_by, is_floating, listing
+from .pairs import Listed, Pair, Scan, gradient_names, patterns
 
 
 def wrap(
@@ -25,12 +27,12 @@ def wrap(
 
     A parameter is a floating array `x` kept beside its gradient: an attribute `x` beside `dx`, `d_x`, `grad_x` or `x_grad`,
     which is an array, or None for zeros; items of a dict likewise; or lists or dicts of both, `params` beside `grads`, item
-    by item. They are looked for in all objects, lists, tuples and dicts that the network holds, to any depth, in each once.
-    An object that has `parameters()` and `grads()` is used as it is.
+    by item. They are looked for in all objects, lists, tuples, deques and dicts that the network holds, to any depth, in each
+    once. An object that has `parameters()` and `grads()` is used as it is.
 
     Arrays and gradients are looked up by name at each step: a `backward` may assign `self.dW = ...` or add to it, and an
     array that is replaced by one of its shape and dtype is noticed and used. One array in two places is one parameter; its
-    gradient is the sum of those beside it.
+    gradient is the sum of those beside it, without those in objects that forward() makes anew.
 
     Wrap a network before its first `forward`: an input that it keeps as `x` beside `dx` looks like a parameter.
 
@@ -38,7 +40,7 @@ def wrap(
         network: an object, or a list, tuple or dict of objects.
         gradients: for parameters with gradients of other names, those names: `{"W": "gW"}`, or by path, `{"0.W": "gW"}`.
         frozen: dotted paths of arrays that are not trained, but are part of `state_dict()`; `*` stands for anything, as in
-            `"*.running_mean"`.
+            `"*.running_mean"`; also of attributes that are None until forward() makes them.
         ignored: the same for arrays that are neither, such as cached inputs.
 
     Returns:
@@ -46,7 +48,7 @@ def wrap(
 
     Raises:
         ValueError: one error that lists every array without a gradient and whatever else is not clear; if there are no
-            parameters; if a name in `gradients` or `frozen` matches nothing.
+            parameters, or if they are copies; if a name in `gradients` or `frozen` matches nothing.
 
     Example:
         >>> import minitorch_jax as mt
@@ -89,30 +91,38 @@ class WrappedNetwork:
         self.network = network
         self._settings = gradients, frozen, ignored
         found = Scan(gradients, frozen, ignored).look(network)
-        problems = [
+        entries = [entry for source in found.sources for entry in source.named()]
+        known = {id(array) for _, array, _ in entries}
+        lonely = [
             f"{path} is {describe(array)} and has no gradient beside it ({_looked_for(path)})"
             for path, array in found.lonely.items()
+            if id(array) not in known
         ]
-        problems += found.problems
-        problems += [f"{name!r} matches nothing" for name in found.unused()]
+        problems = [*lonely, *found.problems, *(f"{name!r} matches nothing" for name in found.unused())]
         if problems:
             fix = (
                 ' Assign the gradient, or None, in `__init__`; or say its name, gradients={"W": "gW"}; or name what is not'
                 " trained in `frozen`, and what forward() has kept in `ignored`."
-                if found.lonely
+                if lonely
                 else ""
             )
             raise ValueError(f"wrap() does not know all arrays of this network.{fix}{listing(problems)}")
         self._sources = found.sources
         self._apart: list[NDArray[Any]] = []  # arrays that are known to share no memory
-        self._described: dict[str, str] = {}  # each parameter's dtype and shape by path, which must stay
-        self._described = {path: describe(array) for path, array, _ in self._entries()}
+        # each parameter's dtype and shape by path, which must stay
+        self._described = {path: describe(array) for path, array, _ in entries if array is not None}
         if not self._described:
             raise ValueError(
                 "wrap() found no parameters: no object has an array `x` beside `dx`, `d_x`, `grad_x` or `x_grad`, nor"
                 " `parameters()` and `grads()`"
             )
-        self._all()  # raises for arrays that overlap
+        twice = zip(self._all(), self._all(), strict=True)  # raises for arrays that overlap
+        lost = [path for (path, one, _), (_, other, _) in twice if one.size and not same_memory(one, other)]
+        if lost:
+            raise ValueError(
+                "parameters() gives copies, which an update would change to no effect: let it give the arrays themselves,"
+                f" or views of them{listing(lost)}"
+            )
 
     def named_parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """The trained arrays themselves, with their dotted paths."""
@@ -127,22 +137,34 @@ class WrappedNetwork:
         return [_sum(path, array, grads) for path, array, grads in self._trained()]
 
     def zero_grad(self) -> None:
-        """Reset all gradients to zeros, in place; those that are None stay so."""
+        """Reset all gradients to zeros, in place; those that are None stay so.
+
+        Raises:
+            ValueError: for an object without a `zero_grad()` whose `grads()` gives new arrays at each call.
+        """
         for source in self._now():
             if isinstance(source, Listed) and hasattr(source.owner, "zero_grad"):
                 source.owner.zero_grad()
             elif isinstance(source, Listed):
-                for grad in source.arrays()[1]:
+                for grad, again in zip(source.arrays()[1], source.arrays()[1], strict=True):
+                    if is_zero(grad):
+                        continue
+                    if not (isinstance(grad, np.ndarray) and same_memory(grad, again)):
+                        raise ValueError(
+                            f"{source.path or type(source.owner).__name__}: grads() gives no arrays of its own, which could"
+                            " be reset in place: give the object a zero_grad()"
+                        )
                     grad.fill(0)
             elif source.gradient is not None:
                 grad = source.gradient.get()
                 if isinstance(grad, np.ndarray) and grad.flags.writeable:
                     grad.fill(0)
                 elif grad is not None:
-                    source.gradient.set(np.zeros(np.shape(grad), getattr(grad, "dtype", None)))
+                    zeros = 0 if np.isscalar(grad) else np.zeros(np.shape(grad), getattr(grad, "dtype", None))
+                    source.gradient.set(zeros)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Copies of all arrays, the frozen ones too, by their dotted paths."""
+        """Copies of all arrays, the frozen ones too where they are there, by their dotted paths."""
         return {path: np.array(array) for path, array, _ in self._all()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -155,9 +177,10 @@ class WrappedNetwork:
             ValueError: one error that lists all that is missing, unexpected, or of another shape or dtype; nothing has
                 changed then.
         """
-        mine = {path: array for path, array, _ in self._all()}
+        late = {s.path: s.place for s in self._now() if isinstance(s, Pair) and self._is_late(s)}
+        mine = {path: array for path, array, _ in self._all() if path not in late}
         problems = [f"missing: {path}" for path in mine if path not in state_dict]
-        problems += [f"unexpected: {path}" for path in state_dict if path not in mine]
+        problems += [f"unexpected: {path}" for path in state_dict if path not in mine and path not in late]
         values = {path: np.asarray(value) for path, value in state_dict.items() if path in mine}
         problems += [
             f"{path}: {describe(value)} was given for {describe(mine[path])}"
@@ -168,57 +191,81 @@ class WrappedNetwork:
         if problems:
             raise ValueError(f"state_dict does not fit this network; nothing was loaded:{listing(problems)}")
         values = {path: np.array(value) for path, value in values.items()}  # they may be the very arrays, or views
+        made = {path: np.array(state_dict[path]) if path in state_dict else None for path in late}
         with interrupts.held:
             for path, value in values.items():
                 np.copyto(mine[path], value)
+            for path, place in late.items():
+                place.set(made[path])
 
     def __repr__(self) -> str:
-        frozen = {s.path for s in self._sources if isinstance(s, Pair) and s.gradient is None}
-        lines = [f"  {path}: {describe(array)}{', frozen' * (path in frozen)}\n" for path, array, _ in self._all()]
+        arrays = self._all()
+        frozen = self._frozen()
+        lines = [f"  {path}: {describe(array)}{', frozen' * (path in frozen)}\n" for path, array, _ in arrays]
         return f"WrappedNetwork(\n{''.join(lines)})"
 
     # -- what there is now --------------------------------------------------------------------------------------------
 
     def _now(self) -> list[Pair | Listed]:
         """Where parameters are, after a look whether the network holds others than before."""
-        found = Scan(*self._settings).look(self.network)
-        before, now = _owners(self._sources), _owners(found.sources)
-        problems = [f"{path} is new" for key, path in now.items() if key not in before]
-        problems += [f"{path} has gone" for key, path in before.items() if key not in now]
+        found = Scan(*self._settings).look(self.network).sources
+        before, now = ({_key(source): source.path for source in sources} for sources in (self._sources, found))
+        new = [source for source in found if _key(source) not in before and not source.frozen]
+        again = self._again(new)
+        problems = [f"{source.path} is new" for source in new if id(source) not in again]
+        gone = [source for source in self._sources if _key(source) not in now and not self._is_late(source)]
+        problems += [f"{path} has gone" for path in dict.fromkeys(before[_key(source)] for source in gone)]
         if problems:
             raise ValueError(
                 "the network holds other parameters than at wrap(): wrap it again, and give the optimizer that, or name"
                 f" what forward() has kept in `ignored`{listing(problems)}"
             )
-        self._sources = found.sources  # with the containers and names that there are now
-        return found.sources
+        # with the containers and names that there are now
+        self._sources = [source for source in found if id(source) not in again]
+        return self._sources
 
-    def _entries(self) -> Iterator[tuple[str, Any, Any]]:
-        """Path, array and gradient of each place; the gradient is a frozen array's own path."""
-        for source in self._sources:
-            if isinstance(source, Listed):
-                yield from source.named()
-            else:
-                yield source.path, source.place.get(), source.path if source.gradient is None else source.gradient.get()
+    def _is_late(self, source: Pair | Listed) -> bool:
+        """Whether it is a frozen place where there was nothing yet at `wrap()`."""
+        return source.frozen and source.path not in self._described
+
+    def _again(self, new: list[Pair | Listed]) -> set[int]:
+        """Which new places are in an object that has the same arrays, as cells that it makes at each forward.
+
+        Their gradients do not count: its own have them.
+        """
+        wanted = {id(source): {id(array) for _, array, _ in source.named()} for source in new}
+        inside: dict[int, set[int]] = {}  # by array, what is in the objects that have it
+        for source in self._sources if new else ():
+            if ids := {id(array) for _, array, _ in source.named()} & set().union(*wanted.values()):
+                held = held_by(source.owner)
+                for each in ids:
+                    inside.setdefault(each, set()).update(held)
+        return {id(s) for s in new if all(id(s.owner) in inside.get(each, ()) for each in wanted[id(s)])}
 
     def _all(self) -> list[tuple[str, NDArray[Any], list[Any]]]:
         """Path, array and gradients of each array, once; a frozen one has no list of gradients."""
         self._now()
-        found: dict[int, tuple[str, Any, list[Any]]] = {}
+        found: dict[int, tuple[str, Any, list[tuple[Pair | Listed, Any]]]] = {}
         problems = [
             f"{source.path}: the gradients beside it are {', '.join(map(repr, _keys(others)))}, and none is its own"
             for source in self._sources
             if isinstance(source, Pair) and source.gradient and (others := source.gradient.missing()) is not None
         ]
-        for path, array, grad in self._entries():
-            was = self._described.get(path, describe(array))
-            if not is_floating(array) or describe(array) != was:
-                problems.append(f"{path} was {was}, and is {describe(array)} now")
+        for source, (path, array, grad) in [(owner, entry) for owner in self._sources for entry in owner.named()]:
+            if array is None and self._is_late(source):
                 continue
-            grads = found.setdefault(id(array), (path, array, []))[2]
-            if not any(grad is other for other in grads):
-                grads.append(grad)
-        arrays = list(found.values())
+            was, now = self._described.get(path, describe(array)), describe(array)
+            if was != now:
+                problems.append(f"{path} was {was}, and is {now} now")
+            elif not is_floating(array):
+                problems.append(f"{path} is {now}: parameters() must give a list of floating NumPy arrays")
+            else:
+                grads = found.setdefault(id(array), (path, array, []))[2]
+                if not any(grad is other for _, other in grads):
+                    grads.append((source, grad))
+        for _, _, grads in found.values():
+            problems += _counted_twice(grads)
+        arrays = [(path, array, [grad for _, grad in grads]) for path, array, grads in found.values()]
         if [id(array) for _, array, _ in arrays] != [id(array) for array in self._apart]:
             problems += self._overlaps(arrays)
         if problems:
@@ -229,14 +276,13 @@ class WrappedNetwork:
     def _overlaps(self, arrays: list[tuple[str, NDArray[Any], list[Any]]]) -> list[str]:
         frozen = self._frozen()
         return [
-            f"{other} shares memory with {path}, as another array: keep the same array in both, or freeze one"
-            for i, (path, array, _) in enumerate(arrays)
-            for other, second, _ in arrays[:i]
-            if np.shares_memory(array, second) and not {path, other} & frozen
+            f"{arrays[i][0]} shares memory with {arrays[j][0]}, as another array: keep the same array in both, or freeze one"
+            for i, j in overlapping([array for _, array, _ in arrays])
+            if not {arrays[i][0], arrays[j][0]} & frozen
         ]
 
     def _frozen(self) -> set[str]:
-        return {s.path for s in self._sources if isinstance(s, Pair) and s.gradient is None}
+        return {source.path for source in self._sources if source.frozen}
 
     def _trained(self) -> list[tuple[str, NDArray[Any], list[Any]]]:
         """The arrays that have gradients; one that is frozen in one place and trained in another is trained."""
@@ -254,25 +300,31 @@ def _keys(container: Any) -> Iterable[Any]:
 
 def _looked_for(path: str) -> str:
     name = path.rpartition(".")[2]
-    return (
-        "an item of a list: keep another list of gradients beside it"
-        if name.isdigit()
-        else f"d{name}, d_{name}, grad_{name} or {name}_grad"
-    )
+    if name.isdigit():
+        return "an item of a list: keep another list of gradients beside it"
+    return f"none of {', '.join(gradient_names(name))}"
 
 
-def _owners(sources: Iterable[Pair | Listed]) -> dict[Any, str]:
+def _key(source: Pair | Listed) -> Any:
     """What holds parameters, by identity: an attribute of an object, or an object with its own lists."""
-    keys = {}
-    for source in sources:
-        key = source.place.keys[:1] if isinstance(source, Pair) else ()
-        keys[id(source.owner), key] = source.path
-    return keys
+    return id(source.owner), source.place.keys[:1] if isinstance(source, Pair) else ()
+
+
+def _counted_twice(grads: list[tuple[Pair | Listed, Any]]) -> list[str]:
+    """What is wrong with the gradients of one array: that a collection has one, and what is in its owner another."""
+    given = [source for source, grad in grads if not is_zero(grad) and not source.frozen]
+    return [
+        f"{whole.path} and {part.path}, in the same object, have one array and a gradient each, which would be added:"
+        " name one of the two in `ignored`"
+        for whole, part in permutations(given, 2)
+        if whole.collects and id(part.owner) in held_by(whole.owner)
+        if not (part.collects and part.owner is whole.owner)
+    ]
 
 
 def _sum(path: str, array: NDArray[Any], grads: list[Any]) -> NDArray[Any]:
     """The gradient of one array, which may be kept in several places."""
-    given = [grad for grad in grads if grad is not None]
+    given = [grad for grad in grads if not is_zero(grad)]
     for grad in given:
         if np.shape(grad) != array.shape:
             raise ValueError(

@@ -32,10 +32,11 @@ def check_gradients(
     """Compare the hand-written `backward` of each layer of a NumPy network with `jax.grad` of the layer's `forward`.
 
     A layer is an object of any class with `forward(x)` (or `__call__`) and `backward(dout)`, which gives the gradient by
-    the input, or None, and adds to the gradients of its parameters (found as `wrap` finds them). Each is checked by itself:
-    with the input that it gets when the network runs, and the right gradient of its output, not the one that a wrong layer
-    after it would send. So the layer that is wrong is named, and no other one. A layer that is made of others is checked
-    after them, and is judged if they are right.
+    the input, or None where no layer before it needs one, and adds to the gradients of its parameters (found as `wrap`
+    finds them). Each is checked by itself: with the input that it gets when the network runs, and the right gradient of
+    its output, not the one that a wrong layer after it would send. So the layer that is wrong is named, and no other one.
+    A layer that is made of others is checked after them, and is judged if they are right. So is the list as a whole, if
+    JAX can trace it.
 
     Right gradients are those of `forward` itself, run by JAX on traced values in float64; where it cannot be (SciPy,
     compiled code), of finite differences, and the report says so. All runs are on copies in float64: the network's arrays,
@@ -61,7 +62,8 @@ def check_gradients(
         A report: true if all is right, with a table as its text. `report.raise_if_wrong()` raises GradientError.
 
     Raises:
-        TypeError: if there is no layer; if a layer cannot be copied.
+        TypeError: if there is no layer, or none that runs; if a layer cannot be copied; if an output is no array, or a loss
+            no number.
         ValueError: if the network's output or the loss is not finite; if `dout` does not have the output's shape; if
             `target` is given without `loss`, or both `dout` and `loss`; if two runs of a layer on the same input differ.
 
@@ -85,17 +87,22 @@ def check_gradients(
     if dout is not None and loss is not None:
         raise ValueError("both dout and loss were given: the gradient of the output is either one's")
     network = Chain(network) if type(network) in (list, tuple) else network
-    layers = layers_of(network)
-    if isinstance(network, Chain):
-        layers = {path: layer for path, layer in layers.items() if layer is not network}
+    layers = {path: layer for path, layer in layers_of(network).items() if not isinstance(layer, Chain)}
     if not layers:
         raise TypeError(
             f"check_gradients found no layer: a {kind_of(network)} holds no object with `backward` and `forward` (or"
             " `__call__`)"
         )
+    if not callable(getattr(network, "forward", network)):
+        raise TypeError(
+            f"a {kind_of(network)} has layers, and no `forward` (or `__call__`) that runs them: give it one, or pass the"
+            " layers as a list"
+        )
     inputs = tuple([np.asarray(each) if isinstance(each, list | float) else each for each in inputs])
     with settings.draws.kept(), np.errstate(all="ignore"):
         calls, outputs = record(network, layers, inputs, settings)
+        if not calls:
+            raise TypeError(f"nothing is checked: the network's forward calls none of its layers ({', '.join(layers)})")
         _check_finite("the network's output", outputs)
         rng = np.random.default_rng(seed)
         reports: dict[str, LayerReport] = {}
@@ -108,6 +115,8 @@ def check_gradients(
         for path, i in last.items():
             right = None if found is None else found[i]
             reports[path] = _checked(path, layers[path], calls[i], right, settings, rng)
+        if isinstance(network, Chain) and len(network.layers) > 1:
+            _check_chain(network, inputs, outputs, incoming_dout, found is not None, reports, settings)
     return _judged(layers, calls, reports)
 
 
@@ -139,6 +148,11 @@ def _checked_loss(loss: Any, outputs: Sequence[Any], target: Any, settings: Sett
     made = Call("loss", method_of(loss), args, {}, [np.ones(())], ())
     subject = Subject("loss", loss, made.method, args, {}, settings)
     values = outputs_of(subject.run().forward())
+    if [each.shape for each in values] != [()]:
+        raise TypeError(
+            f"the loss has shape {_shown([each.shape for each in values])}, and loss.forward(output, target) should give one"
+            " number, and keep in attributes what backward() needs"
+        )
     _check_finite("the loss", values)
     report = _checked("loss", loss, made, [np.ones(())], settings, np.random.default_rng(0))
     right = reference_for(subject, [np.ones(())], values).grads
@@ -171,6 +185,39 @@ def _checked(
     return LayerCheck(subject, dout, is_random).report()
 
 
+def _check_chain(
+    chain: Chain,
+    inputs: tuple[Any, ...],
+    outputs: list[Any],
+    dout: list[Any],
+    traced: bool,
+    reports: dict[str, LayerReport],
+    settings: Settings,
+) -> None:
+    """Enter in `reports` what is wrong only when layers that are right follow each other."""
+    trained = ""  # a layer that waits for a gradient
+    for path in (f"layers.{i}" for i in range(len(chain.layers))):
+        report = reports.get(path)
+        if report is None:
+            continue
+        if trained and any(each.remark == "not given" and each.name == "input" for each in report.gradients):
+            problem = (
+                f"backward() gives no gradient by the input, for which {trained} waits: is its `return` forgotten?"
+            )
+            reports[path] = replace(report, state="wrong", problems=(*report.problems, problem))
+        if any(not each.name.startswith("input") for each in report.gradients):
+            trained = path
+    if traced and all(report.state == "right" for report in reports.values()):
+        made = Call("", "forward", inputs, {}, outputs, ())
+        report = _checked("", chain, made, dout, settings, np.random.default_rng(settings.seed))
+        if report.state == "wrong":
+            note = (
+                "each layer is right by itself: does one change an array that another one keeps, or is one used twice and"
+                " keeps the last call only?"
+            )
+            reports[""] = replace(report, kind="the list as a whole", notes=(note, *report.notes))
+
+
 def _judged(layers: Mapping[str, Any], calls: Sequence[Call], reports: dict[str, LayerReport]) -> GradientReport:
     """All reports in the order of the network: a layer made of others that are wrong is not judged."""
     parts: dict[str, set[str]] = {}
@@ -186,12 +233,11 @@ def _judged(layers: Mapping[str, Any], calls: Sequence[Call], reports: dict[str,
             inner = [reports[part] for part in parts[path]]
             if any(part.state == "wrong" for part in inner):
                 report = replace(report, state="unknown")
-            else:
+            elif not all(each.ok for each in report.gradients):
                 note = (
                     "the layers that it is made of are right: the mistake is in how its own backward puts them together"
                 )
                 report = replace(report, notes=(note, *report.notes))
         found.append(report)
-    if "loss" in reports and "loss" not in layers:
-        found.append(reports["loss"])
+    found += [reports[path] for path in ("", "loss") if path in reports and path not in layers]
     return GradientReport(tuple(found))

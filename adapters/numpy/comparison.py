@@ -64,7 +64,7 @@ class Comparison:
 
     def _misses(self, got: Any, want: Any) -> Any:
         """Which elements differ too much."""
-        near = np.abs(got - want) <= self.rtol * self._scale(want)
+        near = _near(got, want, self.rtol * self._scale(want))
         return ~near & ~np.isnan(want) if not self.reference.by_jax else ~near
 
     def compared(self, got: dict[Key, Any]) -> list[GradientComparison]:
@@ -98,7 +98,7 @@ class Comparison:
                     " right differ: what backward gives there is not judged"
                 )
         where = misses if misses.any() else np.ones(want.shape, bool)
-        error = np.where(where & ~np.isnan(want), np.abs(got - want), 0.0)
+        error = np.where(where & ~np.isnan(want) & (got != want), np.abs(got - want), 0.0)
         error = np.where(np.isfinite(error), error, np.inf)
         index = tuple(map(int, np.unravel_index(int(np.argmax(error)), error.shape))) if error.size else ()
         largest = float(error[index]) / self._scale(want) if error.size else 0.0
@@ -138,14 +138,12 @@ class Comparison:
         tested = order[:_MOST_KINKS]
         for count, place in enumerate(tested):
             index = tuple(map(int, np.unravel_index(int(place), want.shape)))
-            left, right = probe.slopes(key, index)
-            coarse = (1e-1 if probe.narrow else 1e-3) * max(abs(left), abs(right), scale)
-            if abs(left - right) > coarse:
+            slope = probe.smooth(key, index, scale)
+            if slope is None or np.isnan(slope) and not np.isfinite(want[index]):
                 kinks[index] = bool(np.isfinite(got[index]))
-                continue
-            middle = (left + right) / 2
-            if self.reference.by_jax and not abs(middle - want[index]) <= coarse:
-                return None
+            elif self.reference.by_jax and not np.isnan(slope):
+                if not abs(slope - want[index]) <= probe.coarse * max(abs(slope), scale):
+                    return None
             if count >= 4 and not kinks.any():
                 return kinks  # they are plainly wrong
         if len(order) > len(tested) and kinks.sum() == len(tested) and self._right_nearby(key):
@@ -171,7 +169,7 @@ class Comparison:
             return (one is None or not np.any(one)) and (other is None or not np.any(other))
         if np.shape(one) != np.shape(other):
             return False
-        near = np.abs(one - other) <= 10 * self.rtol * self._scale(other)
+        near = _near(one, other, 10 * self.rtol * self._scale(other))
         return bool((near | np.isnan(other)).all())
 
 
@@ -187,6 +185,10 @@ def _holds_arrays(value: Any) -> bool:
     return bool(found)
 
 
+def _near(one: Any, other: Any, within: float) -> Any:
+    return (one == other) | (np.abs(one - other) <= within)  # infinite ones are equal
+
+
 def _largest(array: Any) -> float:
-    """The largest size of a number in an array, of those that are there."""
-    return float(np.max(np.abs(array), where=~np.isnan(array), initial=0.0))
+    """The largest size of a finite number in an array."""
+    return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))

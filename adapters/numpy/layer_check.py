@@ -20,6 +20,7 @@ _OURS = {
     "subject.py",
     "reference.py",
     "world.py",
+    "recording.py",
 }  # files whose lines say nothing to the user
 
 
@@ -62,6 +63,13 @@ class LayerCheck(Comparison):
             dx = run.backward(dout)
         except Exception as error:
             self.problems.append(f"backward() raised {_told(error)}")
+            return None
+        odd = [kind_of(each) for each in dx.values() if np.asarray(each).dtype.hasobject]
+        if odd:
+            self.problems.append(
+                f"backward() gave a {odd[0]}, and should give an array: the gradient by the input, or a tuple of one for"
+                " each argument"
+            )
             return None
         changed = [name for name, param in run.params().items() if not np.array_equal(param, before[name])]
         if changed:

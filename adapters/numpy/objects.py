@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import numpy as np
 from minitorch_jax.stateful import join
 
 _LIBRARIES = {"numpy", "scipy", "jax", "jaxlib", "numba", "cupy", "torch", "tensorflow", "pandas", "sklearn"}
+_LIBRARIES |= {"matplotlib", "mpl_toolkits", "PIL", "tqdm", "h5py", "gymnasium", "gym", "wandb"}
+_HOLDERS = SimpleNamespace, UserDict, UserList  # Python's own, with attributes as the user's objects have them
 
 
 def is_users(module_name: Any) -> bool:
@@ -33,8 +37,9 @@ def _is_pythons(top: str) -> bool:
 
 
 def is_object(value: Any) -> bool:
-    """Whether a value is an object of one of the user's classes (no class, function or module)."""
-    return is_users(type(value).__module__) and not isinstance(value, type) and not callable_alone(value)
+    """Whether a value is an object of one of the user's classes, or a namespace (no class, function or module)."""
+    users = is_users(type(value).__module__) or isinstance(value, _HOLDERS)
+    return users and not isinstance(value, type) and not callable_alone(value)
 
 
 def callable_alone(value: Any) -> bool:
@@ -53,18 +58,38 @@ def slots_of(cls: type) -> Iterator[str]:
 
 
 def attributes_of(obj: Any) -> dict[str, Any]:
-    """An object's own attributes, in the order in which they were made."""
+    """An object's own attributes, in the order in which they were made; then its classes', without methods and the like."""
     found = {name: getattr(obj, name) for name in slots_of(type(obj)) if hasattr(obj, name)}
-    return found | getattr(obj, "__dict__", {})
+    found |= getattr(obj, "__dict__", {})
+    for cls in type(obj).__mro__[:-1]:
+        if is_users(cls.__module__):
+            kept = {n: v for n, v in vars(cls).items() if n[:2] != "__" and not hasattr(type(v), "__get__")}
+            found |= {name: value for name, value in kept.items() if name not in found}
+    return found
+
+
+def attribute(obj: Any, name: str) -> Any:
+    """An attribute, or None: a class may have a `__getattr__` that raises errors of any kind."""
+    try:
+        return getattr(obj, name)
+    except Exception:
+        return None
+
+
+def items_of(value: Any) -> dict[Any, Any]:
+    """What is in a list, tuple, deque, dict or array of objects, by index or key."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, list | tuple | deque) or (
+        isinstance(value, np.ndarray) and value.dtype == object and value.ndim
+    ):
+        return dict(enumerate(value))
+    return {}
 
 
 def parts_of(value: Any) -> dict[str, Any]:
-    """What a value holds, by name: attributes of an object, items of a list, tuple or dict."""
-    found: dict[str, Any] = {}
-    if isinstance(value, list | tuple):
-        found = {str(i): item for i, item in enumerate(value)}
-    elif isinstance(value, dict):
-        found = {str(key): item for key, item in value.items()}
+    """What a value holds, by name: attributes of an object, items of a container."""
+    found = {str(key): item for key, item in items_of(value).items()}
     return found | attributes_of(value) if is_object(value) else found
 
 
@@ -79,6 +104,13 @@ def walk(root: Any, enter: Callable[[str, Any], bool]) -> None:
         seen[id(value)] = value  # kept, so that no other gets its id
         if enter(path, value):
             waiting += [(join(path, name), part) for name, part in reversed(parts_of(value).items())]
+
+
+def held_by(root: Any) -> set[int]:
+    """The identities of an object and all that it holds."""
+    found: dict[int, str] = {}
+    walk(root, lambda path, value: found.setdefault(id(value), path) == path)
+    return set(found)
 
 
 def is_floating(value: Any) -> bool:

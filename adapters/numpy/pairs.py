@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
-
-import numpy as np
 
 import minitorch_jax as mt
 from minitorch_jax.stateful import join
 
-from .objects import attributes_of, is_floating, is_object, walk
+from .objects import attribute, attributes_of, describe, is_floating, is_object, items_of, walk
 
 _CONTAINERS = {"params": ("grads", "gradients"), "parameters": ("grads", "gradients")}
 
 
+@cache
 def gradient_names(name: str) -> tuple[str, ...]:
-    """The names under which a gradient is looked for."""
-    return (f"d{name}", f"d_{name}", f"grad_{name}", f"{name}_grad", *_CONTAINERS.get(name, ()))
+    """The names under which a gradient is looked for: of `_W`, or a private `__W`, also with the underscores in front."""
+    bare = name.rpartition("__")[2].lstrip("_")
+    front = name.removesuffix(bare)
+    own = [f"{front}d{bare}", f"{front}d_{bare}", f"{front}grad_{bare}", f"{name}_grad"]
+    lists = [front + other for other in _CONTAINERS.get(bare, ())]
+    return tuple(dict.fromkeys([*own, f"d{name}", f"d_{name}", f"grad_{name}", *lists]))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an array is kept, and looked up each time: an attribute of an object, or an item of a list or dict in one."""
+    """Where an array is kept, and looked up each time: an attribute of an object, or an item of a container in one."""
 
     owner: Any
     keys: tuple[Any, ...]
@@ -33,26 +37,22 @@ class Place:
         """What is there; None if there is nothing."""
         value = self.owner
         for key in self.keys:
-            try:
-                value = value[key] if isinstance(value, list | tuple | dict) else getattr(value, key, None)
-            except (KeyError, IndexError):
-                return None
+            items = items_of(value)
+            value = items[key] if key in items else attribute(value, key) if is_object(value) else None
         return value
 
     def missing(self) -> Any:
         """The container on the way that has other items and not this one; None if there is none such."""
         for i in range(1, len(self.keys)):
             holder, key = Place(self.owner, self.keys[:i]).get(), self.keys[i]
-            if isinstance(holder, dict) and holder and key not in holder:
-                return holder
-            if isinstance(holder, list | tuple) and holder and key >= len(holder):
-                return holder
+            if (items := items_of(holder)) and key not in items:
+                return items
         return None
 
     def set(self, value: Any) -> None:
         *above, key = self.keys
         holder = Place(self.owner, tuple(above)).get()
-        if isinstance(holder, list | dict):
+        if key in items_of(holder):
             holder[key] = value
         else:
             setattr(holder, key, value)
@@ -70,6 +70,19 @@ class Pair:
     def owner(self) -> Any:
         return self.place.owner
 
+    @property
+    def collects(self) -> bool:
+        """Whether it is an item of a collection, which may hold what others have, too."""
+        return len(self.place.keys) > 1
+
+    @property
+    def frozen(self) -> bool:
+        return self.gradient is None
+
+    def named(self) -> Iterator[tuple[str, Any, Any]]:
+        """Path, array and gradient; of a frozen array, its path for a gradient."""
+        yield self.path, self.place.get(), self.path if self.gradient is None else self.gradient.get()
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -77,6 +90,8 @@ class Listed:
 
     path: str
     owner: Any
+    collects = True
+    frozen = False
 
     def arrays(self) -> tuple[list[Any], list[Any]]:
         """Its parameters and gradients, as many of each."""
@@ -109,13 +124,13 @@ class Scan:
     problems: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)  # which names and patterns meant something
     consumed: set[int] = field(default_factory=set)  # containers that have been looked into
-    parts: bool = True  # whether to go into objects below the first
 
     def look(self, network: Any) -> Scan:
         walk(network, self._enter)
         return self
 
     def _enter(self, path: str, value: Any) -> bool:
+        items = items_of(value)
         if isinstance(value, mt.Module):
             self.problems.append(
                 f"{path or 'the network'} is a minitorch_jax Module: list it in the optimizer's modules by itself"
@@ -124,16 +139,15 @@ class Scan:
             pass
         elif is_object(value) and has_lists(value):
             self.sources.append(Listed(path, value))
-        elif is_object(value):
-            self._scope(path, value, attributes_of(value))
-            return True
-        elif isinstance(value, dict):
-            self._scope(path, value, {key: item for key, item in value.items() if isinstance(key, str)})
-            return True
-        elif isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                if is_floating(item):
-                    self._without(join(path, str(i)), Place(value, (i,)), item)
+        elif isinstance(value, set | frozenset) and any(map(is_object, value)):
+            where = path or "the network"
+            self.problems.append(f"{where} is a set, which has no order: make it a list, or name it in `ignored`")
+        elif items or is_object(value):
+            named = {key: item for key, item in items.items() if isinstance(key, str)}
+            self._scope(path, value, named | attributes_of(value) if is_object(value) else named)
+            for key, item in items.items():
+                if not isinstance(key, str) and is_floating(item):
+                    self._without(join(path, str(key)), Place(value, (key,)), item)
             return True
         return False
 
@@ -143,7 +157,7 @@ class Scan:
         for name, value in items.items():
             where, place = join(path, name), Place(owner, (name,))
             if name in gradients:
-                if isinstance(value, list | tuple | dict):
+                if items_of(value):
                     self.consumed.add(id(value))
                 continue
             names = self._names(path, name, items)
@@ -151,11 +165,8 @@ class Scan:
                 self.consumed.add(id(value))
             elif is_floating(value) and not (names and not self._matches(self.frozen, where)):
                 self._without(where, place, value)
-            elif names and isinstance(value, float | np.floating) and not self._matches(self.frozen, where):
-                self.problems.append(
-                    f"{where} is a number beside {names[0]}, and cannot be updated in place: make it an array,"
-                    f" `np.array({value!r})`, or, if it is no parameter, name it in `frozen`"
-                )
+            elif value is None and self._matches(self.frozen, where):
+                self.sources.append(Pair(where, place, None))  # forward() may make it
             elif names and (is_floating(value) or _holds_arrays(value)):
                 if len(names) > 1:
                     listed = " and ".join(names)
@@ -164,6 +175,11 @@ class Scan:
                     )
                 self._pair(where, value, place, Place(owner, (names[0],)))
                 self.consumed.add(id(value))
+            elif names and _is_numeric(value) and not self._matches(self.frozen, where):
+                self.problems.append(
+                    f"{where} is {describe(value)} beside {names[0]}, and only floating NumPy arrays are updated in place:"
+                    " make it one, or, if it is no parameter, name it in `frozen`"
+                )
 
     def _names(self, path: str, name: str, items: dict[str, Any]) -> list[str]:
         """Under which of its names the gradient of `name` is there, or is said to be."""
@@ -177,13 +193,14 @@ class Scan:
         if is_floating(value):
             self.sources.append(Pair(path, place, gradient))
             return
-        items = value.items() if isinstance(value, dict) else enumerate(value)
         beside = gradient.get()
-        for key, item in items:
-            if is_floating(item) or isinstance(item, list | tuple | dict):
+        for key, item in items_of(value).items():
+            if is_floating(item) or items_of(item):
                 names = (key, *gradient_names(key)) if isinstance(key, str) and isinstance(beside, dict) else (key,)
                 name = next((n for n in names if isinstance(beside, dict) and n in beside), key)
                 where = join(path, str(key))
+                if self._matches(self.ignored, where):
+                    continue
                 if self._matches(self.frozen, where):
                     self._without(where, Place(place.owner, (*place.keys, key)), item)
                     continue
@@ -212,7 +229,7 @@ class Scan:
 
 def has_lists(value: Any) -> bool:
     """Whether an object gives its own lists."""
-    return all(callable(getattr(value, name, None)) for name in ("parameters", "grads"))
+    return all(callable(attribute(value, name)) for name in ("parameters", "grads"))
 
 
 def patterns(given: str | Iterable[str]) -> tuple[str, ...]:
@@ -220,8 +237,13 @@ def patterns(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _holds_arrays(value: Any) -> bool:
-    """Whether a list, tuple or dict has arrays in it, and nothing else."""
-    if not isinstance(value, list | tuple | dict):
-        return False
-    items = [item for item in (value.values() if isinstance(value, dict) else value) if item is not None]
+    """Whether a container has arrays in it, and nothing else."""
+    items = [item for item in items_of(value).values() if item is not None]
     return bool(items) and all(is_floating(item) or _holds_arrays(item) for item in items)
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether a value is a floating number, an array of whatever kind, or a container of such, and integers."""
+    if items := items_of(value).values():
+        return any(map(_is_numeric, items)) and all(isinstance(item, int) or _is_numeric(item) for item in items)
+    return isinstance(value, float) or hasattr(type(value), "__array__")

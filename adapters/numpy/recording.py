@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import numpy as np
 
 from .dispatch import unwrapped
 from .imitation import traced_world
-from .objects import is_floating, is_object, walk
+from .objects import attribute, is_floating, is_object, walk
 from .reference import constant, exactly
-from .subject import Settings, call, outputs_of
+from .report import kind_of
+from .subject import Settings, _incoming, call
 from .traced import Traced
 from .world import Copies, World, wide_world
 
@@ -32,20 +34,30 @@ class Call:
 
 
 class Chain:
-    """A list of layers as one network, which runs them one after another."""
+    """A list of layers as one network, which runs them one after another, and backwards."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        self.layers = layers
+        self.layers, self.methods = layers, [method_of(layer) for layer in layers]
 
     def forward(self, x: Any) -> Any:
-        for layer in self.layers:
-            x = call(layer, method_of(layer), (x,), {})
+        for layer, method in zip(self.layers, self.methods, strict=True):
+            x = call(layer, method, (x,), {})
         return x
+
+    def backward(self, dout: Any) -> Any:
+        """The gradient by the input; None from the first layer on that gives none."""
+        for layer in reversed(self.layers):
+            if dout is not None:
+                given = list(dout) if isinstance(dout, tuple | list) else [dout]
+                dout = layer.backward(*_incoming(layer, given))
+        return dout
 
 
 def method_of(layer: Any) -> str:
-    """How a layer is called."""
-    return "forward" if callable(getattr(layer, "forward", None)) else "__call__"
+    """How a layer is called: by `forward`, or by a `__call__` that runs it, and may keep what backward needs."""
+    code = getattr(type(layer).__call__, "__code__", None)
+    runs_forward = code is not None and "forward" in code.co_names
+    return "forward" if callable(attribute(layer, "forward")) and not runs_forward else "__call__"
 
 
 def layers_of(network: Any) -> dict[str, Any]:
@@ -53,10 +65,8 @@ def layers_of(network: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def enter(path: str, value: Any) -> bool:
-        if not is_object(value):
-            return isinstance(value, list | tuple | dict)
-        runs = callable(getattr(value, "forward", None)) or callable(value)
-        if callable(getattr(value, "backward", None)) and runs:
+        runs = is_object(value) and (callable(value) or callable(attribute(value, "forward")))
+        if runs and callable(attribute(value, "backward")):
             found[path] = value
         return True
 
@@ -78,12 +88,15 @@ def hook(world: World, layers: dict[str, Any], around: Callable[..., Any]) -> No
         paths[id(copied)] = path
         for name in ("forward", "__call__"):
             if hasattr(type(copied), name) and not hasattr(vars(type(copied)).get(name), "hooked"):
-                _hook_method(type(copied), name, paths, active, around)
+                method = _hooked(getattr(type(copied), name), name, paths, active, around)
+                type.__setattr__(type(copied), name, method)
+        own = getattr(copied, "__dict__", {}).get("forward")
+        if callable(own):  # the object's own, not its class's
+            method = _hooked(lambda self, *args, own=own, **kw: own(*args, **kw), "forward", paths, active, around)
+            vars(copied)["forward"] = MethodType(method, copied)
 
 
-def _hook_method(cls: type, name: str, paths: dict[int, str], active: set[int], around: Callable[..., Any]) -> None:
-    original = getattr(cls, name)
-
+def _hooked(original: Any, name: str, paths: dict[int, str], active: set[int], around: Callable[..., Any]) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if id(self) not in paths or id(self) in active:
             return original(self, *args, **kwargs)
@@ -94,7 +107,7 @@ def _hook_method(cls: type, name: str, paths: dict[int, str], active: set[int], 
             active.discard(id(self))
 
     method.hooked = True  # type: ignore[attr-defined]
-    type.__setattr__(cls, name, method)
+    return method
 
 
 def record(
@@ -111,14 +124,24 @@ def record(
         stack.append(path)
         output = run()
         stack.pop()
-        outputs = [np.array(each) for each in outputs_of(output)]
-        calls.append(Call(path, method, given, named, outputs, tuple(stack)))
+        calls.append(Call(path, method, given, named, _numbers(path, layers[path], output), tuple(stack)))
         return output
 
     hook(world, layers, around)
     args = [_copied(each) for each in inputs]
     output = call(world.of(network), method_of(network), args, {})
-    return calls, [np.array(each) for each in outputs_of(output)]
+    return calls, _numbers("", network, output)
+
+
+def _numbers(path: str, layer: Any, output: Any) -> list[Any]:
+    """Copies of the arrays of an output."""
+    found = list(output) if isinstance(output, tuple | list) else [output]
+    if any(each is None or isinstance(each, tuple | dict) for each in found):
+        raise TypeError(
+            f"{path or kind_of(layer)}: forward() gave {', '.join(map(kind_of, found))}, and the check takes an array, or a"
+            " tuple of arrays: what backward() needs is kept in attributes"
+        )
+    return [np.array(each) for each in found]
 
 
 def _copied(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .objects import is_floating
-from .pairs import Listed, Scan
+from .pairs import Scan
 from .world import Copies, World, wide_world
 
 Key = int | str  # of a gradient: the place of an argument, or the name of a parameter
@@ -74,7 +74,8 @@ class Subject:
         second = {name: param for name, param, _ in run.entries()}
         self.names = [name for name, param in second.items() if name in first and _same_place(param, first[name])]
         again = self.scan().look(run.layer).lonely
-        self.constants = [path for path, array in again.items() if lonely.get(path) is array]
+        params = {id(param) for param in second.values()}
+        self.constants = [path for path, a in again.items() if lonely.get(path) is a and id(a) not in params]
         if any(name not in before for name in self.names):  # made by the first call
             primed = self.run()
             primed.forward()
@@ -117,10 +118,8 @@ class Subject:
         """Name, array and gradient of each parameter of a copy."""
         found: list[tuple[str, Any, Any]] = []
         for source in self.scan().look(layer).sources:
-            if isinstance(source, Listed):
+            if not source.frozen:
                 found += source.named()
-            elif source.gradient is not None:
-                found.append((source.path, source.place.get(), source.gradient.get()))
         once = {id(array): (name, array, grad) for name, array, grad in reversed(found) if is_floating(array)}
         return list(reversed(once.values()))
 
@@ -173,6 +172,8 @@ class Run:
         places = self.subject.floating
         if len(found) == len(self.subject.args):
             return {i: each for i, each in enumerate(found) if each is not None and i in places}
+        if any(isinstance(arg, list | tuple | dict) for arg in self.subject.args):
+            return {}  # they may be of the arrays inside, which are not checked
         if len(found) > len(places):
             raise ValueError(
                 f"backward() gave {len(found)} gradients for {len(places)} floating arguments of forward()"
@@ -194,7 +195,7 @@ def _incoming(layer: Any, dout: list[Any]) -> list[Any]:
     if len(required) > max(len(dout), 1):
         raise TypeError(
             f"backward() takes {', '.join(required)}, and the check gives it the gradient of the output only: write it as"
-            " backward(dout), which leaves the update to an optimizer"
+            " backward(dout); let forward() keep what else it needs, and leave updates to an optimizer"
         )
     if len(dout) > 1 and len(positional) == 1:
         return [tuple(dout)]

@@ -11,21 +11,24 @@ import builtins
 import copy
 import functools
 import random
-from abc import ABC, ABCMeta
+from abc import ABCMeta
+from array import array as array_type
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any, Generic
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .objects import is_users, slots_of
+from .objects import attribute, is_users, slots_of
 
-_ROOTS = (object, list, dict, set, ABC, Generic)
+_BASES = (list, deque, OrderedDict, defaultdict, dict, set, SimpleNamespace)
+_MODULES = ("abc", "collections", "contextlib", "types", "typing")  # of Python's, whose classes are bases of the user's
 _NOT_COPIED = {"__dict__", "__weakref__", "__module__", "__qualname__", "__slots__", "__orig_bases__"}
 _NOT_COPIED |= {"__init_subclass__", "_abc_impl"}
 _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
+_WHOLE = (*_GENERATORS, bytearray, array_type)
 
 
 class World:
@@ -80,23 +83,15 @@ class World:
             case ModuleType() if is_users(value.__name__):
                 return self.give(value, _Module(value.__name__, self._globals(vars(value))))
         kind = type(value)
-        if isinstance(value, _GENERATORS):
+        if isinstance(value, _WHOLE):
             return self.give(value, copy.deepcopy(value))
-        if isinstance(getattr(value, "__self__", None), _GENERATORS):  # `rng.normal`
+        if isinstance(attribute(value, "__self__"), _GENERATORS):  # `rng.normal`
             return getattr(self.of(value.__self__), value.__name__)
-        if kind is list or kind is deque:
-            new = self.give(value, kind())
-            new.extend(map(self.of, value))
-            return new
-        if kind in (dict, OrderedDict, defaultdict):
-            new = self.give(value, defaultdict(self.of(value.default_factory)) if kind is defaultdict else kind())
-            new.update((self.of(key), self.of(item)) for key, item in value.items())
-            return new
-        if kind in (tuple, set, frozenset):
+        if kind in (tuple, frozenset):
             return self.give(value, kind(map(self.of, value)))
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
             return self.give(value, tuple.__new__(kind, map(self.of, value)))
-        if _is_plain(kind):
+        if kind in _BASES or kind.__module__ == "collections" or _is_plain(kind):
             return self._instance(value)
         return value  # a number, a string, or something of a library
 
@@ -108,14 +103,19 @@ class World:
 
     def _instance(self, value: Any) -> Any:
         cls = self.of(type(value))
-        base: Any = next(base for base in (list, dict, set, object) if issubclass(cls, base))
+        base: Any = next((base for base in _BASES if issubclass(cls, base)), object)
         new = self.give(value, base.__new__(cls))
-        if isinstance(value, list):
-            list.extend(new, map(self.of, list.__iter__(value)))
-        elif isinstance(value, dict):
-            dict.update(new, {self.of(key): self.of(item) for key, item in dict.items(value)})
-        elif isinstance(value, set):
+        if base is deque:
+            deque.__init__(new, (), value.maxlen)
+        if base is defaultdict:
+            new.default_factory = self.of(value.default_factory)
+        if base in (list, deque):
+            base.extend(new, map(self.of, base.__iter__(value)))
+        elif base is set:
             set.update(new, map(self.of, set.__iter__(value)))
+        elif issubclass(base, dict):
+            for key, item in base.items(value):
+                base.__setitem__(new, self.of(key), self.of(item))
         for name in slots_of(type(value)):
             if hasattr(value, name):
                 object.__setattr__(new, name, self.of(getattr(value, name)))
@@ -200,13 +200,12 @@ class _Module(ModuleType):
 
 
 def _is_plain(cls: type) -> bool:
-    """Whether a class is made of the user's code only, or of that on lists, dicts and sets."""
+    """Whether a class is made of the user's code only, or of that on Python's containers."""
     users = [base for base in cls.__mro__ if is_users(base.__module__)]
     return (
-        type(cls) in (type, ABCMeta)
+        type(cls) in (type, ABCMeta, type(Protocol))
         and cls in users
-        and all(base in _ROOTS or base in users for base in cls.__mro__)
-        and not is_users(type(cls).__module__)
+        and all(b in (*users, *_BASES, object) or b.__module__.partition(".")[0] in _MODULES for b in cls.__mro__)
     )
 
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from ..cell import Cell
+
+
+def same_memory(one: Any, other: Any) -> bool:
+    """Whether two arrays are one, or NumPy's with elements in common."""
+    arrays = isinstance(one, np.ndarray) and isinstance(other, np.ndarray)
+    return one is other or (arrays and np.shares_memory(one, other))
+
+
+def overlapping(arrays: Sequence[Any]) -> list[tuple[int, int]]:
+    """Which NumPy arrays share memory, two by two."""
+    found: list[tuple[int, int]] = []
+    reached: list[tuple[int, int]] = []  # those before that end behind the start of this one
+    for low, high, i in sorted((*byte_bounds(array), i) for i, array in enumerate(arrays)):
+        reached = [(end, j) for end, j in reached if end > low]
+        found += [(min(i, j), max(i, j)) for _, j in reached if np.shares_memory(arrays[i], arrays[j])]
+        reached.append((high, i))
+    return sorted(found)
+
+
+def is_zero(grad: Any) -> bool:
+    """Whether a gradient is None or the number 0, which stand for zeros."""
+    return grad is None or (np.isscalar(grad) and grad == 0)
 
 
 class Foreign:
@@ -46,6 +70,20 @@ class Foreign:
                 )
         return list(found)
 
+    def own_arrays(self) -> list[Any]:
+        """The parameters, found to be the module's own: what `parameters()` gives again."""
+        found = self.arrays()
+        for i, (array, again) in enumerate(zip(found, self.module.parameters(), strict=True)):
+            where = f"{self.label}.parameters()[{i}]"
+            if array.size and not same_memory(array, again):
+                raise ValueError(
+                    f"{where} is a copy, which an update would change to no effect: let parameters() give the module's"
+                    " array itself, or a view of it"
+                )
+            if not array.dtype.isnative or array.dtype.itemsize > 8:
+                raise TypeError(f"{where} is {array.dtype.str}, which JAX lacks: convert it with `astype(np.float32)`")
+        return found
+
     def gradients(self, arrays: list[Any]) -> list[Any]:
         """The gradients, aligned with the parameters' `arrays`; zeros where the module has None."""
         grads = list(self.module.grads())
@@ -54,7 +92,7 @@ class Foreign:
                 f"{self.label} gives {len(arrays)} parameters and {len(grads)} gradients: they must be aligned"
             )
         for i, (array, grad) in enumerate(zip(arrays, grads, strict=True)):
-            if grad is None:
+            if is_zero(grad):
                 grads[i] = np.zeros_like(array)
             elif np.shape(grad) != array.shape:
                 raise ValueError(

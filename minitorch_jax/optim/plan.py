@@ -23,7 +23,7 @@ from ..parameter import is_narrow, wide_dtype
 from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
 from ..stateful import join, walk_of
 from ..tracing import unaliased
-from .foreign import Foreign
+from .foreign import Foreign, overlapping
 from .hyper import Layout
 from .units import Unit, make_units, over_packs, single
 
@@ -132,7 +132,7 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign], dict[Cell, in
     foreign: list[Foreign] = []
     groups: dict[Cell, int] = {}
     group_of = [group for group, modules in enumerate(opt._lists) for _ in modules]
-    arrays: dict[int, str] = {}
+    arrays: dict[int, tuple[str, Any]] = {}
     _no_overlap(opt)
     for i, module in enumerate(opt.modules):
         if isinstance(module, Module):
@@ -157,12 +157,15 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign], dict[Cell, in
             continue
         known = next((f for f in opt._foreign if f.module is module), None) or Foreign(module, str(i))
         known.label = str(i)
-        for j, array in enumerate(known.arrays()):
-            path = arrays.setdefault(id(array), f"{i}.{j}")
+        for j, array in enumerate(known.own_arrays()):
+            path = arrays.setdefault(id(array), (f"{i}.{j}", array))[0]
             if path != f"{i}.{j}":
                 raise _twice(opt, path, f"{i}.{j}")
         foreign.append(known)
         groups.update(dict.fromkeys(known.cells, group_of[i]))
+    held = [(path, array) for path, array in arrays.values() if isinstance(array, np.ndarray)]
+    for first, second in overlapping([array for _, array in held]):
+        raise _twice(opt, held[first][0], held[second][0], ", in arrays that share memory")
     vars(opt)["_foreign"] = foreign
     return native, foreign, groups
 
