@@ -108,9 +108,14 @@ def walk(root: Any, enter: Callable[[str, Any], bool]) -> None:
 
 def held_by(root: Any) -> set[int]:
     """The identities of an object and all that it holds."""
-    found: dict[int, str] = {}
-    walk(root, lambda path, value: found.setdefault(id(value), path) == path)
-    return set(found)
+    found: set[int] = set()
+
+    def enter(_: str, value: Any) -> bool:
+        found.add(id(value))
+        return True
+
+    walk(root, enter)
+    return found
 
 
 def is_floating(value: Any) -> bool:
