@@ -1,22 +1,28 @@
 """Finding the modules and optimizers that a function reaches by closure, by name, and noticing when a name is rebound.
 
 `loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
-globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest.
+globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest. Arrays and
+numbers that it reads as globals or closure variables are found, too: they are constants of what is compiled.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
+import jax
+import numpy as np
+
 from .containers import holds_state
 
 _LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "flax", "equinox", "functools", "builtins")
 _FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
+_CONSTANTS: Any = bool | int | float | complex | str | bytes | None | np.generic | np.ndarray | jax.Array
 _get_contents = attrgetter("cell_contents")
 
 _Where = tuple[Callable[..., Any], tuple[Any, ...]]  # how to look there: a function and its arguments
@@ -26,8 +32,24 @@ Place = tuple[Callable[..., Any], tuple[Any, ...], Any]  # the same, and what wa
 def search(fn: Any) -> list[Place]:
     """Where `fn` finds modules and optimizers (and functions that lead to them); a `Watch` looks there again."""
     found: list[Place] = []
-    _function(fn, found, set(), 0)
+    _function(fn, found, {id(fn): True}, 0)
     return found
+
+
+def constants(places: list[Place]) -> dict[tuple[int, str], Any]:
+    """The arrays, numbers and the like among what was found, by where they are: a table or a variable, and the name."""
+    return {
+        (id(getattr(look, "__self__", where[0])), where[-1]): was
+        for look, where, was in places
+        if isinstance(was, _CONSTANTS) and look is not _has_length
+    }
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether a constant is the one that it was; of arrays only the very same is."""
+    if one is other:
+        return True
+    return type(one) is type(other) and not isinstance(one, np.ndarray | jax.Array) and bool(one == other)
 
 
 class Watch:
@@ -46,7 +68,7 @@ class Watch:
             elif look is _contents:
                 self._variables.append(where[0])
                 self._contents.append(was)
-            else:
+            elif look is not _same:
                 self._others.append((look, where, was))
         # all names of a dict in one call; the first one once more, so that `itemgetter` always gives a tuple
         self._tables = [
@@ -70,10 +92,7 @@ class Watch:
         return False
 
 
-def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
-    if id(fn) in seen or depth > _DEPTH:
-        return
-    seen.add(id(fn))
+def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
     if isinstance(fn, functools.partial):
         for value in (fn.func, *fn.args, *fn.keywords.values()):
             _value(value, (_same, (value,)), found, seen, depth)
@@ -83,8 +102,10 @@ def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
         fn = fn.__func__
     if not hasattr(fn, "__code__"):
         if not hasattr(fn, "__wrapped__"):  # an object with a __call__ of its own
-            seen.discard(id(fn))
-            _value(fn, (_same, (fn,)), found, seen, depth)
+            if holds_state(fn):
+                found.append((_same, (fn,), fn))
+            else:
+                _inside(fn, found, seen, depth)
             fn = type(fn).__call__
         else:  # jax.jit and others wrap functions in objects
             fn = fn.__wrapped__
@@ -94,9 +115,12 @@ def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
         library in _LIBRARIES and not code.co_filename.startswith("<")
     ):  # (typed in, or by `exec`: not one)
         return
-    for variable in fn.__closure__ or ():
+    read = _read(code) if "-packages" not in code.co_filename else ()  # of a library nobody changes constants
+    for name, variable in zip(code.co_freevars, fn.__closure__ or (), strict=False):
         value = _contents(variable)
-        _value(value, (_contents, (variable,)), found, seen, depth)
+        if isinstance(value, _CONSTANTS) and name in read:
+            found.append((_contents, (variable, name), value))
+        _value(value, (_contents, (variable, name)), found, seen, depth)
     for value in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
         _value(value, (_same, (value,)), found, seen, depth)
     names = frozenset(_names(code))
@@ -106,30 +130,41 @@ def _function(fn: Any, found: list[Place], seen: set[int], depth: int) -> None:
             if value.__name__.partition(".")[0] not in _LIBRARIES:
                 for inner in names & vars(value).keys():
                     _value(vars(value)[inner], (vars(value).get, (inner,)), found, seen, depth)
+        elif isinstance(value, _CONSTANTS) and name in read:
+            found.append((fn.__globals__.get, (name,), value))
         else:
             _value(value, (fn.__globals__.get, (name,)), found, seen, depth)
 
 
-def _value(value: Any, where: _Where, found: list[Place], seen: set[int], depth: int) -> None:
-    if holds_state(value):
-        found.append((*where, value))
-    elif isinstance(value, _FUNCTIONS) or hasattr(value, "__wrapped__"):
+def _value(value: Any, where: _Where, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+    """Add to `found` what a value is or leads to, and, if that is anything, the place of the value.
+
+    `seen` says of values whether they lead to something; those that are being looked through do.
+    """
+    leads = seen.get(id(value), holds_state(value))
+    if not leads and id(value) not in seen and depth < _DEPTH:
+        seen[id(value)] = True
         before = len(found)
-        _function(value, found, seen, depth + 1)
-        if len(found) > before:  # the name of this function leads to a module: watch it too
-            found.append((*where, value))
-    elif depth < _DEPTH and id(value) not in seen:
-        seen.add(id(value))
-        if isinstance(value, list | tuple):
-            for i, item in enumerate(value[:100]):
-                _value(item, (_item, (value, i)), found, seen, depth + 1)
-        elif isinstance(value, dict):
-            for key in list(value)[:100]:
-                _value(value[key], (value.get, (key,)), found, seen, depth + 1)
-        elif _is_users(value):
-            for holder, name in _attributes(value):
-                inner = getattr(holder, name, None)
-                _value(inner, (getattr, (holder, name, None)), found, seen, depth + 1)
+        look = _function if isinstance(value, _FUNCTIONS) or hasattr(value, "__wrapped__") else _inside
+        look(value, found, seen, depth + 1)
+        leads = seen[id(value)] = len(found) > before
+        if leads and isinstance(value, list | dict):
+            found.append((_has_length, (value, len(value)), True))
+    if leads:
+        found.append((*where, value))
+
+
+def _inside(value: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+    """Look through what a container, or a user's object, holds."""
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value[:100]):
+            _value(item, (_item, (value, i)), found, seen, depth)
+    elif isinstance(value, dict):
+        for key in list(value)[:100]:
+            _value(value[key], (value.get, (key,)), found, seen, depth)
+    elif _is_users(value):
+        for holder, name in _attributes(value):
+            _value(getattr(holder, name, None), (getattr, (holder, name, None)), found, seen, depth)
 
 
 def _is_users(value: Any) -> bool:
@@ -158,11 +193,27 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _contents(variable: Any) -> Any:
+@functools.lru_cache(maxsize=1024)
+def _read(code: types.CodeType) -> frozenset[str]:
+    """The globals and closure variables that code reads, without those that it binds itself, to count its runs, say."""
+    used: dict[str, set[str]] = {"LOAD": set(), "STORE": set()}
+    for instruction in dis.get_instructions(code):
+        what, _, kind = instruction.opname.partition("_")
+        if what in used and kind in ("GLOBAL", "NAME", "DEREF", "CLASSDEREF"):
+            used[what].add(instruction.argval)
+    inner = [_read(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(used["LOAD"].union(*inner) - used["STORE"])
+
+
+def _contents(variable: Any, name: str = "") -> Any:
     try:
         return variable.cell_contents
     except ValueError:  # not yet bound
         return None
+
+
+def _has_length(container: Any, length: int) -> bool:
+    return len(container) == length
 
 
 def _item(items: Any, index: int) -> Any:

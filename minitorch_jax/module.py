@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from reprlib import recursive_repr
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -83,6 +84,8 @@ class Module(Stateful):
         cell = self._cells.get(name)
         if cell is not None:
             return cells.read(cell, self)
+        if _is_property(type(self), name):
+            return getattr(type(self), name).fget(self)  # again, for the error that it raises
         known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_"))]
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
@@ -114,7 +117,7 @@ class Module(Stateful):
         if old is value and not isinstance(value, list | dict):
             return
         new = convert(value, label)
-        if type(old) is type(new) and not isinstance(new, Stateful | TrackedList | TrackedDict) and old == new:
+        if not isinstance(new, Stateful | TrackedList | TrackedDict) and _typed(old) == _typed(new):
             return
         if name in self._cells or _has_structure(new) or _has_structure(old):
             self._restructure(label)
@@ -483,6 +486,7 @@ class Module(Stateful):
         shown = [f"{name}={describe(declared(cell))}" for name, cell in self._cells.items()]
         return ", ".join(shown)
 
+    @recursive_repr("...")
     def __repr__(self) -> str:
         name = type(self).__name__
         children = list(self.named_children())
@@ -522,6 +526,11 @@ def _has_structure(value: Any) -> bool:
     if type(value) is tuple:
         return any(map(_has_structure, value))
     return isinstance(value, Stateful | TrackedList | TrackedDict)
+
+
+def _typed(value: Any) -> Any:
+    """What is equal for static values that are equal and of equal types: (1, 2) is not (1.0, 2.0)."""
+    return type(value), tuple(map(_typed, value)) if type(value) is tuple else value
 
 
 def _is_property(cls: type, name: str) -> bool:

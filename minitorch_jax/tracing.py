@@ -37,13 +37,12 @@ class Purpose:
         check: Callable[[Any, list[Any]], Any],  # (result, objects) -> what the traced function returns
         gradients: bool = False,  # whether gradients are lifted like other cells; a loss function may not touch them
         keep_grads: bool = True,  # whether those that an optimizer's step has used up are given out
-        statics: bool = True,  # whether static attributes may be other ones at the end
     ) -> None:
-        self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
+        self.check, self.gradients, self.keep_grads = check, gradients, keep_grads
 
     def keeping_grads(self) -> Purpose:
         """The same with every gradient given out."""
-        return Purpose(self.check, self.gradients, True, self.statics)
+        return Purpose(self.check, self.gradients, True)
 
 
 class Traced:
@@ -65,8 +64,7 @@ class Traced:
                         if cell.kind == "gradient":
                             cell.value = start[i] = Unread(values[i], frame)
                 out = args.run(data)
-                if not purpose.statics:
-                    _check_statics(frame)
+                _check_statics(frame)
                 return purpose.check(out, args.objects)
 
             out, new, frame = cells.substituted(lifted, values, run, purpose.gradients)

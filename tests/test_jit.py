@@ -32,6 +32,8 @@ from training import (
 )
 
 import minitorch_jax as mt
+from minitorch_jax import optim
+from minitorch_jax.recompiles import RecompileWarning
 
 # -- every way in which a function may come to its model and its optimizer ---------------------------------------------
 
@@ -206,6 +208,156 @@ def test_names_that_are_rebound_are_followed() -> None:
         model, items[0], holder.model = Scale(value), Scale(value), Scale(value)
         assert [float(fn(2.0)) for fn in fns] == [2 * value] * 3
     assert [fn.num_compiles for fn in fns] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("run", [mt.jit, lambda fn: lambda x: mt.backward(fn, x)], ids=["jit", "backward"])
+def test_what_leads_to_a_model_is_followed(run: Any) -> None:
+    """Holders and containers that are replaced, at any depth, and containers that grow and shrink."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.model, self.calls = Scale(next(values)), 0
+
+    values = iter(np.arange(1.0, 100.0))
+    trainer, outer, pair = Trainer(), types.SimpleNamespace(inner=Trainer()), (Scale(next(values)), 1)
+    items, named = [Scale(next(values))], {"a": Scale(next(values)), "step": 0}
+    alias = trainer
+
+    def uses() -> list[Any]:
+        return [
+            lambda x: trainer.model(x),
+            lambda x: alias.model(x) + trainer.model(x),
+            lambda x: outer.inner.model(x),
+            lambda x: pair[0](x),
+            lambda x: sum(model(x) for model in items),
+            lambda x: sum(model(x) for key, model in named.items() if key != "step"),
+        ]
+
+    plain, compiled = uses(), [run(fn) for fn in uses()]
+
+    def check() -> None:
+        for fn, want in zip(compiled, plain, strict=True):
+            assert float(fn(2.0)) == float(want(2.0))
+
+    check()
+    trainer, outer, pair = Trainer(), types.SimpleNamespace(inner=Trainer()), (Scale(next(values)), 1)
+    items, named = [Scale(next(values))], {"a": Scale(next(values)), "step": 0}
+    check()
+    alias, outer.inner = Trainer(), Trainer()
+    items.append(Scale(next(values)))
+    named["b"] = Scale(next(values))
+    check()
+    outer.inner.model = Scale(next(values))
+    del items[0], named["a"]
+    check()
+
+
+def test_constants_that_are_read_by_name_are_those_of_the_call() -> None:
+    model, factor, offset = Scale(2.0), 3.0, jnp.asarray(1.0)
+
+    def helper(x: Any) -> Any:
+        return factor * x
+
+    def fn(x: Any) -> Any:
+        return helper(model(x)) + offset
+
+    compiled, counts = mt.jit(fn), []
+    for both in [(3.0, offset), (5.0, offset), (float("5"), offset), (5, jnp.asarray(2.0))]:
+        factor, offset = both
+        assert float(compiled(1.0)) == float(mt.backward(fn, 1.0)) == float(fn(1.0))
+        counts.append(compiled.num_compiles)
+    assert counts == [1, 2, 2, 3]
+    with pytest.warns(RecompileWarning, match="fn compiled again: 'factor', which it reads by name, is another value"):
+        for number in range(10, 20):
+            factor = number
+            assert float(compiled(1.0)) == float(fn(1.0))
+
+
+def test_a_name_that_the_function_binds_itself_compiles_once() -> None:
+    """Counting how often Python runs, as people do."""
+    model, runs, seen = Scale(2.0), 0, []
+
+    @mt.jit
+    def fn(x: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        seen.append(runs)
+        return model(x)
+
+    for x in range(4):
+        fn(float(x))
+    assert runs == len(seen) == fn.num_compiles == 1
+
+
+@pytest.mark.parametrize("form", ["jit", "scan", "scaler"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda opt, a, b: setattr(opt, "modules", [b]),
+        lambda opt, a, b: setattr(opt.groups[0], "modules", [b]),
+        lambda opt, a, b: opt.modules.append(b),
+        lambda opt, a, b: (opt.modules.append(b), opt.modules.remove(a)),
+        lambda opt, a, b: (opt.modules.remove(a), opt.modules.append(b)),
+        lambda opt, a, b: opt.modules.__setitem__(0, b),
+    ],
+)
+@pytest.mark.parametrize("rule", [optim.SGD, optim.Adam])
+def test_other_modules_in_an_optimizer_are_trained_from_the_next_step_on(form: str, change: Any, rule: Any) -> None:
+    def trained(form: str) -> list[float]:
+        a, b, scaler = Scale(1.0), Scale(2.0), mt.LossScaler(init_scale=1.0)
+        opt = rule([a], lr=0.1)
+
+        def loss() -> Any:
+            return (a(1.0) * b(1.0)) ** 2
+
+        def step() -> None:
+            a.zero_grad()
+            b.zero_grad()
+            mt.backward(loss)
+            opt.step()
+
+        def scaled_step() -> None:
+            a.zero_grad()
+            b.zero_grad()
+            scaler.backward(loss)
+            scaler.step(opt)
+
+        compiled = mt.jit(step)
+        forms = {"eager": step, "jit": compiled, "scan": lambda: mt.scan(step, length=1), "scaler": scaled_step}
+        run = forms[form]
+        for _ in range(3):
+            run()
+        change(opt, a, b)
+        for _ in range(3):
+            run()
+        return [float(a.weight), float(b.weight), opt.num_steps]
+
+    assert_allclose(trained(form), trained("eager"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda m: optim.SGD([m], lr=0.1), lambda m: optim.RMSprop([m], lr=0.1)])
+def test_momentum_switched_on_later_counts_from_the_next_step_on(make: Any) -> None:
+    def trained(form: str) -> list[float]:
+        model, scaler, found = Scale(1.0), mt.LossScaler(init_scale=1.0), []
+        opt = make(model)
+
+        def step() -> None:
+            opt.zero_grad()
+            scaler.backward(model, 1.0) if form == "scaler" else mt.backward(model, 1.0)
+            scaler.step(opt) if form == "scaler" else opt.step()
+
+        run = mt.jit(step) if form == "jit" else step
+        for i in range(6):
+            if i == 3:
+                opt.momentum = 0.9
+            run()
+            found.append(float(model.weight))
+        return found
+
+    want = trained("eager")
+    assert want[2] - want[3] < want[3] - want[4]
+    for form in ("jit", "scaler"):
+        assert_allclose(trained(form), want, rtol=1e-6)
 
 
 def test_names_that_are_bound_after_the_function_is_made() -> None:

@@ -72,6 +72,43 @@ def test_a_static_attribute_changed_inside_is_refused(by_closure: bool) -> None:
     assert_alive(model, opt)
 
 
+class Initialised(mt.Module):
+    """Scaled by its first batch, and so by a flag."""
+
+    def __init__(self) -> None:
+        self.scale = mt.Buffer(1.0)
+        self.weight = mt.Parameter(1.0)
+        self.ready = False
+
+    def forward(self, x: Any) -> Any:
+        if not self.ready:
+            self.scale, self.ready = x, True
+        return self.scale * self.weight * x
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model: mt.backward(model, 2.0),
+        lambda model: mt.value_and_grad(model)(2.0),
+        lambda model: mt.LossScaler().backward(model, 2.0),
+        lambda model: mt.jit(lambda: mt.backward(model, 2.0))(),
+        lambda model: mt.jit(lambda: mt.value_and_grad(model)(2.0)[0])(),
+        lambda model: mt.scan(lambda: mt.backward(model, 2.0), length=2),
+    ],
+)
+def test_a_static_attribute_changed_in_a_loss_is_refused(run: Any) -> None:
+    """Later calls run the compiled program, in which nothing would be set."""
+    model = Initialised()
+    for _ in range(2):
+        with pytest.raises(mt.TraceError, match=r"Initialised\.ready was changed \(to True\) inside compiled code"):
+            run(model)
+        assert not model.ready and model.scale == 1.0
+    model(3.0)
+    assert model.ready and model.scale == 3.0
+    run(model)
+
+
 def test_other_structure_changed_inside_is_refused() -> None:
     class Counting(mt.Module):
         def __init__(self) -> None:

@@ -1497,3 +1497,30 @@ def test_an_integer_that_jax_would_cut_is_refused():
     state["num_batches_tracked"] = np.array(5)
     layer.load_state_dict(state)
     assert int(layer.num_batches_tracked) == 5
+
+
+def test_equal_static_values_of_other_types_are_others():
+    module = mt.Module()
+    module.shape = (1, (2, 3))
+    for value in ((1.0, (2, 3)), (True, (2, 3)), (1, (2, 3.0))):
+        module.shape = value
+        assert repr(module.shape) == repr(value)
+    before = module.shape
+    module.shape = (1, (2, 3.0))
+    assert module.shape is before
+
+
+def test_an_error_in_a_property_is_its_own():
+    class Broken(mt.Module):
+        @property
+        def size(self):
+            return self.nothing
+
+    with pytest.raises(AttributeError, match="Broken has no attribute `nothing`"):
+        Broken().size
+
+
+def test_the_repr_of_a_module_that_holds_itself():
+    one, two = mt.Module(), mt.Module()
+    one.other, two.other = two, one
+    assert repr(one) == "Module(\n  (other): Module(\n    (other): ...\n  )\n)"

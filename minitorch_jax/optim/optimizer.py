@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
+from weakref import ref
 
 import jax
 import jax.numpy as jnp
@@ -335,11 +336,17 @@ class Optimizer(Stateful):
         plan: Plan | None = self._plan
         for look in plan.watched if plan is not None else ():
             look()
-        if plan is None or plan.version is not structure.version or plan.ids != ids_of(self._lists):
+        self._look()
+        if plan is None or plan.version is not structure.version:
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
         return plan
+
+    def _look(self) -> None:
+        """Notice that a list of modules was changed in place."""
+        if self._plan is not None and self._plan.ids != ids_of(self._lists):
+            cells.structure_changed()
 
     # -- modules and groups -------------------------------------------------------------------------------------------
 
@@ -395,6 +402,8 @@ class Optimizer(Stateful):
             except BaseException:
                 vars(self).update(_lists=lists, _foreign=foreign, _plan=None)
                 raise
+            finally:
+                cells.structure_changed()
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------
 
@@ -474,6 +483,7 @@ class Optimizer(Stateful):
             self._validate_or(partial(hyper.set, name, before, self, group), name, group, own)
             if isinstance(before, int | float) and not before:
                 vars(self).update(_grows=True, _plan=None)  # from zero: the rule may need a state now
+                cells.structure_changed()
         elif name in hyper.flags:
             cells.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
             known, own = hyper.flags_of(group)[name], dict(hyper._own(group))
@@ -585,6 +595,7 @@ class Optimizer(Stateful):
                 f"{type(self).__name__} holds modules of NumPy arrays, which are updated in place and cannot be traced:"
                 " such an optimizer is no pytree. Convert them with `minitorch_jax.adapters.numpy`."
             )
+        walker.watch(partial(_look, ref(self)))  # the walk must not hold the optimizer
         modules = tuple([walker.visit(m, join(path, f"modules.{i}")) for i, m in enumerate(self.modules)])
         grads = tuple(
             [
@@ -652,6 +663,12 @@ class Optimizer(Stateful):
             _shared={name: made[number] for name, number in shared},
         )
         return self
+
+
+def _look(reference: ref[Optimizer]) -> None:
+    found = reference()
+    if found is not None:
+        found._look()
 
 
 def _frames_to_the_user() -> int:
