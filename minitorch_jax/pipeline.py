@@ -57,6 +57,22 @@ def placement(cells: Sequence[Cell]) -> Placement:
     return tuple(found) if any(sharding is not None for sharding in found) else ()
 
 
+def follow(param: Cell, others: Sequence[Cell]) -> None:
+    """Bring arrays that were left behind on other devices, when `Module.to` moved a parameter, to where that is now."""
+    here = param.value
+    if not isinstance(here, jax.Array) or isinstance(here, jax.core.Tracer) or not here.committed:
+        return
+    whole = here.sharding
+    if isinstance(whole, jax.sharding.NamedSharding):
+        whole = jax.sharding.NamedSharding(whole.mesh, jax.sharding.PartitionSpec())
+    for cell in others:
+        array = cell.value
+        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and array.committed:
+            if array.sharding.device_set != here.sharding.device_set:
+                target = here.sharding if array.shape == here.shape else whole
+                store_all([cell], [jax.device_put(array, target, may_alias=False)])
+
+
 def join_mesh(cells: Sequence[Cell]) -> None:
     """Bind arrays that are bound to no device, but lie beside some on a mesh, to all of it: after a call XLA would have."""
     arrays = [

@@ -114,3 +114,38 @@ def test_an_ensemble_takes_its_own_state(tmp_path, members):
     state["hyperparameters"]["lr"] = np.full(members, -1.0)
     with pytest.raises(ValueError, match="lr must be a finite number"):
         one.load_state_dict(state)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_state_follows_its_parameter_to_other_devices(compiled, packed):
+    """The model is moved between steps; what the optimizer keeps was on the devices before."""
+    here, there = jax.devices()
+    mesh = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array([here, there]), "x"), jax.sharding.PartitionSpec("x"))
+
+    def trained(places):
+        model = nn.Linear(2, 4, key=jax.random.key(0))
+        opt = optim.Adam([model], lr=0.1, track_grad_norm=True)
+        if packed:
+            mt.pack(model)
+
+        def loss():
+            return (model(jnp.ones((1, 2))) ** 2).mean()
+
+        def step():
+            opt.zero_grad()
+            mt.backward(loss)
+            opt.step()
+
+        step = mt.jit(step) if compiled else step
+        for place in places:
+            if place is not None:
+                model.to(place)
+            step()
+            step()
+        return model, opt
+
+    model, opt = trained([there, mesh, there, here])
+    still, _ = trained([None] * 4)
+    np.testing.assert_allclose(model.weight, still.weight, rtol=1e-6)
+    assert opt.state_dict()["state"]["0.weight"]["exp_avg"].devices() == {here}

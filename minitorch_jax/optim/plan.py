@@ -20,7 +20,7 @@ from ..live import LiveList
 from ..module import Module
 from ..pack import stored_cells
 from ..parameter import is_narrow, wide_dtype
-from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
+from ..pipeline import Compiled, Pipeline, Placement, follow, join_mesh, placed, placement
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign, overlapping
@@ -119,6 +119,10 @@ def make_plan(opt: Any) -> Plan:
     if cells.is_eager():
         states = [*opt._shared.values(), *(cell for _, state in opt._state.values() for cell in state)]
         seen = [] if opt._seen is None else [opt._seen]
+        for param, (_, state) in opt._state.items():
+            follow(param, state)
+        for param in list(native)[:1]:
+            follow(param, [*opt._shared.values(), opt._steps, *seen])
         join_mesh(stored_cells([*native, *states, opt._steps, *seen]))
     plan = Plan(opt, native, foreign, groups, version)
     if cells.is_eager() and any(cell.pack is not None for cell in plan.params):
