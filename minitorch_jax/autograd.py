@@ -157,7 +157,6 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
 
     Raises:
         TypeError: if the loss is not a scalar floating array.
-        TraceError: if a static attribute of a module (such as `training`) ends up changed.
         ValueError: if no trainable parameter is used.
 
     Example:

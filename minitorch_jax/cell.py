@@ -470,6 +470,8 @@ def substituted(
         new = list(map(get_value, cells))
         if frame.parent is not None:
             frame.parent.own.update(frame.own)  # what was made in this run is no stranger to the one around it
+            frame.parent.undo += frame.undo
+            frame.parent.statics += frame.statics
         failed = False
     finally:
         try:

@@ -85,7 +85,7 @@ class Jitted:
         )
         target = _arranged(self._fn) if self._arranges else self._fn
         count = _count_donated if options.donate_nums or options.donate_names else None
-        purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads)
+        purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads, statics=False)
         self._target, self._function = target, Function(target, _WholeProgram, purpose, count)
         self._function.name = self._function.compilations.name = getattr(fn, "__name__", type(fn).__name__)
         self._changes_args = self._arranges or bool(self._before or self._kwargs)
@@ -345,7 +345,7 @@ _scans: dict[Any, Functions] = {}
 
 
 def _make_scan(keep_grads: bool, fn: Any) -> Function:
-    purpose = Purpose(wrap_output, gradients=True, keep_grads=keep_grads)
+    purpose = Purpose(wrap_output, gradients=True, keep_grads=keep_grads, statics=False)
     function = Function(fn, _WholeProgram, purpose)
     function.name = function.compilations.name = f"scan of {function.name}"
     return function
@@ -359,7 +359,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
     call.objects += {id(was): was for _, _, was in closures.search(fn) if holds_state(was)}.values()
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
-    purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads)
+    purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)
     traced, lifted = trace_with_all(call, purpose, data=slices)
     touch_all(call.objects)
     values = [held(cell) for cell in lifted]

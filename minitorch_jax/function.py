@@ -189,6 +189,8 @@ class Function:
             binding.dissolve()
         finally:
             now.traced = now.call = None
+            if program.changes_statics:
+                self._forget(program)
         if results is None:
             return self._run_slowly(fn, args, kwargs)
         binding.mark_reached()
@@ -211,7 +213,16 @@ class Function:
             return self.lower(fn, args, kwargs)
         finally:
             now.traced = now.call = None
+            if binding.program.changes_statics:
+                self._forget(binding.program)
             interrupts.release()
+
+    def _forget(self, program: Program) -> None:
+        """Have no later call run a program in which Python would not do what it did when that was traced."""
+        with self.lock:
+            self.programs = {key: known for key, known in self.programs.items() if known is not program}
+            self.token = object()
+            self.latest.shortcut = None
 
     def _not_ours(self, donated: Sequence[Any], binding: Binding) -> list[Any]:
         """Data that may be used up; copies of what our cells hold themselves."""

@@ -37,12 +37,13 @@ class Purpose:
         check: Callable[[Any, list[Any]], Any],  # (result, objects) -> what the traced function returns
         gradients: bool = False,  # whether gradients are lifted like other cells; a loss function may not touch them
         keep_grads: bool = True,  # whether those that an optimizer's step has used up are given out
+        statics: bool = True,  # whether static attributes may be other ones at the end
     ) -> None:
-        self.check, self.gradients, self.keep_grads = check, gradients, keep_grads
+        self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
 
     def keeping_grads(self) -> Purpose:
         """The same with every gradient given out."""
-        return Purpose(self.check, self.gradients, True)
+        return Purpose(self.check, self.gradients, True, self.statics)
 
 
 class Traced:
@@ -54,6 +55,7 @@ class Traced:
         self.written: list[int] = []
         self.dropped: list[int] = []  # gradients that end up CONSUMED
         self.wraps = False  # whether the result holds more than arrays
+        self.changes_statics = False  # then what was compiled is right for this one call only
 
         def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
             start = list(values)
@@ -64,7 +66,7 @@ class Traced:
                         if cell.kind == "gradient":
                             cell.value = start[i] = Unread(values[i], frame)
                 out = args.run(data)
-                _check_statics(frame)
+                self.changes_statics = _changes_statics(frame, purpose.statics)
                 return purpose.check(out, args.objects)
 
             out, new, frame = cells.substituted(lifted, values, run, purpose.gradients)
@@ -109,20 +111,23 @@ def _is_used_up(frame: Frame, cell: Cell, value: Any) -> bool:
     return cell.kind == "gradient" and value is not None and frame.consumed.get(cell) is value
 
 
-def _check_statics(frame: Frame) -> None:
-    """Raise if a static attribute of a module that was there before ends with another value than it had."""
+def _changes_statics(frame: Frame, may: bool) -> bool:
+    """Whether a static attribute of a module that was there before ends with another value than it had; if it `may`."""
     seen: set[tuple[int, str]] = set()
     for module, name, before in frame.statics:
         if id(module) in frame.own or (id(module), name) in seen:
             continue
         seen.add((id(module), name))
         if name not in vars(module) or vars(module)[name] != before:
+            if may:
+                return True
             change = "" if name not in vars(module) else f" (to {vars(module)[name]!r})"
             raise cells.TraceError(
                 f"{type(module).__name__}.{name} was changed{change} inside compiled code: that would happen at the first"
                 f" call only, since later ones run the compiled program. Change it outside (`model.eval()` before the"
                 " call), change it back in the function, or, if it counts something, declare it as a Buffer."
             )
+    return False
 
 
 def _owners(frame: Frame) -> list[Any]:
