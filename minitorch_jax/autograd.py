@@ -145,10 +145,9 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     Args:
         loss_fn: a function of `args` and `kwargs` giving a scalar floating loss; also a module, or a module's method.
         *args: arrays and numbers are traced (a new value does not compile again, a new shape or dtype does); modules
-            are lifted; strings, booleans, functions and other hashable values are static. What `loss_fn` reads as
-            globals or closure variables is constant: it compiles again where such a name is bound to another value.
-            (Attributes of objects that are no modules, items of containers, and globals that a module's `forward` reads
-            are not watched: they stay as they were in the first call.)
+            are lifted; strings, booleans, functions and other hashable values are static. Whatever else `loss_fn`
+            reads (arrays and numbers that are globals, closure variables, attributes of objects that are no modules) is
+            a constant of the program and stays what it was when that was compiled: give what changes as an argument.
         has_aux: whether `loss_fn` returns `(loss, aux)`.
         **kwargs: as `args`.
 

@@ -1,28 +1,22 @@
 """Finding the modules and optimizers that a function reaches by closure, by name, and noticing when a name is rebound.
 
 `loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
-globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest. Arrays and
-numbers that it reads as globals or closure variables are found, too: they are constants of what is compiled.
+globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
-import jax
-import numpy as np
-
 from .containers import holds_state
 
 _LIBRARIES = ("jax", "jaxlib", "numpy", "minitorch_jax", "optax", "flax", "equinox", "functools", "builtins")
 _FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
-_CONSTANTS: Any = bool | int | float | complex | str | bytes | None | np.generic | np.ndarray | jax.Array
 _get_contents = attrgetter("cell_contents")
 
 _Where = tuple[Callable[..., Any], tuple[Any, ...]]  # how to look there: a function and its arguments
@@ -32,24 +26,8 @@ Place = tuple[Callable[..., Any], tuple[Any, ...], Any]  # the same, and what wa
 def search(fn: Any) -> list[Place]:
     """Where `fn` finds modules and optimizers (and functions that lead to them); a `Watch` looks there again."""
     found: list[Place] = []
-    _function(fn, found, {id(fn): True}, 0)
+    _function(fn, found, {id(fn): False}, 0)  # whoever watches may not hold it
     return found
-
-
-def constants(places: list[Place]) -> dict[tuple[int, str], Any]:
-    """The arrays, numbers and the like among what was found, by where they are: a table or a variable, and the name."""
-    return {
-        (id(getattr(look, "__self__", where[0])), where[-1]): was
-        for look, where, was in places
-        if isinstance(was, _CONSTANTS) and look is not _has_length
-    }
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Whether a constant is the one that it was; of arrays only the very same is."""
-    if one is other:
-        return True
-    return type(one) is type(other) and not isinstance(one, np.ndarray | jax.Array) and bool(one == other)
 
 
 class Watch:
@@ -115,12 +93,9 @@ def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) ->
         library in _LIBRARIES and not code.co_filename.startswith("<")
     ):  # (typed in, or by `exec`: not one)
         return
-    read = _read(code) if "-packages" not in code.co_filename else ()  # of a library nobody changes constants
-    for name, variable in zip(code.co_freevars, fn.__closure__ or (), strict=False):
+    for variable in fn.__closure__ or ():
         value = _contents(variable)
-        if isinstance(value, _CONSTANTS) and name in read:
-            found.append((_contents, (variable, name), value))
-        _value(value, (_contents, (variable, name)), found, seen, depth)
+        _value(value, (_contents, (variable,)), found, seen, depth)
     for value in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
         _value(value, (_same, (value,)), found, seen, depth)
     names = frozenset(_names(code))
@@ -130,8 +105,6 @@ def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) ->
             if value.__name__.partition(".")[0] not in _LIBRARIES:
                 for inner in names & vars(value).keys():
                     _value(vars(value)[inner], (vars(value).get, (inner,)), found, seen, depth)
-        elif isinstance(value, _CONSTANTS) and name in read:
-            found.append((fn.__globals__.get, (name,), value))
         else:
             _value(value, (fn.__globals__.get, (name,)), found, seen, depth)
 
@@ -193,19 +166,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-@functools.lru_cache(maxsize=1024)
-def _read(code: types.CodeType) -> frozenset[str]:
-    """The globals and closure variables that code reads, without those that it binds itself, to count its runs, say."""
-    used: dict[str, set[str]] = {"LOAD": set(), "STORE": set()}
-    for instruction in dis.get_instructions(code):
-        what, _, kind = instruction.opname.partition("_")
-        if what in used and kind in ("GLOBAL", "NAME", "DEREF", "CLASSDEREF"):
-            used[what].add(instruction.argval)
-    inner = [_read(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return frozenset(used["LOAD"].union(*inner) - used["STORE"])
-
-
-def _contents(variable: Any, name: str = "") -> Any:
+def _contents(variable: Any) -> Any:
     try:
         return variable.cell_contents
     except ValueError:  # not yet bound

@@ -134,21 +134,12 @@ class Function:
         self.lock = threading.RLock()
         self.latest = _Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
-        self.constants: dict[tuple[int, str], Any] = {}  # that it reads by name
         self.watch: Any = None  # made at the first call: names may be bound after the function is defined
 
     def look(self, fn: Callable[..., Any]) -> None:
-        """Find by name what `fn` reaches by closure. If it reads other constants than before, its programs are forgotten."""
+        """Find by name what `fn` reaches by closure."""
         places = closures.search(getattr(fn, "stands_for", fn))  # a wrapper of ours: what it reaches is the user's
-        constants = closures.constants(places)
-        with self.lock:
-            new = [
-                key for key, value in constants.items() if not closures.is_same(value, self.constants.get(key, self))
-            ]
-            if self.watch is not None and (new or len(constants) != len(self.constants)):
-                self.programs, self.token = {}, object()
-                self.compilations.rebound = [name for _, name in new]
-            self.constants, self.watch = constants, closures.Watch(places)
+        self.watch = closures.Watch(places)
         self.reached = list({id(was): was for _, _, was in places if holds_state(was)}.values())
 
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:

@@ -85,7 +85,10 @@ class Module(Stateful):
         if cell is not None:
             return cells.read(cell, self)
         if _is_property(type(self), name):
-            return getattr(type(self), name).fget(self)  # again, for the error that it raises
+            raise AttributeError(
+                f"{type(self).__name__}.{name} is a property, whose code raised an AttributeError that Python does not pass"
+                f" on: `type(module).{name}.fget(module)` shows it"
+            )
         known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_"))]
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""

@@ -38,7 +38,6 @@ class Compilations:
     def __init__(self, name: str, per_object: bool) -> None:
         self.name, self.per_object = name, per_object
         self.count = 0
-        self.rebound: list[str] = []  # names of constants that are others since the last program
         self._known: list[tuple[Any, Description]] = []  # with a reference to the first object
         self._message: str | None = None
 
@@ -51,13 +50,7 @@ class Compilations:
         self.count += 1
         known = [old for ref, old in self._known if not self.per_object or ref() is objects[0]]
         count = len(known) + 1 if self.per_object else self.count
-        rebound, self.rebound = self.rebound, []
-        if count >= MANY and rebound:
-            self._message = (
-                f"{self.name} compiled again: {', '.join(map(repr, rebound))}, which it reads by name, is another value than"
-                f" before, and was a constant of the last program: give it as an argument. Compiled {count} times so far."
-            )
-        elif count >= MANY:
+        if count >= MANY:
             self._message = f"{self.name} compiled again: {_difference(known, new)}. It has {count} programs."
         elif self.count == 1:
             self._message = _made_anew(fn, objects, self.name)

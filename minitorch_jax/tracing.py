@@ -118,10 +118,11 @@ def _changes_statics(frame: Frame, may: bool) -> bool:
         if id(module) in frame.own or (id(module), name) in seen:
             continue
         seen.add((id(module), name))
-        if name not in vars(module) or vars(module)[name] != before:
+        now = vars(module).get(name, frame)
+        if now is not before and now != before:
             if may:
                 return True
-            change = "" if name not in vars(module) else f" (to {vars(module)[name]!r})"
+            change = "" if now is frame else f" (to {now!r})"
             raise cells.TraceError(
                 f"{type(module).__name__}.{name} was changed{change} inside compiled code: that would happen at the first"
                 f" call only, since later ones run the compiled program. Change it outside (`model.eval()` before the"

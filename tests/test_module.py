@@ -1516,8 +1516,10 @@ def test_an_error_in_a_property_is_its_own():
         def size(self):
             return self.nothing
 
-    with pytest.raises(AttributeError, match="Broken has no attribute `nothing`"):
+    with pytest.raises(AttributeError, match=r"Broken\.size is a property, whose code raised an AttributeError"):
         Broken().size
+    with pytest.raises(AttributeError, match="Broken has no attribute `nothing`"):
+        Broken.size.fget(Broken())
 
 
 def test_the_repr_of_a_module_that_holds_itself():
