@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
-from weakref import ref
 
 import jax
 import jax.numpy as jnp
@@ -336,17 +335,13 @@ class Optimizer(Stateful):
         plan: Plan | None = self._plan
         for look in plan.watched if plan is not None else ():
             look()
-        self._look()
+        if plan is not None:
+            _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version:
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
         return plan
-
-    def _look(self) -> None:
-        """Notice that a list of modules was changed in place."""
-        if self._plan is not None and self._plan.ids != ids_of(self._lists):
-            cells.structure_changed()
 
     # -- modules and groups -------------------------------------------------------------------------------------------
 
@@ -595,7 +590,7 @@ class Optimizer(Stateful):
                 f"{type(self).__name__} holds modules of NumPy arrays, which are updated in place and cannot be traced:"
                 " such an optimizer is no pytree. Convert them with `minitorch_jax.adapters.numpy`."
             )
-        walker.watch(partial(_look, ref(self)))  # the walk must not hold the optimizer
+        walker.watch(partial(_look, self._lists, plan.ids))
         modules = tuple([walker.visit(m, join(path, f"modules.{i}")) for i, m in enumerate(self.modules)])
         grads = tuple(
             [
@@ -665,10 +660,10 @@ class Optimizer(Stateful):
         return self
 
 
-def _look(reference: ref[Optimizer]) -> None:
-    found = reference()
-    if found is not None:
-        found._look()
+def _look(lists: list[list[Any]], ids: list[Any]) -> None:
+    """Notice that a list of modules was changed in place."""
+    if ids_of(lists) != ids:
+        cells.structure_changed()
 
 
 def _frames_to_the_user() -> int:
