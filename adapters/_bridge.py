@@ -86,6 +86,11 @@ def hidden(path: str, module: mt.Module) -> str:
     )
 
 
+def without_numbers(tree: Any) -> Any:
+    """A pytree with arrays in the place of Python's numbers."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x, tree)
+
+
 def new_cell(value: Any, kind: str, trainable: bool = False) -> Cell:
     """A cell for an array of another library's module, which goes on holding it."""
     value = as_array(value)

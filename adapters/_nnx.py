@@ -15,7 +15,6 @@ from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx import graph, tracers
@@ -28,7 +27,7 @@ from minitorch_jax.cell import Cell
 from minitorch_jax.parameter import encode_checked
 from minitorch_jax.stateful import join
 
-from ._bridge import decoded, hidden, new_cell, problems_of
+from ._bridge import decoded, hidden, new_cell, problems_of, without_numbers
 from ._identity import Same
 
 # -- Variables --------------------------------------------------------------------------------------------------------
@@ -172,8 +171,7 @@ def adopt(variable: Any, path: str, owner: Any, known: Held | None, trained: boo
                 cells.write(cell, leaf, known.label, owner)
             return known, []
     is_parameter = isinstance(variable, nnx.Param)
-    leaves, treedef = jax.tree.flatten(value)
-    leaves = [jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf for leaf in leaves]
+    leaves, treedef = jax.tree.flatten(without_numbers(value))
     found = [problems_of(path, leaf, is_parameter) for leaf in leaves]
     problems = [problem for problem in found if problem is not None]
     kind = "parameter" if is_parameter else "buffer"

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 import minitorch_jax as mt
@@ -22,7 +21,7 @@ from minitorch_jax.cell import Cell
 from minitorch_jax.parameter import assign
 from minitorch_jax.stateful import Builder, Node, Walker, join, walk_of
 
-from ._bridge import Bridge, TreeHolder, decoded, run_copy
+from ._bridge import Bridge, TreeHolder, decoded, run_copy, without_numbers
 from ._extra import missing
 
 try:
@@ -312,8 +311,7 @@ class Linen(TreeHolder):
                 "Linen: variables must be a dict of collections, as `module.init` gives it; got a"
                 f" {type(value).__name__}{inside}"
             )
-        numbers = bool | int | float | complex
-        self._set("variables", jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, value))
+        self._set("variables", without_numbers(value))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the module; `method=` and the arguments of the call are linen's.

@@ -276,6 +276,11 @@ class Cell:
         return f"Cell({self.kind}, {self.value!r})"
 
 
+def is_concrete(value: Any) -> bool:
+    """Whether a value is an array of JAX's that is there, not a traced one."""
+    return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+
+
 def _copied(value: Any) -> Any:
     return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
 

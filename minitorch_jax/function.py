@@ -15,7 +15,7 @@ import jax
 
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
-from .cell import Cell, get_value, gradients, lendings, structure
+from .cell import Cell, get_value, gradients, is_concrete, lendings, structure
 from .containers import holds_state
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import is_debugging, join_mesh, placement
@@ -304,7 +304,7 @@ def _devices(args: Arguments) -> Any:
     """The devices that a call is bound to by its arrays, or None."""
     values = (cell.value for obj in args.objects for cell in walk_of(obj).cells)
     for value in (*values, *args.data):
-        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.committed:
+        if is_concrete(value) and value.committed:
             return value.sharding.device_set
     return None
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from . import interrupts
-from .cell import CONSUMED, Cell, get_value, gradients, lend, lendings, store, store_all
+from .cell import CONSUMED, Cell, get_value, gradients, is_concrete, lend, lendings, store, store_all
 
 _config: Any = jax.config
 from_iterable = chain.from_iterable
@@ -51,7 +51,7 @@ def placement(cells: Sequence[Cell]) -> Placement:
         if cell.pack is not None or cell.kind not in ("parameter", "packed", "buffer", "state"):  # others follow them
             found.append(None)
             continue
-        known = isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
+        known = is_concrete(cell.value)
         sharding = cell.value.sharding if known else None
         found.append(sharding if sharding is not None and len(sharding.device_set) > 1 else None)
     return tuple(found) if any(sharding is not None for sharding in found) else ()
@@ -60,24 +60,21 @@ def placement(cells: Sequence[Cell]) -> Placement:
 def follow(param: Cell, others: Sequence[Cell]) -> None:
     """Bring arrays that were left behind on other devices, when `Module.to` moved a parameter, to where that is now."""
     here = param.value
-    if not isinstance(here, jax.Array) or isinstance(here, jax.core.Tracer) or not here.committed:
+    if not is_concrete(here) or not here.committed:
         return
     whole = here.sharding
     if isinstance(whole, jax.sharding.NamedSharding):
         whole = jax.sharding.NamedSharding(whole.mesh, jax.sharding.PartitionSpec())
     for cell in others:
         array = cell.value
-        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) and array.committed:
-            if array.sharding.device_set != here.sharding.device_set:
-                target = here.sharding if array.shape == here.shape else whole
-                store_all([cell], [jax.device_put(array, target, may_alias=False)])
+        if is_concrete(array) and array.committed and array.sharding.device_set != here.sharding.device_set:
+            target = here.sharding if array.shape == here.shape else whole
+            store_all([cell], [jax.device_put(array, target, may_alias=False)])
 
 
 def join_mesh(cells: Sequence[Cell]) -> None:
     """Bind arrays that are bound to no device, but lie beside some on a mesh, to all of it: after a call XLA would have."""
-    arrays = [
-        cell for cell in cells if isinstance(cell.value, jax.Array) and not isinstance(cell.value, jax.core.Tracer)
-    ]
+    arrays = [cell for cell in cells if is_concrete(cell.value)]
     meshes = [
         cell.value.sharding.mesh for cell in arrays if isinstance(cell.value.sharding, jax.sharding.NamedSharding)
     ]

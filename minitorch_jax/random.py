@@ -51,7 +51,7 @@ class Stream(Stateful):
     def is_committed(self) -> bool:
         """Whether a computation with arrays that are bound to a device has bound the stream's to it."""
         value = self.cell.value
-        return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.committed
+        return cells.is_concrete(value) and value.committed
 
     def _describe(self, walker: Walker, path: str) -> Node:
         return walker.cell(self.cell, path), self.impl

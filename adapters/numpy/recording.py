@@ -16,7 +16,7 @@ from .imitation import traced_world
 from .objects import attribute, is_floating, is_object, walk
 from .reference import constant, exactly
 from .report import kind_of
-from .subject import Settings, _incoming, call
+from .subject import Settings, backward_args, call
 from .traced import Traced
 from .world import Copies, World, wide_world
 
@@ -49,7 +49,7 @@ class Chain:
         for layer in reversed(self.layers):
             if dout is not None:
                 given = list(dout) if isinstance(dout, tuple | list) else [dout]
-                dout = layer.backward(*_incoming(layer, given))
+                dout = layer.backward(*backward_args(layer, given))
         return dout
 
 

@@ -167,7 +167,7 @@ class Run:
 
     def backward(self, dout: Sequence[Any]) -> dict[Key, Any]:
         """The gradients by the floating arguments that `backward` gives, by their places."""
-        given = self.layer.backward(*_incoming(self.layer, [_as(each, self.dtype) for each in dout]))
+        given = self.layer.backward(*backward_args(self.layer, [_as(each, self.dtype) for each in dout]))
         found = () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
         places = self.subject.floating
         if len(found) == len(self.subject.args):
@@ -181,7 +181,7 @@ class Run:
         return {i: each for i, each in zip(places, found, strict=False) if each is not None}
 
 
-def _incoming(layer: Any, dout: list[Any]) -> list[Any]:
+def backward_args(layer: Any, dout: list[Any]) -> list[Any]:
     """The arguments of `backward`: none for a loss, one for each output, or one with all of them."""
     try:
         taken = inspect.signature(layer.backward).parameters.values()

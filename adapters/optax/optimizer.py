@@ -12,7 +12,6 @@ import numpy as np
 
 import minitorch_jax as mt
 from minitorch_jax import cell as cells
-from minitorch_jax.cell import Cell
 from minitorch_jax.optim.hyper import short
 from minitorch_jax.optim.joint import JointOptimizer
 from minitorch_jax.optim.state import wide
@@ -114,22 +113,12 @@ class OptaxOptimizer(JointOptimizer):
 
         return tried
 
-    def _begin_states(
-        self,
-        state: dict[Cell, Any],
-        trainable: list[Cell],
-        names: Mapping[Cell, str],
-        groups: Mapping[Cell, int],
-        arrays: Mapping[Cell, Any],
-    ) -> set[Cell]:
-        before = dict(zip(self._joined, self._form.names, strict=True)) if self._form is not None else {}
-        moved = [cell for cell in trainable if before.get(cell, names[cell]) != names[cell]]
-        if wrong := [f"{before[cell]} is {names[cell]} now" for cell in moved if before[cell] in self._rule.names]:
+    def _check_moved(self, moved: Mapping[str, str]) -> None:
+        if wrong := [f"{old} is {new} now" for old, new in moved.items() if old in self._rule.names]:
             raise ValueError(
                 f"the transformation has a dict by path, a mask or labels, and {', '.join(wrong[:4])}. Put the modules back,"
                 " or make it with a function of the parameters, `lambda params: {path: ... for path in params}`"
             )
-        return super()._begin_states(state, trainable, names, groups, arrays)
 
     # -- what optax keeps ---------------------------------------------------------------------------------------------
 

@@ -176,6 +176,9 @@ class JointOptimizer(Optimizer):
         """
         self._step(extra)
 
+    def _check_moved(self, moved: Mapping[str, str]) -> None:
+        """Raise if the rule cannot do with parameters under other names than before: `moved`, from old to new ones."""
+
     def _begin_states(
         self,
         state: dict[Cell, Any],
@@ -189,6 +192,9 @@ class JointOptimizer(Optimizer):
         same = self._joined == trainable
         if form is not None and same and form.names == listed:
             return set()
+        before = dict(zip(self._joined, form.names, strict=True)) if form is not None else {}
+        moved = [cell for cell in trainable if before.get(cell, names[cell]) != names[cell]]
+        self._check_moved({before[cell]: names[cell] for cell in moved})
         params = {names[cell]: arrays.get(cell, cell.value) for cell in trainable}
         wide = any(array.dtype == np.float64 for array in arrays.values())
         try:
