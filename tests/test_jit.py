@@ -323,8 +323,11 @@ def test_other_modules_in_an_optimizer_are_trained_from_the_next_step_on(form: s
         for _ in range(3):
             run()
         change(opt, a, b)
+        before = float(a.weight), float(b.weight)
         for _ in range(3):
             run()
+        for model, weight in zip((a, b), before, strict=True):
+            assert (float(model.weight) != weight) == any(model is listed for listed in opt.modules)
         return [float(a.weight), float(b.weight), opt.num_steps]
 
     assert_allclose(trained(form), trained("eager"), rtol=1e-6)
