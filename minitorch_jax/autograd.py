@@ -13,7 +13,7 @@ import numpy as np
 
 from . import cell as cells
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
-from .cell import Cell, at_top_level, get_value
+from .cell import Cell, get_value, is_eager
 from .function import Function, Functions
 from .pipeline import placed
 from .program import Partition, Program
@@ -169,7 +169,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     if type(loss_fn) is not FunctionType:
         loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
     function = _accumulating[has_aux].get(loss_fn)
-    if at_top_level():
+    if is_eager():
         (loss, aux), _ = function.run(loss_fn, args, kwargs)
         return (loss, unwrap_output(aux, objects_of(function, loss_fn, args, kwargs))) if has_aux else loss
     loss, aux = accumulate_inline(function, Arguments(loss_fn, args, kwargs))
@@ -257,7 +257,7 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
     def loss_and_grads(*args: Any, **kwargs: Any) -> Any:
         inner, args, kwargs = unfold(fn, args, kwargs)
         function = _returning[has_aux].get(inner)
-        if at_top_level():
+        if is_eager():
             (loss, aux, grads), binding = function.run(inner, args, kwargs)
             program: Any = binding.program
             parts = program.train_parts(binding.partition)

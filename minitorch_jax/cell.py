@@ -3,8 +3,8 @@
 A parameter, a buffer, a gradient, an optimizer's state, its step counts and hyperparameters, a random stream: each is a
 `Cell` holding one value. Modules and optimizers are trees of cells and static values, and nothing else keeps arrays,
 so the hard questions are answered once: who may read and change a cell (`read`, `write`), what happens when code runs with
-tracers in cells (`substituted`), and what a copy made inside a JAX transform has to say when its changes are dropped
-(`Birth`). When a cell's buffer may be donated, and how results are stored, is in `pipeline.py`.
+tracers in place of the values (`substituted`), and what a copy made inside a JAX transform has to say when its changes are
+dropped (`Birth`). When a cell's buffer may be donated, and how results are stored, is in `pipeline.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import repeat
 from operator import attrgetter
 from typing import Any
 
@@ -144,7 +143,7 @@ jax.tree_util.register_pytree_node(_Consumed, lambda _: ((), None), lambda *_: C
 
 
 class Unread:
-    """What a gradient's cell holds in a compiled function until it is written: its value, and who looked at it."""
+    """What stands for a gradient in a compiled function until that writes it: its value, and who looked at it."""
 
     __slots__ = ("value", "frame")
 
@@ -221,14 +220,15 @@ def birth_here(label: str | None = None) -> Birth | None:
 class Cell:
     """One value that changes over time.
 
-    `value` is a `jax.Array`, while it is traced a tracer, `None` for a gradient of zeros that was never written,
-    `CONSUMED` for one that stayed inside a compiled function, or whatever leaf `jax.tree.map` put there. `lent` says
-    that someone outside may hold the array's buffer, so that it must be copied before it is donated. (The reference
-    count of the array would not tell: `jax.device_put` and others give new array objects that share the buffer, and die
-    with it.)
+    `stored` is a `jax.Array`, `None` for a gradient of zeros that was never written, `CONSUMED` for one that stayed inside
+    a compiled function, or whatever leaf `jax.tree.map` put there. `value` is the same, but for code that this thread runs
+    with another value in its place (`Frame`): that never comes into the cell, so no other thread meets it, and an
+    exception or a Ctrl-C leaves nothing to be taken out again. `lent` says that someone outside may hold the array's
+    buffer, so that it must be copied before it is donated. (The reference count of the array would not tell:
+    `jax.device_put` and others give new array objects that share the buffer, and die with it.)
     """
 
-    __slots__ = ("value", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "pack", "__weakref__")
+    __slots__ = ("stored", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "pack", "__weakref__")
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class Cell:
         encoding: Encoding | None = None,
         birth: Birth | None = None,
     ) -> None:
-        self.value = value
+        self.stored = value
         self.lent = lent
         self.kind = kind
         self.trainable = trainable
@@ -252,6 +252,21 @@ class Cell:
         frame = local.frame
         if frame is not None:
             frame.own[id(self)] = self
+
+    @property
+    def value(self) -> Any:
+        """What code that runs in this thread sees, and changes by assigning."""
+        frame = local.frame
+        while frame is not None:
+            if self in frame.values:
+                return frame.values[self]
+            frame = frame.parent
+        return self.stored
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        if not _substitute(self, new):
+            self.stored = new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
         """A new cell with a copy of the array: neither shares a buffer that someone may donate."""
@@ -295,21 +310,20 @@ def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | 
 
 
 get_value = attrgetter("value")
-store: Callable[[Cell, Any], None] = vars(Cell)["value"].__set__  # the C slot setter
-load: Callable[[Cell], Any] = vars(Cell)["value"].__get__  # and getter: what a cell holds itself
-PACKED = object()  # what a view holds itself
+get_stored = attrgetter("stored")  # the quick one, for code that no Frame can be around
+store: Callable[[Cell, Any], None] = vars(Cell)["stored"].__set__  # the C slot setter
 
 
 class Frame:
-    """One run of stateful code with tracers in place of values: which cells were lifted, and which were met besides.
+    """One run of stateful code with tracers in place of values: those of the lifted cells, and which cells were met besides.
 
     In the run of a loss function no gradient may be touched; with `gradients`, they are lifted too.
     """
 
-    __slots__ = ("known", "own", "met", "undo", "parent", "state", "gradients", "observed", "consumed", "statics")
+    __slots__ = ("values", "own", "met", "undo", "parent", "state", "gradients", "observed", "consumed", "statics")
 
-    def __init__(self, cells: Iterable[Cell], gradients: bool = False) -> None:
-        self.known = set(cells)
+    def __init__(self, values: dict[Cell, Any], gradients: bool = False) -> None:
+        self.values = values  # of lifted cells, and of others that were changed
         self.own: dict[int, Any] = {}  # cells and modules made during the run, by id
         self.met: dict[int, tuple[Any, Cell]] = {}  # reached, but not lifted: (owner, cell)
         self.undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # what takes back changes to static parts
@@ -321,7 +335,7 @@ class Frame:
         self.consumed: dict[Cell, Any] = {}  # gradients that an optimizer's step has used
 
     def touch(self, cell: Cell, owner: Any) -> None:
-        if cell not in self.known and id(cell) not in self.own:
+        if cell not in self.values and id(cell) not in self.own:
             if cell.kind == "gradient" and not self.gradients:
                 raise TraceError(
                     "accumulated gradients were read or changed inside a loss function, which runs only while it is"
@@ -337,17 +351,30 @@ class _Local(threading.local):
 local = _Local()
 
 
+def _substitute(cell: Cell, new: Any) -> bool:
+    """Change the value that stands in place of the cell's own in this thread, if one does."""
+    frame = local.frame
+    while frame is not None:
+        if cell in frame.values:
+            frame.values[cell] = new
+            return True
+        frame = frame.parent
+    return False
+
+
 def read(cell: Cell, owner: Any = None) -> Any:
     """The value for a caller outside: it is theirs from now on, so it is never donated without a copy."""
-    if local.frame is None:
+    frame = local.frame
+    if frame is None:
         lend(cell)
     else:
-        local.frame.touch(cell, owner)
+        frame.touch(cell, owner)
     if cell.kind == "gradient":
         if cell.birth is not None:
             cell.birth.dirty.pop(id(cell), None)
         return gradient(cell)
-    return cell.value if cell.encoding is None else cell.encoding.decode(cell.value)
+    value = cell.stored if frame is None else cell.value
+    return value if cell.encoding is None else cell.encoding.decode(value)
 
 
 def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
@@ -394,10 +421,9 @@ def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -
 
 
 def _note_write(frame: Frame, cell: Cell, owner: Any) -> None:
-    if cell not in frame.known and id(cell) not in frame.own:
+    if cell not in frame.values and id(cell) not in frame.own:
         frame.touch(cell, owner)
-        frame.undo.append((store, (cell, load(cell))))
-        store(cell, cell.value)  # a view now holds its value itself, and the pack stays as it is
+        frame.values[cell] = cell.value  # from here on; the run will be repeated with the cell lifted
 
 
 def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
@@ -424,6 +450,9 @@ def mark_used(cells: Iterable[Cell]) -> None:
 def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
     """Store `values`, already computed, in one C call: all of them or, if the interrupt came first, none."""
     gradients.last = object()
+    if local.frame is not None:
+        left = [(cell, value) for cell, value in zip(cells, values, strict=True) if not _substitute(cell, value)]
+        cells, values = [cell for cell, _ in left], [value for _, value in left]
     if any([cell.pack is not None for cell in cells]):
         cells, values = _into_packs(cells, values)
     deque(map(store, cells, values), 0)
@@ -434,9 +463,9 @@ def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell
     plain: list[tuple[Cell, Any]] = []
     packed: dict[Any, list[tuple[Cell, Any]]] = {}
     for cell, value in zip(cells, values, strict=True):
-        if cell.pack is not None and load(cell) is PACKED:
+        if cell.pack is not None:
             sharding = getattr(value, "sharding", None)
-            if sharding is not None and sharding != getattr(cell.pack.cell.value, "sharding", sharding):
+            if sharding is not None and sharding != getattr(cell.pack.cell.stored, "sharding", sharding):
                 cell.pack.release_both(cell)  # its array lies elsewhere from now on
             else:
                 packed.setdefault(cell.pack, []).append((cell, value))
@@ -449,44 +478,30 @@ def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell
     return [cell for cell, _ in plain], [value for _, value in plain]
 
 
-def clear(cells: Sequence[Cell]) -> None:
-    """Set the cells to None (gradients: zeros) in one C call."""
-    gradients.last = object()
-    deque(map(store, cells, repeat(None)), 0)
-
-
 def substituted(
     cells: Sequence[Cell], values: Sequence[Any], run: Callable[[Frame], Any], gradients: bool = False
 ) -> tuple[Any, list[Any], Frame]:
-    """Run `run(frame)` while `cells` hold `values`; give its result, the cells' values at the end, and the frame.
-
-    The cells get their own values back whatever happens: each clean-up is a single C call in a `finally`, which no
-    signal handler can come before.
-    """
-    frame = Frame(cells, gradients)
-    restore: Any = partial(deque, map(store, cells, list(map(load, cells))), 0)
+    """Run `run(frame)` while `values` stand in place of the cells'; give its result, the values at the end, and the frame."""
+    frame = Frame(dict(zip(cells, values, strict=True)), gradients)
     leave = partial(setattr, local, "frame", frame.parent)
     failed = True
     try:
         frame.state = trace_state()
         local.frame = frame
-        deque(map(store, cells, values), 0)
         out = run(frame)
-        new = list(map(get_value, cells))
+        new = [frame.values[cell] for cell in cells]
+        frame.values.clear()
         if frame.parent is not None:
             frame.parent.own.update(frame.own)  # what was made in this run is no stranger to the one around it
             frame.parent.undo += frame.undo
             frame.parent.statics += frame.statics
         failed = False
-    finally:
+    finally:  # each step of it is a single C call, which no signal handler can come before
         try:
-            restore()
+            leave()
         finally:
-            try:
-                if failed or frame.met:  # `met`: the run will be repeated with those cells lifted
-                    deque(map(_call, reversed(frame.undo)), 0)
-            finally:
-                leave()
+            if failed or frame.met:  # `met`: the run will be repeated with those cells lifted
+                deque(map(_call, reversed(frame.undo)), 0)
     return out, new, frame
 
 

@@ -15,7 +15,7 @@ import jax
 
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
-from .cell import Cell, get_value, gradients, is_concrete, lendings, structure
+from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .containers import holds_state
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import is_debugging, join_mesh, placement
@@ -63,7 +63,7 @@ class Shortcut:
         first = len(args) - len(places)  # where data begin, if they come last, which is quicker
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
         self.stream: Any = stream if binding.takes(stream.cell) else None
-        self.sharding = getattr(stream.cell.value, "sharding", None)  # of the stream, which goes from device to device
+        self.sharding = getattr(stream.cell.stored, "sharding", None)  # of the stream, which goes from device to device
         self.watch, self.watched = watch, list(map(weakref.ref, watched))
         self.binding = weakref.ref(binding)
         self.settled: object = None
@@ -74,7 +74,7 @@ class Shortcut:
         if len(args) != self.count or self.watch.rebound():
             return False
         stream, current = self.stream, cast(Any, random.local.stream)
-        if stream is not None and (stream is not current or current.cell.value.sharding != self.sharding):
+        if stream is not None and (stream is not current or current.cell.stored.sharding != self.sharding):
             return False
         for place, reference in self.objects:
             if reference() is not args[place]:
@@ -104,7 +104,7 @@ class Shortcut:
             return results, binding
         if self.types != tuple(map(type, args)):
             return None
-        others = list(map(get_value, binding.read)), data
+        others = list(map(get_stored, binding.read)), data
         results = binding.pipeline.run(others, binding.program.calls_back)
         self.settled = None if binding.program.calls_back else binding.pipeline.last_seen
         self.gradients = gradients.last if binding.pipeline.dropped else None
@@ -163,7 +163,7 @@ class Function:
         binding, data, reached = self._bind(fn, args, kwargs)
         program = binding.program
         donated, data = data[: program.num_donated], data[program.num_donated :]
-        others = list(map(get_value, binding.read)), data
+        others = list(map(get_stored, binding.read)), data
         now = program.now
         try:
             if now.traced is None:
@@ -192,8 +192,8 @@ class Function:
         """`fn`'s program for these arguments, lowered and not run."""
         binding, data, reached = self._bind(fn, args, kwargs)
         donated, data = data[: binding.program.num_donated], data[binding.program.num_donated :]
-        others = list(map(get_value, binding.read)), data
-        owned = [*map(get_value, binding.pipeline.owned), *donated]
+        others = list(map(get_stored, binding.read)), data
+        owned = [*map(get_stored, binding.pipeline.owned), *donated]
         now = binding.program.now
         now.call = fn, args, kwargs, reached, binding.cells
         try:
@@ -231,7 +231,7 @@ class Function:
         own = len(call.objects)
         self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
-        key = (self.token, call.treedef, call.template)
+        key = self._binding_key(call)
         binding = walks[0].bindings.get(key)
         if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.stored):
             binding = self._bind_slowly(call, walks)
@@ -288,8 +288,12 @@ class Function:
             bindings = walks[0].bindings
             if len(bindings) >= 16:
                 bindings.clear()
-            bindings[self.token, args.treedef, args.template] = binding
+            bindings[self._binding_key(args)] = binding
             return binding
+
+    def _binding_key(self, args: Arguments) -> Any:
+        """Of calls that are bound alike if their objects are the same; threads that share a model have each its own."""
+        return self.token, args.treedef, args.template, id(random.current())
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any) -> Any:
         """What a program is compiled for, apart from shapes and dtypes."""

@@ -293,15 +293,12 @@ class Module(Stateful):
         """Reset all gradients of this module and those below it to zeros."""
         walk = walk_of(self)
         if cells.is_eager():
-            if any([grad.pack is not None for grad in walk.stored_grads]):  # a part of a pack
-                cells.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
-            else:
-                cells.clear(walk.stored_grads)
+            cells.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
             return
         grads = [c.grad for c in walk.params if c.trainable or cells.held(c.grad) is not None]
         for grad in grads:
             cells.check_writable(grad, f"the gradient of a {type(self).__name__}", self)
-        cells.clear(grads)
+        cells.store_all(grads, [None] * len(grads))
 
     def accumulate(self, grads: Any) -> None:
         """Add gradients to the caches, as `backward` does.

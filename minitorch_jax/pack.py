@@ -19,26 +19,22 @@ import numpy as np
 
 from . import cell as cells
 from . import interrupts
-from .cell import CONSUMED, PACKED, Cell, load, store
+from .cell import CONSUMED, Cell, store
 from .stateful import walk_of
 
 
 class View(Cell):
-    """A cell whose value is a part of a packed one. (While code runs with tracers in cells, it holds one of its own.)"""
+    """A cell whose value is a part of a packed one."""
 
     __slots__ = ()
 
     @property
-    def value(self) -> Any:
-        own = load(self)
-        return self.pack.part(self) if own is PACKED else own
+    def stored(self) -> Any:
+        return self.pack.part(self)
 
-    @value.setter
-    def value(self, new: Any) -> None:
-        if load(self) is PACKED:
-            cells.store_all([self], [new])
-        else:
-            store(self, new)
+    @stored.setter
+    def stored(self, new: Any) -> None:
+        cells.store_all([self], [new])
 
 
 class Place:
@@ -82,7 +78,7 @@ class Pack:
         self.places[view] = place
         view.pack = self
         view.__class__ = View
-        store(view, PACKED)
+        store(view, None)  # it keeps no array itself
 
     def part(self, view: Cell) -> Any:
         """A view's value: an array of its own."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from . import interrupts
-from .cell import CONSUMED, Cell, get_value, gradients, is_concrete, lend, lendings, store, store_all
+from .cell import CONSUMED, Cell, get_stored, gradients, is_concrete, lend, lendings, store, store_all
 
 _config: Any = jax.config
 from_iterable = chain.from_iterable
@@ -117,7 +117,7 @@ def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any], list[A
     call, stored, owned = pipeline.compiled.donating, pipeline.stored, pipeline.owned
 
     def run_again(data: Any) -> list[Any]:
-        inputs = list(map(get_value, owned)), (list(map(get_value, read)), data)
+        inputs = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
         results = from_iterable(starmap(call, (inputs,)))
         deque(map(store, stored, results), 0)
         return list(results)
@@ -152,7 +152,7 @@ class Pipeline:
         if fallible or is_debugging():
             return self._run_slowly(others, donated)
         last = lendings.last
-        values = list(map(get_value, self.owned))
+        values = list(map(get_stored, self.owned))
         if self.last_seen is not last:
             self._copy_lent(values)
         values += donated
@@ -182,7 +182,7 @@ class Pipeline:
 
     def run_first(self, others: tuple[Any, ...], donated: Sequence[Any] = ()) -> list[Any]:
         """`run` for a program that has not run yet: on copies, and awaited, since memory may turn out not to suffice."""
-        values = list(map(get_value, self.owned))
+        values = list(map(get_stored, self.owned))
         held = [i for i, value in enumerate(values) if isinstance(value, jax.Array)]
         for i, copied in zip(held, fresh_copies([values[i] for i in held]), strict=True):
             values[i] = copied
@@ -190,7 +190,7 @@ class Pipeline:
         return self._await(compiled, [*values, *donated], others)
 
     def _run_slowly(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
-        return self._await(self.compiled.keeping, [*map(get_value, self.owned), *donated], others)
+        return self._await(self.compiled.keeping, [*map(get_stored, self.owned), *donated], others)
 
     def _await(self, compiled: Callable[..., Any], values: list[Any], others: tuple[Any, ...]) -> list[Any]:
         try:

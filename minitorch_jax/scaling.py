@@ -16,7 +16,7 @@ import numpy as np
 from . import cell as cells
 from .arguments import Arguments, unfold, unwrap_output
 from .autograd import AccumulatingProgram, accumulate_inline, check_loss, loss_functions, objects_of
-from .cell import Cell, at_top_level
+from .cell import Cell, is_eager
 from .compile import jit
 from .optim.optimizer import Optimizer
 from .stateful import Builder, Node, Stateful, Walker, join
@@ -109,7 +109,7 @@ class LossScaler(Stateful):
         kind = _Scaled if type(loss_fn) is FunctionType else _partly
         target: Any = kind(loss_fn, function.name, bool(has_aux))
         args = (*args, self._read(self._scale))
-        if at_top_level():
+        if is_eager():
             (_, out), binding = function.run(target, args, kwargs)
             if binding.program.wraps:
                 out = unwrap_output(out, objects_of(function, target, args, kwargs))

@@ -23,6 +23,7 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.function import Function
 from minitorch_jax.recompiles import RecompileWarning
+from minitorch_jax.stateful import walk_of
 
 
 @contextmanager
@@ -568,6 +569,140 @@ def test_threads_have_random_streams_of_their_own() -> None:
         for mine, theirs in zip(at_once([work(1), work(2)]), alone, strict=True):
             assert_equal(mine, theirs)
     assert compiled.num_compiles == 1
+
+
+class Stopping(Line):
+    """A Line that calls a function in the middle of `forward`."""
+
+    def __init__(self, stop: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.stop = stop
+
+    def forward(self, x: Any) -> Any:
+        y = super().forward(x)
+        self.stop(self.weight)
+        return y + 0 * self.bias
+
+
+class Stop:
+    """What stops the first thread besides the main one that calls it, with a tracer."""
+
+    def __init__(self) -> None:
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, value: Any) -> None:
+        if threading.current_thread() is not threading.main_thread() and not self.inside.is_set():
+            assert isinstance(value, jax.core.Tracer)
+            self.inside.set()
+            assert self.go_on.wait(60)
+
+    def __deepcopy__(self, memo: Any) -> Stop:
+        return self
+
+
+def while_stopped(stop: Stop, work: Callable[[], Any], meanwhile: Callable[[], Any]) -> Any:
+    """What `work` gives in a thread that is stopped while it traces, and goes on after `meanwhile` in this one."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    try:
+        assert stop.inside.wait(60)
+        meanwhile()
+    finally:
+        stop.go_on.set()
+        thread.join(60)
+    return results[0]  # IndexError, beside the thread's own traceback, if that has raised
+
+
+FORMS_OF_A_LOSS: dict[str, Callable[[Any], Any]] = {
+    "backward": lambda model: mt.backward(squared, model, X, Y),
+    "value_and_grad": lambda model: mt.value_and_grad(squared)(model, X, Y)[0],
+    "jit": lambda model: mt.jit(lambda x: squared(model, x, Y))(X),
+    "scan": lambda model: mt.scan(lambda: squared(model, X, Y), length=1)[0],
+    "backward in jit": lambda model: mt.jit(lambda x: mt.backward(squared, model, x, Y))(X),
+    "jax.jit": lambda model: mt.jit(jax.jit(lambda x: squared(model, x, Y)))(X),
+}
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
+@pytest.mark.parametrize("form", FORMS_OF_A_LOSS)
+def test_nothing_is_seen_of_a_trace_in_another_thread(form: str, packed: bool) -> None:
+    stop = Stop()
+    model, twin = Stopping(stop), Line()
+    if packed:
+        mt.pack(model)
+    predict = mt.jit(lambda x: model(x))
+    expected = np.asarray(twin.eval()(X))
+    model.eval()
+    predict(X)
+    first = everything(model)
+
+    def meanwhile() -> None:
+        assert_same(everything(model), first)
+        assert_array_equal(model(X), expected)
+        assert_array_equal(predict(X), expected)
+        assert_array_equal(mt.jit(lambda x: model(x))(X), expected)
+        assert copy.deepcopy(model).weight.tolist() == [1.0, 1.0, 1.0]
+        assert jax.tree.leaves(model)[0].tolist() == [1.0, 1.0, 1.0]
+        assert not any(isinstance(grad, jax.core.Tracer) for grad in model.grads())
+
+    loss = while_stopped(stop, lambda: FORMS_OF_A_LOSS[form](model), meanwhile)
+    assert_allclose(loss, squared(twin, X, Y), rtol=1e-6)
+    assert_array_equal(predict(X), expected)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("trained", ["eager", "jit"])
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
+@pytest.mark.parametrize("fails", [False, True], ids=["", "fails"])
+def test_a_trace_in_another_thread_takes_nothing_back(trained: str, packed: bool, fails: bool) -> None:
+    """What this thread stores while another one traces the model stays, and no constant of it comes into the program."""
+    stop = Stop()
+    model = Stopping(stop)
+    opt = optim.SGD([model], lr=0.1, momentum=0.9)
+    if packed:
+        mt.pack(model)
+    train = mt.jit(step) if trained == "jit" else step
+
+    def predicted(x: Any) -> Any:
+        y = model(x)
+        if fails:
+            raise ValueError("mine")
+        return y
+
+    predict = mt.jit(predicted)
+
+    def work() -> Any:
+        if not fails:
+            return predict(X)
+        with pytest.raises(ValueError, match="mine"):
+            predict(X)
+
+    train(model, opt, X, Y)
+    model.eval()
+    out = while_stopped(stop, work, lambda: [train(model, opt, X, Y) for _ in range(3)])
+    twin, twins_opt = pair()
+    step(twin, twins_opt, X, Y)
+    twin.eval()
+    for _ in range(3):
+        step(twin, twins_opt, X, Y)
+    assert_same(everything(model, opt), everything(twin, twins_opt))
+    if not fails:
+        assert_allclose(out, twin(X), rtol=1e-5)
+        model.weight = jnp.zeros(3)
+        assert_allclose(predict(X), np.full(4, model.bias), rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS_OF_A_LOSS if "backward" not in form])
+def test_threads_that_trace_one_model_at_once(form: str) -> None:
+    """As long as none of them changes it: gradients are changes, too."""
+    model = Line().eval()
+    expected = squared(model, X, Y)
+    for _ in range(3):
+        for loss in at_once([lambda: FORMS_OF_A_LOSS[form](model)] * 4):
+            assert_allclose(loss, expected, rtol=1e-6)
+    assert not any(isinstance(cell.stored, jax.core.Tracer) for cell in walk_of(model).with_gradients())
 
 
 class Parts(mt.Module):

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import cell as cells
 from .. import interrupts
-from ..cell import Cell, get_value, structure
+from ..cell import Cell, get_stored, get_value, structure
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, join
 from . import state
@@ -203,13 +203,13 @@ class Optimizer(Stateful):
             return
         if plan.pipeline is None:
             plan.compile(self)
-        grads = list(map(get_value, plan.held_grads))
+        grads = list(map(get_stored, plan.held_grads))
         if plan.fresh or (grads and grads[0] is None):
             self._look_for_missing(plan, list(map(get_value, plan.grads)))
         if plan.foreign:
             self._step_foreign(plan, grads, *extra)
         else:
-            others = grads, self._hyper.cell.value
+            others = grads, self._hyper.cell.stored
             plan.pipeline.run((*others, (), (), *extra) if extra else others)
 
     def zero_grad(self) -> None:
