@@ -95,7 +95,7 @@ def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[in
         inputs = list(values)
         for i, param in zip(train, params, strict=True):
             inputs[i] = param
-        (loss, aux), written = traced(inputs, data)
+        (loss, aux), written = traced.differentiably(inputs, data)
         return loss, (aux, written)
 
     (loss, (aux, written)), grads = jax.value_and_grad(loss_of, has_aux=True)([values[i] for i in train])

@@ -14,6 +14,7 @@ from . import cell as cells
 from . import interrupts
 from .arguments import Arguments, Static
 from .cell import Cell, Frame, Unread
+from .derivatives import remembered
 from .stateful import Walk, walk_of
 
 
@@ -99,7 +100,14 @@ class Traced:
 
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """The result and the written cells' new values. `values` of unused cells may be anything."""
-        flat = jax_core.jaxpr_as_fun(self._closed)(*[values[i] for i in self.present], *data)
+        return self._run(self._closed, values, data)
+
+    def differentiably(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        """The same, for `jax.value_and_grad`, which is quicker so."""
+        return self._run(remembered(self._closed), values, data)
+
+    def _run(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        flat = jax_core.jaxpr_as_fun(closed)(*[values[i] for i in self.present], *data)
         return tree_unflatten(self._out_tree, flat)
 
 

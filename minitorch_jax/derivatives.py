@@ -1,0 +1,67 @@
+"""Equations of a jaxpr as jitted functions, of which JAX remembers the derivative.
+
+To differentiate a jaxpr, JAX derives a linear function from each equation, which takes it most of a millisecond. What it has
+derived from a jitted function it keeps. jax.numpy's functions are jitted, so in a network of many like layers, traced by
+`jax.grad`, each is derived once; a jaxpr has lost them. Here equations that a jaxpr has many times become jitted again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+from jax.extend import core as jax_core
+
+_OFTEN = 3  # from how many like equations on it pays
+
+
+def remembered(closed: Any) -> Any:
+    """The same jaxpr, quicker to differentiate."""
+    keys = [_key(eqn) for eqn in closed.jaxpr.eqns]
+    often = {key for key, count in Counter(keys).items() if key is not None and count >= _OFTEN}
+    eqns = [_jitted(eqn, key) if key in often else eqn for eqn, key in zip(closed.jaxpr.eqns, keys, strict=True)]
+    return jax_core.ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts) if often else closed
+
+
+def _key(eqn: Any) -> Any:
+    """What an equation computes, apart from its inputs: equal for equations that may share a function. None: not known."""
+    avals = tuple([atom.aval for atom in eqn.invars])
+    if eqn.effects or any(type(aval) is not ShapedArray for aval in avals):
+        return None
+    params = sorted(eqn.params.items())
+    if any(jax_core.jaxprs_in_params(eqn.params)) or any(
+        callable(value) or isinstance(value, float) for _, value in params
+    ):  # may be Python's; 0.0 equals -0.0
+        return None
+    types = tuple([type(value) for _, value in params])  # 1 equals True
+    key = eqn.primitive, tuple(params), types, avals, eqn.ctx
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _jitted(eqn: Any, key: Any) -> Any:
+    """An equation as the call of a function, which is inlined again wherever it is traced."""
+    call = _call(key)
+    return eqn if call is None else eqn.replace(primitive=call.primitive, params=call.params)
+
+
+@lru_cache(maxsize=1024)
+def _call(key: Any) -> Any:
+    """The call of the function that an equation with this key computes, or None if it cannot be made one."""
+    primitive, params, _, avals, context = key
+
+    def function(*args: Any) -> Any:
+        return primitive.bind(*args, **dict(params))
+
+    inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
+    with context.manager:
+        (call,) = jax.make_jaxpr(jax.jit(function))(*inputs).eqns
+    if tuple([var.aval for var in call.invars]) != avals:  # sharded, or whatever else this does not know of
+        return None
+    return call.replace(params={**call.params, "inline": True})
