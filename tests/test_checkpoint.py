@@ -698,7 +698,7 @@ for line in sys.stdin:
         while True:
             for n, objects in both:
                 mt.save(path, number=n, **objects)
-                print("saved", flush=True)
+                os.write(1, b"saved\n")  # in one piece, or not at all
     os.waitpid(child, 0)
     print("dead", flush=True)
 """
@@ -722,8 +722,8 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path, kills):
             assert parent.stdout.readline() == "saved\n"
             time.sleep(float(rng.uniform(0, 0.1)))
             os.kill(child, signal.SIGKILL)
-            while parent.stdout.readline() != "dead\n":
-                pass
+            while (line := parent.stdout.readline()) != "dead\n":
+                assert line == "saved\n"
             before, number = number, mt.load(path, **mine)["number"]
             assert before < number <= before + 2  # one that was written by this child
             state = mine["opt"].state_dict()

@@ -529,7 +529,7 @@ def test_the_persistent_compilation_cache_of_another_process(tmp_path: Any) -> N
     counts = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", CACHED, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
+            [sys.executable, "-c", CACHED, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         counts.append([int(word) for word in done.stdout.split()])

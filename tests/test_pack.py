@@ -1527,7 +1527,7 @@ INTERRUPTS = textwrap.dedent(
     for _ in range(3):
         opt.zero_grad(); mt.backward(loss_fn, model); opt.step(); check()
     hit, stages, start = 0, set(), opt.num_steps
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while hit < 150 and time.monotonic() < deadline:
         fired[0] = False
         stage, before = "", opt.num_steps
@@ -1554,7 +1554,7 @@ INTERRUPTS = textwrap.dedent(
 
 @pytest.mark.slow
 def test_interrupts_at_random_instants_lose_and_tear_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPTS], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     hit, stages = map(int, done.stdout.split())
     assert hit >= 60 and stages >= 4

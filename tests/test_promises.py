@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -144,15 +143,15 @@ INTERRUPTS = textwrap.dedent(
 def run_interrupts(**settings):
     settings = {"small": 12, "large": 100_000, "seed": 0, "warm": "", "each": "", "after": "", **settings}
     code = INTERRUPTS.format(**settings)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout.split()[1])
 
 
 def test_interrupts_at_random_instants_lose_and_tear_nothing():
     """Steady state: the signals fall on the three calls, with large and small parameters."""
-    hit = run_interrupts(wanted=2200, low=2e-4, high=4e-3, seconds=120)
-    assert hit >= 2000
+    hit = run_interrupts(wanted=2000, low=2e-4, high=4e-3, seconds=240)
+    assert hit == 2000
 
 
 @pytest.mark.slow
@@ -160,8 +159,8 @@ def test_interrupts_while_tracing_and_compiling():
     """Every few microseconds to milliseconds of the first calls, where JAX runs Python after using up its inputs."""
     again = "jax.clear_caches(); mt.optim.plan._update_for.cache_clear(); opt._plan = None; mt.cell.structure_changed()"
     again += "; mt.autograd._accumulating[False].__init__(mt.autograd._accumulating[False]._make)"
-    hit = run_interrupts(small=2, large=64, wanted=120, low=1e-3, high=0.25, seconds=60, after=again, seed=1)
-    assert hit >= 40
+    hit = run_interrupts(small=2, large=64, wanted=60, low=1e-3, high=0.25, seconds=180, after=again, seed=1)
+    assert hit == 60
 
 
 def test_interrupt_during_compilation_is_raised_afterwards():
@@ -170,8 +169,7 @@ def test_interrupt_during_compilation_is_raised_afterwards():
 
     def slow(model, x):
         started.append(True)
-        threading.Timer(0.0, _thread.interrupt_main).start()
-        time.sleep(0.05)
+        _thread.interrupt_main()
         return loss_fn(model, x)
 
     before = snapshot(model)

@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from _thread import interrupt_main
 from typing import Any
 
@@ -132,14 +130,14 @@ INTERRUPTS = textwrap.dedent(
 def run_interrupts(**settings: Any) -> int:
     settings = {"small": 8, "large": 50_000, "seed": 0, "draw": "", "keep": False, "after": "", **settings}
     code = INTERRUPTS.format(**settings)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout.split()[1])
 
 
-@pytest.mark.parametrize(("form", "seconds"), [("jit", 3), ("scan", 3)])
-def test_interrupts_at_random_instants_lose_and_tear_nothing(form: str, seconds: int) -> None:
-    assert run_interrupts(form=form, wanted=4000, low=1e-4, high=2e-3, seconds=seconds) >= 100
+@pytest.mark.parametrize("form", ["jit", "scan"])
+def test_interrupts_at_random_instants_lose_and_tear_nothing(form: str) -> None:
+    assert run_interrupts(form=form, wanted=400, low=1e-4, high=2e-3, seconds=100) == 400
 
 
 @pytest.mark.slow
@@ -147,16 +145,16 @@ def test_interrupts_at_random_instants_lose_and_tear_nothing(form: str, seconds:
 @pytest.mark.parametrize("keep", [False, True])
 def test_many_interrupts(form: str, keep: bool) -> None:
     hit = run_interrupts(
-        form=form, keep=keep, wanted=8000, low=1e-4, high=2e-3, seconds=60, seed=1, draw="mt.next_key()"
+        form=form, keep=keep, wanted=4000, low=1e-4, high=2e-3, seconds=180, seed=1, draw="mt.next_key()"
     )
-    assert hit >= 3000
+    assert hit == 4000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["jit", "scan"])
 def test_interrupts_while_tracing_and_compiling(form: str) -> None:
-    hit = run_interrupts(form=form, wanted=150, low=1e-3, high=0.3, seconds=60, small=2, large=64, after="fresh()")
-    assert hit >= 40
+    hit = run_interrupts(form=form, wanted=60, low=1e-3, high=0.3, seconds=180, small=2, large=64, after="fresh()")
+    assert hit == 60
 
 
 def test_an_interrupt_while_tracing_is_raised_and_changes_nothing() -> None:
@@ -167,8 +165,7 @@ def test_an_interrupt_while_tracing_is_raised_and_changes_nothing() -> None:
     def fn(x: Any, y: Any) -> Any:
         loss = step(model, opt, x, y)
         if interrupts.pop():
-            threading.Timer(0.0, interrupt_main).start()
-            time.sleep(0.05)
+            interrupt_main()
         return loss
 
     before = everything(model, opt)
