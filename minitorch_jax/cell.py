@@ -256,12 +256,8 @@ class Cell:
     @property
     def value(self) -> Any:
         """What code that runs in this thread sees, and changes by assigning."""
-        frame = local.frame
-        while frame is not None:
-            if self in frame.values:
-                return frame.values[self]
-            frame = frame.parent
-        return self.stored
+        frame = _frame_of(self)
+        return self.stored if frame is None else frame.values[self]
 
     @value.setter
     def value(self, new: Any) -> None:
@@ -351,15 +347,26 @@ class _Local(threading.local):
 local = _Local()
 
 
+def _frame_of(cell: Cell) -> Frame | None:
+    """The innermost run of this thread that has a value in place of the cell's own."""
+    frame = local.frame
+    while frame is not None and cell not in frame.values:
+        frame = frame.parent
+    return frame
+
+
 def _substitute(cell: Cell, new: Any) -> bool:
     """Change the value that stands in place of the cell's own in this thread, if one does."""
+    frame = _frame_of(cell)
+    if frame is not None:
+        frame.values[cell] = new
+    return frame is not None
+
+
+def is_foreign(cell: Cell) -> bool:
+    """Whether code of ours is being traced that has not been told of the cell: it sees what the cell itself holds."""
     frame = local.frame
-    while frame is not None:
-        if cell in frame.values:
-            frame.values[cell] = new
-            return True
-        frame = frame.parent
-    return False
+    return frame is not None and id(cell) not in frame.own and _frame_of(cell) is None
 
 
 def read(cell: Cell, owner: Any = None) -> Any:
@@ -490,7 +497,6 @@ def substituted(
         local.frame = frame
         out = run(frame)
         new = [frame.values[cell] for cell in cells]
-        frame.values.clear()
         if frame.parent is not None:
             frame.parent.own.update(frame.own)  # what was made in this run is no stranger to the one around it
             frame.parent.undo += frame.undo
@@ -500,6 +506,7 @@ def substituted(
         try:
             leave()
         finally:
+            frame.values.clear()  # or a cycle of references would keep the cells alive
             if failed or frame.met:  # `met`: the run will be repeated with those cells lifted
                 deque(map(_call, reversed(frame.undo)), 0)
     return out, new, frame

@@ -9,7 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -115,6 +115,21 @@ class _Latest(threading.local):
     shortcut: Shortcut | None = None
 
 
+class _Found(NamedTuple):
+    """What a function reaches by closure, found by name. One object, so that a thread sees both parts old or both new."""
+
+    watch: closures.Watch
+    objects: list[Any]
+
+
+class _Reached(NamedTuple):
+    """What a call reaches besides its arguments."""
+
+    watch: closures.Watch
+    stream: random.Stream
+    met: list[Any]  # weak references to what only a trace could find
+
+
 class Function:
     """A function of the user's, and its programs."""
 
@@ -134,13 +149,14 @@ class Function:
         self.lock = threading.RLock()
         self.latest = _Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
-        self.watch: Any = None  # made at the first call: names may be bound after the function is defined
+        self.found: _Found | None = None  # made at the first call: names may be bound after the function is defined
 
-    def look(self, fn: Callable[..., Any]) -> None:
+    def look(self, fn: Callable[..., Any]) -> _Found:
         """Find by name what `fn` reaches by closure."""
         places = closures.search(getattr(fn, "stands_for", fn))  # a wrapper of ours: what it reaches is the user's
-        self.watch = closures.Watch(places)
-        self.reached = list({id(was): was for _, _, was in places if holds_state(was)}.values())
+        objects = list({id(was): was for _, _, was in places if holds_state(was)}.values())
+        self.found = found = _Found(closures.Watch(places), objects)
+        return found
 
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
@@ -229,52 +245,57 @@ class Function:
         """The long way: take the arguments apart, walk the objects if their structure may have changed, compare."""
         call = Arguments(fn, args, kwargs)
         own = len(call.objects)
-        self.add_reached(call)
+        reached = self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
         key = self._binding_key(call)
         binding = walks[0].bindings.get(key)
         if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.stored):
-            binding = self._bind_slowly(call, walks)
+            binding = self._bind_slowly(call, reached, walks)
         if binding.partition is not binding.program.version[1]:
             binding.regroup()
-        if not self.met and own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None:
+        simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
+        if simple and not reached.met and not self.met:
             watched = [walk for walk in walks if walk.watched]
-            self.latest.shortcut = Shortcut(call.template, args, call.objects[-1], self.watch, watched, binding)
+            self.latest.shortcut = Shortcut(call.template, args, reached.stream, reached.watch, watched, binding)
         return binding, call.data, call.objects[own:]
 
-    def add_reached(self, args: Arguments) -> None:
+    def add_reached(self, args: Arguments) -> _Reached:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
-        if self.watch is None or self.watch.rebound():
-            self.look(args.fn)
-        args.objects += self.reached
+        found = self.found
+        if found is None or found.watch.rebound():
+            found = self.look(args.fn)
+        args.objects += found.objects
         stream = random.current()
         if stream.is_committed():
             stream.move(_devices(args))
         args.objects.append(stream)
+        met: list[Any] = []
         if self.met:  # nothing but a trace can tell whether these are still the ones
-            self.met = []
-            trace_with_all(args, self.purpose, self.met)
+            trace_with_all(args, self.purpose, met)
+            self.met = met
+        return _Reached(found.watch, stream, met)
 
-    def _bind_slowly(self, args: Arguments, walks: list[Walk]) -> Binding:
+    def _bind_slowly(self, args: Arguments, reached: _Reached, walks: list[Walk]) -> Binding:
         with self.lock:
             lifted, alias = self._unique(walks)
             join_mesh(stored_cells(lifted))
             key = self._key(args, walks, lifted, alias)
             program = self.programs.get(key)
             if program is None:
-                before = len(args.objects)
-                traced, lifted = trace_with_all(args, self.purpose, self.met)
-                if self.met:
-                    self.look(args.fn)  # by now it may be found by name
-                    if {id(ref()) for ref in self.met} <= {id(obj) for obj in self.reached}:
-                        self.met = []
+                before, met = len(args.objects), reached.met
+                traced, lifted = trace_with_all(args, self.purpose, met)
+                if met:
+                    found = self.look(args.fn)  # by now it may be found by name
+                    if {id(ref()) for ref in met} <= {id(obj) for obj in found.objects}:
+                        met.clear()
                         args.objects[:] = [
                             *args.objects[: args.template.count(OBJECT)],
-                            *self.reached,
-                            random.current(),
+                            *found.objects,
+                            reached.stream,
                         ]
-                        traced, lifted = trace_with_all(args, self.purpose, self.met)
+                        traced, lifted = trace_with_all(args, self.purpose, met)
                         before = -1
+                    self.met = met
                 walks = [walk_of(obj) for obj in args.objects]
                 if len(args.objects) > before:
                     lifted, alias = self._unique(walks)
@@ -283,17 +304,14 @@ class Function:
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
                     program = self.program(self.name, self.purpose, self.compilations, traced, lifted, donated)
-                    self.programs[key] = program
             binding = Binding(program, walks, lifted)
-            bindings = walks[0].bindings
-            if len(bindings) >= 16:
-                bindings.clear()
-            bindings[self._binding_key(args)] = binding
+            self.programs[key] = program
+            _keep(binding, walks[0].bindings, self._binding_key(args))
             return binding
 
     def _binding_key(self, args: Arguments) -> Any:
-        """Of calls that are bound alike if their objects are the same; threads that share a model have each its own."""
-        return self.token, args.treedef, args.template, id(random.current())
+        """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
+        return self.token, args.treedef, args.template, threading.get_ident()
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any) -> Any:
         """What a program is compiled for, apart from shapes and dtypes."""
@@ -302,6 +320,19 @@ class Function:
 
     def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
         return unique_cells(walks, self.purpose.gradients)
+
+
+def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:
+    """Keep a binding among those of its first object, and let those go that can serve no more."""
+    for other, known in list(bindings.items()):
+        if any(walk() is None for walk in known.walks):
+            bindings.pop(other, None)
+    if len(bindings) >= _MAX_BINDINGS:
+        bindings.clear()
+    bindings[key] = binding
+
+
+_MAX_BINDINGS = 64
 
 
 def _devices(args: Arguments) -> Any:

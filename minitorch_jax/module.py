@@ -410,6 +410,8 @@ class Module(Stateful):
         chosen += [c.grad for c in walk.params if hasattr(c.grad.value, "dtype")]
         for cell in chosen:
             cells.check_writable(cell, f"a {cell.kind} of {type(self).__name__}", self)
+        if any(cell.pack is not None for cell in chosen):
+            cells.check_restructurable(self._birth, type(self).__name__, "was moved or converted out of its pack")
         new = function([cell.value for cell in chosen])
         for cell in walk.params:
             release(cell)

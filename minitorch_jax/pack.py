@@ -126,7 +126,7 @@ class Pack:
 
     def release(self, view: Cell) -> None:
         """Give a cell its own array again."""
-        value = view.value
+        value = view.stored
         with interrupts.held:
             view.__class__ = Cell
             view.pack = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 import threading
 import types
@@ -10,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from training import Line, Scale, X, Y, assert_same, eagerly, everything, pair, squared, step
 
 import minitorch_jax as mt
-from minitorch_jax import nn, optim
+from minitorch_jax import function, nn, optim
 from minitorch_jax.function import Function
 from minitorch_jax.recompiles import RecompileWarning
 from minitorch_jax.stateful import walk_of
@@ -591,8 +593,8 @@ class Stop:
         self.inside, self.go_on = threading.Event(), threading.Event()
 
     def __call__(self, value: Any) -> None:
-        if threading.current_thread() is not threading.main_thread() and not self.inside.is_set():
-            assert isinstance(value, jax.core.Tracer)
+        other = threading.current_thread() is not threading.main_thread()
+        if other and isinstance(value, jax.core.Tracer) and not self.inside.is_set():
             self.inside.set()
             assert self.go_on.wait(60)
 
@@ -705,6 +707,98 @@ def test_threads_that_trace_one_model_at_once(form: str) -> None:
             losses = at_once([lambda: FORMS_OF_A_LOSS[form](model)] * 4)
         assert_allclose(losses, [expected] * 4, rtol=1e-6)
     assert not any(isinstance(cell.stored, jax.core.Tracer) for cell in walk_of(model).with_gradients())
+
+
+def test_a_name_that_is_rebound_while_another_thread_looks_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Scale(1.0)
+    kept = model
+    call = mt.jit(lambda x: model(x))
+    looking, go_on = threading.Event(), threading.Event()
+    look = function.holds_state
+
+    def slow(value: Any) -> bool:
+        if threading.current_thread() is not threading.main_thread() and not looking.is_set():
+            looking.set()
+            assert go_on.wait(60)
+        return look(value)
+
+    assert [float(call(1.0)) for _ in range(3)] == [1.0] * 3
+    model = Scale(2.0)
+    monkeypatch.setattr(function, "holds_state", slow)
+    results: list[float] = []
+    thread = threading.Thread(target=lambda: results.append(float(call(1.0))))
+    thread.start()
+    assert looking.wait(60)
+    mine = [float(call(1.0)) for _ in range(3)]
+    go_on.set()
+    thread.join(60)
+    assert mine == [2.0] * 3 and results == [2.0] and float(kept.weight) == 1.0
+    assert [float(call(1.0)) for _ in range(3)] == [2.0] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be followed by name")
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_threads_call_a_function_that_reaches_a_model_by_tracing_alone() -> None:
+    stop = Stop()
+    model = Stopping(stop).eval()
+    reference = weakref.ref(model)
+    call = mt.jit(lambda x: reference()(x))
+    expected = np.asarray(call(X))
+    call(X)
+
+    def meanwhile() -> None:
+        for _ in range(3):
+            assert_array_equal(call(X), expected)
+
+    assert_array_equal(while_stopped(stop, lambda: call(X), meanwhile), expected)
+    model.weight = 2 * model.weight
+    assert_allclose(call(X), 2 * expected, rtol=1e-6)
+
+
+# -- what is kept alive ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["jit", "scan", "backward"])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_while_tracing_keeps_no_array_alive(form: str, error: type[BaseException]) -> None:
+    """Not even until the collector of cycles runs."""
+
+    def failing(model: Any, x: Any) -> Any:
+        model(x)
+        raise error
+
+    def train() -> Any:
+        model = Line()
+        with pytest.raises(error):
+            if form == "scan":
+                mt.scan(failing, model, X)
+            else:
+                (mt.jit(failing) if form == "jit" else partial(mt.backward, failing))(model, X)
+        return weakref.ref(walk_of(model).cells[0])
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert train()() is None
+    finally:
+        gc.enable()
+
+
+def test_models_that_are_gone_are_not_kept_by_those_that_were_used_with_them() -> None:
+    teacher, gone = Scale(), []
+
+    def loss_fn(teacher: Any, student: Any, x: Any) -> Any:
+        return (teacher(x) - student(x)) ** 2
+
+    for i in range(8):
+        student = Scale(float(i))
+        with mt.rng(i):
+            mt.backward(loss_fn, teacher, student, 1.0)
+        gone.append(weakref.ref(walk_of(student).cells[0]))
+    del student
+    gc.collect()
+    assert sum(reference() is not None for reference in gone) <= 1
+    assert len(walk_of(teacher).bindings) == 1
 
 
 class Parts(mt.Module):

@@ -698,7 +698,7 @@ for line in sys.stdin:
         while True:
             for n, objects in both:
                 mt.save(path, number=n, **objects)
-                os.write(1, b"saved\n")  # in one piece, or not at all
+                os.write(1, b"saved\\n")  # in one piece, or not at all
     os.waitpid(child, 0)
     print("dead", flush=True)
 """

@@ -405,6 +405,48 @@ def test_what_only_a_trace_can_find_is_found_and_told() -> None:
     assert float(other.weight) == 4.0
 
 
+def unfrozen(model: Line, opt: optim.Adam) -> None:
+    model.unfreeze()
+
+
+def longer_list(model: Line, opt: optim.Adam) -> None:
+    opt.modules.append(Line(3.0))
+
+
+def more_state(model: Line, opt: optim.Adam) -> None:
+    opt.amsgrad = True
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be followed by name", "ignore:Adam holds parameters that no loss has read")
+@pytest.mark.parametrize("change", [unfrozen, longer_list, more_state])
+@pytest.mark.parametrize("form", ["jit", "scan"])
+def test_an_optimizer_that_only_a_trace_finds_makes_its_states_outside(change: Any, form: str) -> None:
+    """Before the first step after a change: what a step is about to make is to last, and be arrays."""
+
+    def trainer() -> Any:
+        model = Line()
+        model.freeze()
+        opt = optim.Adam([model], lr=0.1)
+        if change is not unfrozen:
+            model.unfreeze()
+        change(model, opt)
+        return model, opt
+
+    (model, opt), (twin, twins_opt) = trainer(), trainer()
+    hidden = weakref.ref(opt)
+
+    def fn(x: Any, y: Any) -> Any:
+        return step(model, hidden(), x, y)
+
+    run = mt.jit(fn) if form == "jit" else lambda x, y: mt.scan(fn, x[None], y[None])[0]
+    losses = [float(run(X, Y)) for _ in range(3)]
+    assert_allclose(losses, [float(step(twin, twins_opt, X, Y)) for _ in range(3)], rtol=1e-5)
+    assert_alive(model, opt)
+    assert_same(everything(model, opt), everything(twin, twins_opt))
+    step(model, opt, X, Y), step(twin, twins_opt, X, Y)
+    assert_same(everything(model, opt), everything(twin, twins_opt))
+
+
 def test_plain_functions_and_names() -> None:
     """Without modules it is an ordinary compiled function, which keeps its name and its docstring."""
 

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -1215,6 +1216,26 @@ def test_to_another_device() -> None:
         assert {d for p in model.parameters() for d in p.devices()} == {jax.devices()[1]}
         assert i or is_packed(model)
     assert_same(state(packed[0]), state(plain[0]))
+
+
+@pytest.mark.parametrize("form", ["jit", "scan", "backward"])
+@pytest.mark.parametrize(
+    "change", [lambda m: m.astype(jnp.float32), lambda m: m.to(jax.devices()[0])], ids=["astype", "to"]
+)
+def test_leaving_a_pack_in_compiled_code_is_an_error(form: str, change: Any) -> None:
+    model, _ = trainee()
+    mt.pack(model)
+
+    def loss_fn(x: Any) -> Any:
+        change(model)
+        return model(x).sum()
+
+    forms: dict[str, Any] = {"jit": mt.jit(loss_fn), "scan": lambda x: mt.scan(loss_fn, x[None])}
+    before = state(model)
+    with pytest.raises(mt.TraceError, match="was moved or converted out of its pack inside compiled code"):
+        forms.get(form, partial(mt.backward, loss_fn))(X)
+    assert is_packed(model)
+    assert_same(state(model), before)
 
 
 def test_astype() -> None:

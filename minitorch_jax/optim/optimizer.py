@@ -21,6 +21,7 @@ from .. import interrupts
 from ..cell import Cell, get_stored, get_value, structure
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, join
+from ..tracing import Met
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
@@ -338,6 +339,8 @@ class Optimizer(Stateful):
         if plan is not None:
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version:
+            if cells.is_foreign(self._steps):  # a plan makes states, which are to be arrays, and to last
+                raise Met([self])
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
