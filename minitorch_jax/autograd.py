@@ -15,9 +15,10 @@ from . import cell as cells
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, get_value, is_eager
 from .function import Function, Functions
+from .module import Module
 from .pipeline import placed
 from .program import Partition, Program
-from .stateful import Walk, build, walk_of
+from .stateful import build, walk_of
 from .tracing import Purpose, Traced, trace_with_all, unaliased
 
 
@@ -292,15 +293,24 @@ def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]
 
 
 def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
-    """The gradients as copies of the modules they belong to."""
-    distinct = list({id(obj): obj for obj in objects}.values())
-    walks: list[Walk] = [walk_of(obj) for obj in distinct]
-    used = [walk for walk in walks if any(cell in grads for cell in walk.cells)]
+    """The gradients as copies of the modules they belong to; at the end those that were reached by an optimizer alone."""
+    walks = [walk_of(obj) for obj in objects if isinstance(obj, Module)]
+    left = grads.keys() - {cell for walk in walks for cell in walk.cells}
+    for module in [module for obj in objects for module in _modules_of(obj)] if left else ():
+        if not left.isdisjoint(walk_of(module).cells):
+            walks.append(walk_of(module))
+            left -= {*walks[-1].cells}
+    used = [walk for walk in dict.fromkeys(walks) if any(cell in grads for cell in walk.cells)]
     copies = [
         build(walk.spec, [grads[c] if c in grads else _free_zeros(c.value) for c in walk.cells], cells.birth_here())
         for walk in used
     ]
     return copies[0] if len(copies) == 1 else tuple(copies)
+
+
+def _modules_of(optimizer: Any) -> list[Module]:
+    listed = () if isinstance(optimizer, Module) else getattr(optimizer, "modules", ())
+    return [module for module in listed if isinstance(module, Module)]
 
 
 def _free_zeros(like: Any) -> Any:

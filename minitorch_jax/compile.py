@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from typing import Any, NamedTuple
@@ -20,9 +19,8 @@ from .arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
 from .autograd import objects_of, paths_of, touch_all
 from .cell import CONSUMED, Cell, held, is_eager
 from .containers import holds_state
-from .function import Function, Functions
+from .function import Function, Functions, kept_for
 from .program import Partition, Program
-from .stateful import IdMap
 from .tracing import Purpose, Traced, trace_with_all, unaliased
 
 
@@ -163,31 +161,16 @@ def _count_donated(call: Arguments) -> int:
     return call.count_data(2 + count)
 
 
-class _Bounds:
-    """Functions compiled for one object, kept in its `__dict__`: they go when it goes, and are not copied with it."""
-
-    def __init__(self, owner: Any = None) -> None:
-        self.by_function = IdMap()
-        self.owner = None if owner is None else weakref.ref(owner)  # a shallow copy has another's
-
-    def __reduce__(self) -> Any:
-        return _Bounds, ()
-
-
-_HELD = "_minitorch_jax_compiled"
-
-
 def _bound_to(instance: Any, method: Jitted) -> Jitted:
-    held_by = getattr(instance, "__dict__", None)
-    if held_by is None:
+    def bound() -> Jitted:
         return Jitted(types.MethodType(method.__wrapped__, instance), method._options.without_self())
-    bounds = held_by.get(_HELD)
-    if bounds is None or bounds.owner is None or bounds.owner() is not instance:
-        bounds = held_by[_HELD] = _Bounds(instance)
-    found: Jitted | None = bounds.by_function.get(method)
-    if found is None:
-        found = Jitted(types.MethodType(method.__wrapped__, instance), method._options.without_self())
-        bounds.by_function.set(method, found)
+
+    kept = kept_for(instance)
+    if kept is None:
+        return bound()
+    if method not in kept:
+        kept.setdefault(method, bound())
+    found: Jitted = kept[method]
     return found
 
 

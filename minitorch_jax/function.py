@@ -345,30 +345,68 @@ def _devices(args: Arguments) -> Any:
 
 
 class Functions:
-    """The Functions kept for one use of functions (`backward`, say), for as long as those live."""
+    """The Functions for one use of functions (`backward`, say), each kept for as long as the user's function lives."""
 
     def __init__(self, make: Callable[[Any], Function]) -> None:
         self._make = make
-        self._plain = IdMap()  # of functions
-        self._methods = IdMap()  # of objects: dicts by function
+        self._others = IdMap()  # what is kept for objects without a `__dict__`
 
     def get(self, fn: Any) -> Function:
-        known = self._plain.items.get(id(fn))
-        return known[1] if known is not None and known[0]() is fn else self._new(fn)
+        if type(fn) is types.FunctionType:
+            kept = fn.__dict__.get(_KEPT)
+            known: Function | None = kept.items.get(self) if kept is not None and kept.owner() is fn else None
+            if known is not None:
+                return known
+        return self._find(fn)
 
-    def _new(self, fn: Any) -> Function:
-        try:
-            if not isinstance(fn, types.MethodType):
-                function = self._make(fn)
-                self._plain.set(fn, function)
-                return function
-            known = self._methods.get(fn.__self__)
-            if known is None:
-                known = {}
-                self._methods.set(fn.__self__, known)
-        except TypeError:  # cannot be referred to weakly: traced anew at each call
-            return self._make(fn)
-        if fn.__func__ not in known:
-            known[fn.__func__] = self._make(fn)
-        found: Function = known[fn.__func__]
+    def _find(self, fn: Any) -> Function:
+        owner, key = (fn.__self__, (self, fn.__func__)) if isinstance(fn, types.MethodType) else (fn, self)
+        kept = kept_for(owner)
+        if kept is None:
+            try:
+                kept = self._others.get(owner)
+                if kept is None:
+                    kept = {}
+                    self._others.set(owner, kept)
+            except TypeError:  # cannot be referred to weakly: traced anew at each call
+                return self._make(fn)
+        if key not in kept:
+            kept.setdefault(key, self._make(fn))
+        found: Function = kept[key]
         return found
+
+
+_KEPT = "_minitorch_jax_compiled"
+
+
+class _Kept:
+    """What was compiled for one object, in its `__dict__`: it goes when that goes, and is not copied with it.
+
+    (It may refer to the object, by what a function reaches. A map of the library's would then keep both for ever.)
+    """
+
+    def __init__(self, owner: Any = None) -> None:
+        self.items: dict[Any, Any] = {}
+        self.owner = _nobody if owner is None else weakref.ref(owner)  # a shallow copy has another's
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+
+def _nobody() -> None:
+    return None
+
+
+def kept_for(owner: Any) -> dict[Any, Any] | None:
+    """What was compiled for an object, by keys of the caller's; None if the object cannot keep anything."""
+    attributes = getattr(owner, "__dict__", None)
+    if not isinstance(attributes, dict):  # none, or that of a class
+        return None
+    kept = attributes.get(_KEPT)
+    if kept is None or kept.owner() is not owner:
+        try:
+            kept = attributes[_KEPT] = _Kept(owner)
+        except TypeError:  # cannot be referred to weakly
+            return None
+    items: dict[Any, Any] = kept.items
+    return items

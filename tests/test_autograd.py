@@ -8,6 +8,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -872,6 +873,25 @@ def test_buffers_are_written_back() -> None:
     assert model.count.dtype == jnp.int32
     assert float(model.grads()[0]) == 6.0
     assert_no_tracers(model)
+
+
+@pytest.mark.parametrize("reach", ["beside the model", "alone", "alone, with groups"])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_gradients_of_a_loss_that_reaches_an_optimizer(reach: str, stepped: bool) -> None:
+    """They have the structure of the model, not that of the optimizer, which holds the same parameters."""
+    model = Scale(2.0)
+    opt = mt.Optimizer([{"modules": [model], "lr": 0.0}] if reach.endswith("groups") else [model], lr=0.0)
+    trainer = SimpleNamespace(model=model, opt=opt) if reach.startswith("beside") else None
+
+    def loss_fn(x: Any) -> Any:
+        return 3.0 * (trainer.model if trainer else opt.modules[0])(x)
+
+    if stepped:
+        mt.backward(loss_fn, 1.0)
+        opt.step()
+    loss, grads = mt.value_and_grad(loss_fn)(1.0)
+    assert type(grads) is Scale
+    assert (float(loss), float(grads.weight)) == (6.0, 3.0)
 
 
 @pytest.mark.parametrize("reach", ["argument", "closure", "value_and_grad", "grad", "method"])

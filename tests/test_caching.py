@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -799,6 +799,101 @@ def test_models_that_are_gone_are_not_kept_by_those_that_were_used_with_them() -
     gc.collect()
     assert sum(reference() is not None for reference in gone) <= 1
     assert len(walk_of(teacher).bindings) == 1
+
+
+class PlainTrainer:
+    """What a user would write: an object that holds all it needs, functions that lead back to it among it."""
+
+    def __init__(self) -> None:
+        self.model, self.opt = pair()
+        self.function = lambda x: self.loss(x)
+
+    def loss(self, x: Any) -> Any:
+        return squared(self.model, x, Y)
+
+    @mt.jit
+    def train_step(self, x: Any) -> Any:
+        return self.function(x)
+
+
+WAYS: dict[str, Callable[[PlainTrainer], Any]] = {
+    "backward of a method": lambda trainer: mt.backward(trainer.loss, X),
+    "backward of an attribute": lambda trainer: mt.backward(trainer.function, X),
+    "backward of a new function": lambda trainer: mt.backward(lambda x: trainer.loss(x), X),
+    "value_and_grad of a method": lambda trainer: mt.value_and_grad(trainer.loss)(X)[0],
+    "scan of a method": lambda trainer: mt.scan(trainer.loss, X[None])[0],
+    "a jitted method": lambda trainer: trainer.train_step(X),
+    "jit of a method": lambda trainer: vars(trainer).setdefault("kept", mt.jit(trainer.loss))(X),
+    "a scaled loss": lambda trainer: mt.LossScaler().backward(trainer.loss, X),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_object_goes_with_all_that_was_compiled_for_it(way: str) -> None:
+    def train() -> list[Any]:
+        trainer = PlainTrainer()
+        for _ in range(2):
+            assert_allclose(WAYS[way](trainer), squared(Line(), X, Y), rtol=1e-6)
+        return [weakref.ref(trainer), weakref.ref(trainer.model), weakref.ref(trainer.opt)]
+
+    gone = train()
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_copies_of_an_object_do_not_use_what_was_compiled_for_it(way: str) -> None:
+    trainer = PlainTrainer()
+    WAYS[way](trainer)
+    if way == "jit of a method":
+        del trainer.kept  # type: ignore[attr-defined]
+    for other in (copy.copy(trainer), copy.deepcopy(trainer)):
+        other.model = Line(2.0)
+        other.function = lambda x, other=other: other.loss(x)
+        for _ in range(2):
+            assert_allclose(WAYS[way](other), squared(Line(2.0), X, Y), rtol=1e-6)
+    assert_allclose(WAYS[way](trainer), squared(Line(), X, Y), rtol=1e-6)
+
+
+def test_a_wrapper_does_not_use_what_was_compiled_for_the_function_that_it_wraps() -> None:
+    """`functools.wraps` copies the `__dict__`, where that is kept."""
+    model = Scale(2.0)
+
+    def inner(x: Any) -> Any:
+        return model(x)
+
+    assert float(mt.backward(inner, 1.0)) == 2.0
+
+    @wraps(inner)
+    def outer(x: Any) -> Any:
+        return 3.0 * inner(x)
+
+    assert [float(mt.backward(outer, 1.0)) for _ in range(2)] == [6.0] * 2
+    assert float(mt.backward(inner, 1.0)) == 2.0
+
+
+def test_objects_that_cannot_keep_anything() -> None:
+    class Slots:
+        __slots__ = ("model",)
+
+        def __init__(self) -> None:
+            self.model = Scale(2.0)
+
+        def loss(self, x: Any) -> Any:
+            return self.model(x)
+
+    class OfAClass:
+        model = Scale(3.0)
+
+        @classmethod
+        def loss(cls, x: Any) -> Any:
+            return cls.model(x)
+
+    trainer = Slots()
+    for _ in range(2):
+        assert float(mt.backward(trainer.loss, 1.0)) == 2.0
+        assert float(mt.backward(OfAClass.loss, 1.0)) == 3.0
+    assert float(trainer.model.grads()[0]) == 2.0
 
 
 class Parts(mt.Module):
