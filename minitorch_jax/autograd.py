@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from types import FunctionType
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
+from . import interrupts
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, get_value, is_eager
 from .function import Function, Functions
@@ -92,14 +94,21 @@ class AccumulatingProgram(_GradientProgram):
 def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[int]) -> tuple[Any, list[Any]]:
     """`(loss, aux, written), gradients` of a traced loss with respect to the cells at `train`."""
 
-    def loss_of(params: list[Any]) -> Any:
+    def loss_of(params: list[Any], run: Callable[..., Any]) -> Any:
         inputs = list(values)
         for i, param in zip(train, params, strict=True):
             inputs[i] = param
-        (loss, aux), written = traced.differentiably(inputs, data)
+        (loss, aux), written = run(inputs, data)
         return loss, (aux, written)
 
-    (loss, (aux, written)), grads = jax.value_and_grad(loss_of, has_aux=True)([values[i] for i in train])
+    differentiated = jax.value_and_grad(loss_of, has_aux=True)
+    params = [values[i] for i in train]
+    found = None
+    with suppress(Exception), interrupts.unwrapped():
+        found = differentiated(params, traced.differentiably)
+    if found is None:  # the other way JAX's error names the user's line
+        found = differentiated(params, traced)
+    (loss, (aux, written)), grads = found
     return (loss, aux, written), grads
 
 

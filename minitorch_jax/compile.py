@@ -210,7 +210,8 @@ def jit(
 
     Raises:
         TypeError, ValueError: for options that do not fit the function's signature.
-        TraceError: when called, if a static attribute of a module (such as `training`) ends up changed.
+        TraceError: when called, if a static attribute of a module (such as `training`) ends up changed, or a setting of an
+            optimizer that needs a state (momentum, say) goes from 0 to something else.
 
     Example:
         >>> import jax, jax.numpy as jnp, minitorch_jax as mt

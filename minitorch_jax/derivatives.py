@@ -12,14 +12,18 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core as jax_core
 
-_OFTEN = 3  # from how many like equations on it pays
+_OFTEN = 4  # from how many like equations on it pays
 
 
 def remembered(closed: Any) -> Any:
     """The same jaxpr, quicker to differentiate."""
+    config: Any = jax.config
+    if config.jax_disable_jit:  # then a function that is called leaves no trace
+        return closed
     keys = [_key(eqn) for eqn in closed.jaxpr.eqns]
     often = {key for key, count in Counter(keys).items() if key is not None and count >= _OFTEN}
     eqns = [_jitted(eqn, key) if key in often else eqn for eqn, key in zip(closed.jaxpr.eqns, keys, strict=True)]
@@ -29,20 +33,31 @@ def remembered(closed: Any) -> Any:
 def _key(eqn: Any) -> Any:
     """What an equation computes, apart from its inputs: equal for equations that may share a function. None: not known."""
     avals = tuple([atom.aval for atom in eqn.invars])
-    if eqn.effects or any(type(aval) is not ShapedArray for aval in avals):
+    if (
+        eqn.effects
+        or any(type(aval) is not ShapedArray for aval in avals)
+        or any(jax_core.jaxprs_in_params(eqn.params))
+    ):
         return None
-    params = sorted(eqn.params.items())
-    if any(jax_core.jaxprs_in_params(eqn.params)) or any(
-        callable(value) or isinstance(value, float) for _, value in params
-    ):  # may be Python's; 0.0 equals -0.0
-        return None
-    types = tuple([type(value) for _, value in params])  # 1 equals True
-    key = eqn.primitive, tuple(params), types, avals, eqn.ctx
     try:
+        params = tuple(sorted(eqn.params.items()))
+        key = eqn.primitive, params, tuple([_typed(value) for _, value in params]), avals, eqn.ctx
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _typed(value: Any) -> Any:
+    """The types in a parameter, since 1 equals True. TypeError: it may be Python's, or 0.0, which equals -0.0."""
+    if type(value) is tuple:
+        return tuple(map(_typed, value))
+    if value is None or isinstance(value, int | str | np.dtype) or type(value).__module__.partition(".")[0] in _JAX:
+        return type(value)
+    raise TypeError(value)
+
+
+_JAX = ("jax", "jaxlib")
 
 
 def _jitted(eqn: Any, key: Any) -> Any:

@@ -22,7 +22,7 @@ from .pipeline import is_debugging, join_mesh, placement
 from .program import Binding, FirstRun, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
-from .tracing import Purpose, trace_with_all, unique_cells
+from .tracing import Met, Purpose, trace_with_all, unique_cells
 
 
 class Shortcut:
@@ -194,6 +194,8 @@ class Function:
             pass
         except PartlyConsumed:
             binding.dissolve()
+        except Met as reason:  # with these shapes only: now a trace is to look for them first
+            self.met = [weakref.ref(owner) for owner in reason.owners]
         finally:
             now.traced = now.call = None
             if program.changes_statics:
@@ -214,9 +216,11 @@ class Function:
         now.call = fn, args, kwargs, reached, binding.cells
         try:
             return binding.pipeline.compiled.donating.lower(owned, others)
-        except (Repartition, PartlyConsumed) as reason:
+        except (Repartition, PartlyConsumed, Met) as reason:
             if isinstance(reason, PartlyConsumed):
                 binding.dissolve()
+            elif isinstance(reason, Met):
+                self.met = [weakref.ref(owner) for owner in reason.owners]
             return self.lower(fn, args, kwargs)
         finally:
             now.traced = now.call = None

@@ -30,7 +30,8 @@ class Stream(Stateful):
     def __init__(self, key: jax.Array) -> None:
         self._walk = None
         self.impl = str(jax.random.key_impl(key))
-        self.cell = Cell(jax.random.key_data(key), "stream", birth=cells.birth_here())
+        data = jax.random.key_data(key)  # shares the buffer of the key, which is its giver's
+        self.cell = Cell(data, "stream", lent=True, birth=cells.birth_here())
 
     def next(self) -> jax.Array:
         """A key that no other draw has given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ def of_many_kinds(x: Any) -> Any:
 def zeros_of_either_sign(x: Any) -> Any:
     """1 / (±0): equal literals, different results."""
     total = 0.0
-    for _ in range(3):
+    for _ in range(4):
         total += jnp.where(x > 9.0, 0.0 * x, jnp.arctan2(x * 0.0, -1.0 + 0 * x)).sum()
         total += jnp.arctan2(x * -0.0, -1.0 + 0 * x).sum()
     return total + (x**2).sum()
@@ -53,7 +54,7 @@ def zeros_of_either_sign(x: Any) -> Any:
 
 def by_axis(x: Any) -> Any:
     """Equations that differ in a parameter alone."""
-    for axis in (0, 1, 0, 1, 0, 1):
+    for axis in (0, 1) * 4:
         x = jnp.cumsum(x, axis=axis) / 4
         x = x - jnp.max(x, axis=axis, keepdims=True)
         x = jnp.flip(x, axis)
@@ -122,7 +123,7 @@ def test_equations_with_other_parameters_are_apart() -> None:
     triple = make_primitive("triple_of", [])
 
     def function(x: Any) -> Any:
-        for value in [1, True, 0.0, -0.0] * 3:
+        for value in [1, True, 0.0, -0.0, (1,), (True,), (0.0,), (-0.0,)] * 4:
             x = triple.bind(x, value=value)
         return x
 
@@ -130,12 +131,15 @@ def test_equations_with_other_parameters_are_apart() -> None:
         inner = [eqn.params["jaxpr"].eqns[0] if "jaxpr" in eqn.params else eqn for eqn in jaxpr.eqns]
         return [repr(eqn.params["value"]) for eqn in inner]
 
-    assert given(remembered(jax.make_jaxpr(function)(1.0)).jaxpr) == ["1", "True", "0.0", "-0.0"] * 3
+    assert (
+        given(remembered(jax.make_jaxpr(function)(1.0)).jaxpr)
+        == ["1", "True", "0.0", "-0.0", "(1,)", "(True,)", "(0.0,)", "(-0.0,)"] * 4
+    )
 
 
 def test_settings_of_an_equation_are_kept() -> None:
     def function(x: Any) -> Any:
-        for precision in (None, "float32", "bfloat16") * 3:
+        for precision in (None, "float32", "bfloat16") * 4:
             with jax.default_matmul_precision(precision):
                 x = x @ x
         return x.sum()
@@ -150,7 +154,7 @@ def test_settings_of_an_equation_are_kept() -> None:
 
 def test_what_has_effects_or_is_pythons_stays() -> None:
     def function(x: Any) -> Any:
-        for _ in range(3):
+        for _ in range(5):
             jax.debug.print("{}", x)
             x = jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct((), jnp.float32), x)
         return x
@@ -161,7 +165,7 @@ def test_what_has_effects_or_is_pythons_stays() -> None:
 
 def test_nothing_is_kept_alive() -> None:
     def train() -> list[Any]:
-        model = nn.Sequential(*[nn.Linear(3, 3, key=KEY) for _ in range(4)])
+        model = nn.Sequential(*[nn.Linear(3, 3, key=KEY) for _ in range(5)])
         data = np.array(X)
         loss_fn = lambda x: (model(x) ** 2).mean() + (x * jnp.asarray(data)).sum()  # noqa: E731
         mt.backward(loss_fn, X)
@@ -179,8 +183,73 @@ def test_on_a_mesh_with_explicit_axes() -> None:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         x = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
-        closed = jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(jnp.sin(x))).sum())(x)
+        closed = jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(jnp.sin(jnp.sin(x)))).sum())(x)
         value, grad = jax.value_and_grad(lambda x: jaxpr_as_fun(remembered(closed))(x)[0])(x)
-        expected = jax.value_and_grad(lambda x: jnp.sin(jnp.sin(jnp.sin(x))).sum())(x)
+        expected = jax.value_and_grad(lambda x: jnp.sin(jnp.sin(jnp.sin(jnp.sin(x)))).sum())(x)
     assert_allclose(value, expected[0], rtol=1e-6)
     assert_allclose(grad, expected[1], rtol=1e-6)
+
+
+def sines(model: Any, x: Any) -> Any:
+    x = model(x)
+    for _ in range(5):
+        x = jnp.sin(x)
+    return x
+
+
+@pytest.mark.parametrize("form", ["backward", "jit", "vmap"])
+def test_without_jit(form: str) -> None:
+    """Whose absence is not remembered."""
+    derivatives._call.cache_clear()
+    model = Scale(1.0)
+    forms: dict[str, Callable[[], Any]] = {
+        "backward": lambda: mt.backward(sines, model, 1.0),
+        "jit": lambda: mt.jit(lambda: mt.backward(sines, model, 1.0))(),
+        "vmap": lambda: jax.vmap(lambda x: mt.value_and_grad(sines)(model, x)[0])(jnp.ones(2))[0],
+    }
+    with jax.disable_jit():
+        first = float(forms[form]())
+    assert_allclose([first, float(forms[form]())], sines(Scale(1.0), 1.0), rtol=1e-6)
+
+
+def test_an_error_of_a_derivative_names_the_line_that_asked_for_it() -> None:
+    hopeless = make_primitive("hopeless", [])
+    del ad.primitive_jvps[hopeless]
+
+    def asked(model: Any, x: Any) -> Any:
+        for _ in range(5):
+            x = hopeless.bind(model(x))
+        return x
+
+    with pytest.raises(NotImplementedError, match="hopeless") as caught:
+        mt.backward(asked, Scale(1.0), 1.0)
+    assert caught.value.__context__ is None
+    frames = [entry.name for entry in caught.traceback]
+    cause = caught.value.__cause__
+    while cause is not None:
+        frames += [entry.name for entry in traceback.extract_tb(cause.__traceback__)]
+        cause = cause.__cause__
+    assert "asked" in frames
+
+
+def test_objects_of_the_users_in_equations_are_not_kept() -> None:
+    class Big:
+        pass
+
+    triple = make_primitive("triple_with", [])
+
+    def train() -> Any:
+        big = Big()
+
+        def loss_fn(model: Any, x: Any) -> Any:
+            for _ in range(5):
+                x = triple.bind(model(x), big=big)
+            return x
+
+        mt.backward(loss_fn, Scale(1.0), 1.0)
+        return weakref.ref(big)
+
+    reference = train()
+    jax.clear_caches()
+    gc.collect()
+    assert reference() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -445,6 +446,85 @@ def test_an_optimizer_that_only_a_trace_finds_makes_its_states_outside(change: A
     assert_same(everything(model, opt), everything(twin, twins_opt))
     step(model, opt, X, Y), step(twin, twins_opt, X, Y)
     assert_same(everything(model, opt), everything(twin, twins_opt))
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be followed by name")
+def test_an_optimizer_met_where_exceptions_are_caught() -> None:
+    """What the library raises to have the trace repeated is not an error that code of the user's can take for its own."""
+    model, opt = pair()
+    model.freeze()
+    opt.step()
+    model.unfreeze()
+    hidden = weakref.ref(opt)
+
+    @mt.jit
+    def fn(x: Any, y: Any) -> Any:
+        opt_of_mine = hidden()
+        model.zero_grad()
+        loss = mt.backward(squared, model, x, y)
+        with contextlib.suppress(Exception):
+            opt_of_mine.step()
+        return loss
+
+    before = opt.num_steps
+    losses = [float(fn(X, Y)) for _ in range(3)]
+    assert opt.num_steps == before + 3
+    assert_allclose(losses, eagerly(3)[0], rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be followed by name")
+@pytest.mark.parametrize("form", ["jit", "backward"])
+def test_what_only_some_shapes_reach_by_tracing_alone(form: str) -> None:
+    model, (twin, opt) = Scale(2.0), pair()
+    hidden = weakref.ref(twin), weakref.ref(opt)
+
+    def fn(x: Any, y: Any) -> Any:
+        if x.shape[0] < 4:
+            return model(x.sum())
+        return step(hidden[0](), hidden[1](), x, y) if form == "jit" else squared(hidden[0](), x, y)
+
+    run = mt.jit(fn) if form == "jit" else functools.partial(mt.backward, fn)
+    losses = []
+    for _ in range(3):
+        assert_allclose(run(X[:2], Y[:2]), 2.0 * X[:2].sum(), rtol=1e-6)
+        losses.append(float(run(X, Y)))
+    assert_allclose(losses, eagerly(3)[0] if form == "jit" else [eagerly(1)[0][0]] * 3, rtol=1e-5)
+    if form == "jit":
+        assert fn and mt.jit(fn).lower(X, Y).as_text()
+
+
+@pytest.mark.parametrize("value", [0.9, lambda t: 0.9], ids=["number", "schedule"])
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.filterwarnings("ignore:.*cannot be followed by name")
+def test_a_setting_that_needs_a_state_cannot_be_switched_on_inside(value: Any, hides: bool) -> None:
+    model, opt = pair(momentum=0.0)
+    hidden = weakref.ref(opt)
+
+    @mt.jit
+    def fn(x: Any, y: Any) -> Any:
+        (hidden() if hides else opt).momentum = value
+        return step(model, opt, x, y)
+
+    before = everything(model, opt)
+    with pytest.raises(
+        (mt.TraceError, TypeError), match="momentum was changed from 0 where the state|inside compiled code"
+    ):
+        fn(X, Y)
+    assert_unchanged(before, model, opt)
+    opt.momentum = 0.9
+    if not callable(value):
+        assert_allclose([float(fn(X, Y)) for _ in range(3)], eagerly(3)[0], rtol=1e-5)
+
+
+def test_settings_that_need_no_state_go_from_zero_inside() -> None:
+    model, opt = pair(lr=0.0, weight_decay=0.0)
+
+    @mt.jit
+    def fn(x: Any, y: Any) -> Any:
+        opt.lr, opt.weight_decay, opt.momentum = 0.1, 0.0, 0.9
+        return step(model, opt, x, y)
+
+    assert_allclose([float(fn(X, Y)) for _ in range(3)], eagerly(3)[0], rtol=1e-5)
 
 
 def test_plain_functions_and_names() -> None:

@@ -983,6 +983,33 @@ def test_a_call_that_debug_nans_stops_draws_nothing(drawn, keys):
     assert drawn() == 2
 
 
+# -- whose key it is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fn, model: mt.jit(lambda x: fn(model, x)),
+        lambda fn, model: lambda x, body=lambda: fn(model, X): mt.scan(body, length=2),
+        lambda fn, model: lambda x: mt.backward(fn, model, x),
+        lambda fn, model: lambda x: mt.value_and_grad(fn)(model, x)[0],
+        lambda fn, model: lambda x: fn(model, x),
+    ],
+    ids=["jit", "scan", "backward", "value_and_grad", "eager"],
+)
+def test_a_key_given_to_rng_stays_its_givers(make, call):
+    key = make(3)
+    before = np.array(jax.random.key_data(key) if make is jax.random.key else key)
+    run = call(lambda model, x: (model(x) ** 2).mean(), Noisy(1))
+    results = []
+    for _ in range(4):
+        with mt.rng(key):
+            results += [np.ravel(run(X))[0], np.ravel(run(X))[0]]
+    assert results[:2] * 4 == results
+    np.testing.assert_array_equal(jax.random.key_data(key) if make is jax.random.key else key, before)
+
+
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 

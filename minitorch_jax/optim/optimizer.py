@@ -25,7 +25,7 @@ from ..tracing import Met
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
-from .plan import Plan, begin_states, field_names, ids_of, make_plan
+from .plan import Plan, begin_states, begins_state, field_names, ids_of, make_plan
 
 _CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None}
 
@@ -339,12 +339,18 @@ class Optimizer(Stateful):
         if plan is not None:
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version:
-            if cells.is_foreign(self._steps):  # a plan makes states, which are to be arrays, and to last
-                raise Met([self])
+            self._have_lifted()  # a plan makes states, which are to be arrays, and to last
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
         return plan
+
+    def _have_lifted(self) -> None:
+        """Within a trace that has not been told of this optimizer: have it repeated, now."""
+        frame = cells.local.frame
+        if frame is not None and cells.is_foreign(self._steps):
+            frame.touch(self._steps, self)  # it is repeated even if the user's code catches this
+            raise Met([self])
 
     # -- modules and groups -------------------------------------------------------------------------------------------
 
@@ -473,8 +479,14 @@ class Optimizer(Stateful):
     def _set_setting(self, name: str, value: Any, group: int | None) -> None:
         """Assign a setting of the optimizer or of a group; one that does not fit, or goes with no other, changes nothing."""
         hyper, owner = self._hyper, type(self).__name__
+        self._have_lifted()
         if name in hyper.given:
             value = _tuples(type(self), {name: value})[name]
+            if not hyper.is_plain() and begins_state(self, name, value, group):
+                raise cells.TraceError(
+                    f"{owner}.{name} was changed from 0 where the state that it needs cannot begin (in compiled code, or for"
+                    " an ensemble): assign it before"
+                )
             own = dict(hyper._own(group))
             before = self._stated(name, group)
             hyper.set(name, value, self, group)

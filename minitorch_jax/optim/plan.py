@@ -224,11 +224,7 @@ def begin_states(
     opt: Any, state: dict[Cell, Any], trainable: list[Cell], groups: Mapping[Cell, int], arrays: Mapping[Cell, Any]
 ) -> set[Cell]:
     """Ask the rule for the states of parameters that have none, or may have more now; gives those that begin now."""
-    hyper = opt._hyper
-    settings = [
-        SimpleNamespace(**{name: hyper.given_number(name, g) for name in hyper.given}, **hyper.flags_of(g))
-        for g in range(len(opt._lists))
-    ]
+    settings = [_settings(opt, g) for g in range(len(opt._lists))]
     begun = set()
     lent = not type(opt).__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
     for cell in trainable:
@@ -246,6 +242,34 @@ def begin_states(
             state[cell] = tree, made
         _keep_master(state, cell, settings[groups[cell]].master_weights and is_narrow(cell.value))
     return begun
+
+
+def _settings(opt: Any, group: int) -> SimpleNamespace:
+    """What decides which states there are."""
+    hyper = opt._hyper
+    return SimpleNamespace(**{name: hyper.given_number(name, group) for name in hyper.given}, **hyper.flags_of(group))
+
+
+def begins_state(opt: Any, name: str, value: Any, group: int | None) -> bool:
+    """Whether, by a setting that was 0 and is `value` now, the rule would keep more of the parameters than it does."""
+    known = isinstance(value, int | float)
+    if (known and not value) or not hasattr(type(opt), "init_state"):
+        return False
+    arrays = {
+        jax.ShapeDtypeStruct(cell.value.shape, cell.value.dtype) for cell in opt._order if hasattr(cell.value, "dtype")
+    }
+    for g in range(len(opt._lists)) if group is None else [group]:
+        before = _settings(opt, g)
+        after = SimpleNamespace(**{**vars(before), name: value if known else 1.0})
+        if getattr(before, name) == 0.0 and any(
+            _state_tree(opt, p, before) != _state_tree(opt, p, after) for p in arrays
+        ):
+            return True
+    return False
+
+
+def _state_tree(opt: Any, p: Any, settings: SimpleNamespace) -> Any:
+    return jax.tree.structure(jax.eval_shape(lambda p: type(opt).init_state(p, settings), p))
 
 
 def _keep_seen(opt: Any) -> None:
