@@ -516,6 +516,37 @@ def test_a_setting_that_needs_a_state_cannot_be_switched_on_inside(value: Any, h
         assert_allclose([float(fn(X, Y)) for _ in range(3)], eagerly(3)[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("master_weights", [False, True])
+def test_a_setting_whose_state_is_there_may_be_assigned_inside(grouped: bool, master_weights: bool) -> None:
+    """In the functional form, too, whose copies do not know the numbers."""
+    model = Line().astype(jnp.bfloat16) if master_weights else Line()
+    modules: Any = [{"modules": [model], "momentum": 0.5}] if grouped else [model]
+    opt = optim.SGD(modules, lr=0.1, momentum=0.5, master_weights=master_weights)
+
+    def fn(opt: Any, x: Any, y: Any) -> Any:
+        opt.zero_grad()
+        (opt.groups[0] if grouped else opt).momentum = 0.9
+        mt.backward(lambda model: model(x).astype(jnp.float32).sum(), opt.modules[0])
+        opt.step()
+        return opt
+
+    x = X.astype(jnp.bfloat16) if master_weights else X
+
+    def values(opt: Any) -> dict[str, Any]:
+        state = opt.state_dict()["state"]
+        return {f"{path}.{field}": np.array(v) for path in state for field, v in state[path].items()}
+
+    expected = copy.deepcopy(opt)
+    fn(expected, x, Y)
+    assert any("momentum_buffer" in name for name in values(expected))
+    functional = jax.jit(fn)(copy.deepcopy(opt), x, Y)
+    mt.jit(fn)(opt, x, Y)
+    for mine in (functional, opt):
+        assert_same(values(mine), values(expected), rtol=1e-2 if master_weights else 1e-5)
+        assert float((mine.groups[0] if grouped else mine).momentum) == pytest.approx(0.9)
+
+
 def test_settings_that_need_no_state_go_from_zero_inside() -> None:
     model, opt = pair(lr=0.0, weight_decay=0.0)
 

@@ -482,7 +482,7 @@ class Optimizer(Stateful):
         self._have_lifted()
         if name in hyper.given:
             value = _tuples(type(self), {name: value})[name]
-            if not hyper.is_plain() and begins_state(self, name, value, group):
+            if not hyper.is_plain() and begins_state(self, self._plan_now(), name, value, group):
                 raise cells.TraceError(
                     f"{owner}.{name} was changed from 0 where the state that it needs cannot begin (in compiled code, or for"
                     " an ensemble): assign it before"

@@ -250,26 +250,23 @@ def _settings(opt: Any, group: int) -> SimpleNamespace:
     return SimpleNamespace(**{name: hyper.given_number(name, group) for name in hyper.given}, **hyper.flags_of(group))
 
 
-def begins_state(opt: Any, name: str, value: Any, group: int | None) -> bool:
-    """Whether, by a setting that was 0 and is `value` now, the rule would keep more of the parameters than it does."""
-    known = isinstance(value, int | float)
-    if (known and not value) or not hasattr(type(opt), "init_state"):
-        return False
-    arrays = {
-        jax.ShapeDtypeStruct(cell.value.shape, cell.value.dtype) for cell in opt._order if hasattr(cell.value, "dtype")
-    }
-    for g in range(len(opt._lists)) if group is None else [group]:
-        before = _settings(opt, g)
-        after = SimpleNamespace(**{**vars(before), name: value if known else 1.0})
-        if getattr(before, name) == 0.0 and any(
-            _state_tree(opt, p, before) != _state_tree(opt, p, after) for p in arrays
-        ):
+def begins_state(opt: Any, plan: Plan, name: str, value: Any, group: int | None) -> bool:
+    """Whether the rule, with another value of a setting, would keep more of some parameter than it does now."""
+    asked = set()
+    for cell in plan.params:
+        g, (tree, held) = plan.groups[cell], opt._state.get(cell, (None, []))
+        like = jax.ShapeDtypeStruct(cell.value.shape, cell.value.dtype)
+        own = group is None and opt._hyper.own and name in opt._hyper.own[g]
+        if own or g != (g if group is None else group) or (g, like, tree) in asked:
+            continue
+        asked.add((g, like, tree))
+        settings = _settings(opt, g)
+        setattr(settings, name, value if isinstance(value, int | float) else 1.0)
+        needed = jax.eval_shape(lambda p, h=settings: type(opt).init_state(p, h), like)
+        now = jax.tree.unflatten(tree, held) if held else ()
+        if len(jax.tree.leaves(needed)) > len(jax.tree.leaves(now.rule_state if isinstance(now, Master) else now)):
             return True
     return False
-
-
-def _state_tree(opt: Any, p: Any, settings: SimpleNamespace) -> Any:
-    return jax.tree.structure(jax.eval_shape(lambda p: type(opt).init_state(p, settings), p))
 
 
 def _keep_seen(opt: Any) -> None:
