@@ -111,6 +111,9 @@ class Shortcut:
         return results, binding
 
 
+_SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
+
+
 class _Latest(threading.local):
     shortcut: Shortcut | None = None
 
@@ -190,12 +193,8 @@ class Function:
         results: Any = None
         try:
             results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
-        except Repartition:
-            pass
-        except PartlyConsumed:
-            binding.dissolve()
-        except Met as reason:  # with these shapes only: now a trace is to look for them first
-            self.met = [weakref.ref(owner) for owner in reason.owners]
+        except _SIGNALS as signal:
+            self._heed(signal, binding)
         finally:
             now.traced = now.call = None
             if program.changes_statics:
@@ -216,17 +215,21 @@ class Function:
         now.call = fn, args, kwargs, reached, binding.cells
         try:
             return binding.pipeline.compiled.donating.lower(owned, others)
-        except (Repartition, PartlyConsumed, Met) as reason:
-            if isinstance(reason, PartlyConsumed):
-                binding.dissolve()
-            elif isinstance(reason, Met):
-                self.met = [weakref.ref(owner) for owner in reason.owners]
+        except _SIGNALS as signal:
+            self._heed(signal, binding)
             return self.lower(fn, args, kwargs)
         finally:
             now.traced = now.call = None
             if binding.program.changes_statics:
                 self._forget(binding.program)
             interrupts.release()
+
+    def _heed(self, signal: Exception, binding: Binding) -> None:
+        """What a call is to be made again after, when its trace was ended by a signal."""
+        if isinstance(signal, PartlyConsumed):
+            binding.dissolve()
+        elif isinstance(signal, Met):  # with these shapes only: now a trace is to look for them first
+            self.met = [weakref.ref(owner) for owner in signal.owners]
 
     def _forget(self, program: Program) -> None:
         """Have no later call run a program in which Python would not do what it did when that was traced."""

@@ -18,7 +18,7 @@ from .derivatives import remembered
 from .stateful import Walk, walk_of
 
 
-class Met(Exception):  # noqa: N818  # a signal to `trace_with_all`, never an error of the user's
+class Met(Exception):  # noqa: N818  # a signal to whoever traces, never an error of the user's
     """A run reached cells that were not lifted; it is repeated with their owners lifted too."""
 
     def __init__(self, owners: list[Any]) -> None:

@@ -61,13 +61,20 @@ def by_axis(x: Any) -> Any:
     return (x**3).sum()
 
 
-@pytest.mark.parametrize("function", [layers, of_many_kinds, zeros_of_either_sign, by_axis])
+FUNCTIONS = [layers, of_many_kinds, zeros_of_either_sign, by_axis]
+TRANSFORMS: list[Any] = [jax.value_and_grad, jax.hessian, jax.jit, jax.linearize]
+SLOW = [(jax.hessian, of_many_kinds)]  # 10 seconds
+
+
 @pytest.mark.parametrize(
-    "transform", [jax.value_and_grad, jax.hessian, jax.jit, jax.linearize], ids=lambda t: t.__name__
+    ("transform", "function"),
+    [
+        pytest.param(t, f, id=f"{t.__name__}-{f.__name__}", marks=[pytest.mark.slow] if (t, f) in SLOW else [])
+        for f in FUNCTIONS
+        for t in TRANSFORMS
+    ],
 )
-def test_it_is_the_same_function(function: Callable[..., Any], transform: Any) -> None:
-    if function is of_many_kinds and transform is jax.hessian:
-        pytest.skip("takes a minute to compile")
+def test_it_is_the_same_function(transform: Any, function: Callable[..., Any]) -> None:
     with jax.numpy_rank_promotion("allow"):
         closed = jax.make_jaxpr(function)(X)
     new = remembered(closed)
@@ -167,7 +174,10 @@ def test_nothing_is_kept_alive() -> None:
     def train() -> list[Any]:
         model = nn.Sequential(*[nn.Linear(3, 3, key=KEY) for _ in range(5)])
         data = np.array(X)
-        loss_fn = lambda x: (model(x) ** 2).mean() + (x * jnp.asarray(data)).sum()  # noqa: E731
+
+        def loss_fn(x: Any) -> Any:
+            return (model(x) ** 2).mean() + (x * jnp.asarray(data)).sum()
+
         mt.backward(loss_fn, X)
         return [weakref.ref(model), weakref.ref(loss_fn), weakref.ref(model[0])]
 

@@ -256,8 +256,8 @@ def begins_state(opt: Any, plan: Plan, name: str, value: Any, group: int | None)
     for cell in plan.params:
         g, (tree, held) = plan.groups[cell], opt._state.get(cell, (None, []))
         like = jax.ShapeDtypeStruct(cell.value.shape, cell.value.dtype)
-        own = group is None and opt._hyper.own and name in opt._hyper.own[g]
-        if own or g != (g if group is None else group) or (g, like, tree) in asked:
+        follows = g == group or (group is None and not (opt._hyper.own and name in opt._hyper.own[g]))
+        if not follows or (g, like, tree) in asked:
             continue
         asked.add((g, like, tree))
         settings = _settings(opt, g)
