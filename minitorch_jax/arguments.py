@@ -76,6 +76,11 @@ class Arguments:
             ]
         self.template = tuple(template)
 
+    def statics(self) -> list[Any]:
+        """The static arguments."""
+        values = [item[1] for item in self.template if type(item) is tuple]
+        return [value.value if type(value) is Fixed else value for value in values]
+
     def count_data(self, first: int) -> int:
         """How many of the data belong to the `first` positional arguments."""
         if self.treedef is not FLAT:

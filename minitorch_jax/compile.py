@@ -341,7 +341,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
     call = Arguments(fn, stacked, {})
     arrays = [jnp.asarray(array) for array in call.data]
     length = _length(arrays, length)
-    call.objects += {id(was): was for _, _, was in closures.search(fn) if holds_state(was)}.values()
+    call.objects += closures.stateful_objects(fn)[0]
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
     purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)

@@ -9,6 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,13 +17,14 @@ import jax
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
-from .containers import holds_state
+from .followed import Followed, follow, random_state
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import is_debugging, join_mesh, placement
-from .program import Binding, FirstRun, Program, Repartition
+from .program import Binding, FirstRun, Partition, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
-from .tracing import Met, Purpose, trace_with_all, unique_cells
+from .tracing import Met, Purpose, Traced, trace_with_all, unique_cells
+from .watch import BINARY, GONE, Place, Watch
 
 
 class Shortcut:
@@ -40,7 +42,7 @@ class Shortcut:
         "data",
         "stream",
         "sharding",
-        "watch",
+        "reads",
         "watched",
         "binding",
         "settled",
@@ -52,7 +54,7 @@ class Shortcut:
         template: tuple[Any, ...],
         args: tuple[Any, ...],
         stream: Any,
-        watch: closures.Watch,
+        reads: Reads,
         watched: list[Walk],
         binding: Binding,
     ) -> None:
@@ -64,14 +66,14 @@ class Shortcut:
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
         self.stream: Any = stream if binding.takes(stream.cell) else None
         self.sharding = getattr(stream.cell.stored, "sharding", None)  # of the stream, which goes from device to device
-        self.watch, self.watched = watch, list(map(weakref.ref, watched))
+        self.reads, self.watched = reads, list(map(weakref.ref, watched))
         self.binding = weakref.ref(binding)
         self.settled: object = None
         self.gradients: object = None
 
     def applies(self, args: tuple[Any, ...]) -> bool:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
-        if len(args) != self.count or self.watch.rebound():
+        if len(args) != self.count or self.reads.watch.rebound():
             return False
         stream, current = self.stream, cast(Any, random.local.stream)
         if stream is not None and (stream is not current or current.cell.stored.sharding != self.sharding):
@@ -93,6 +95,11 @@ class Shortcut:
         if binding is None:
             return None
         data = args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
+        if self.reads.inputs:
+            named = self.reads.fetch()
+            if named is None:
+                return None
+            data += named
         if settled:
             try:
                 results = binding.run_again(data)
@@ -121,14 +128,48 @@ class _Latest(threading.local):
 class _Found(NamedTuple):
     """What a function reaches by closure, found by name. One object, so that a thread sees both parts old or both new."""
 
-    watch: closures.Watch
+    watch: Watch
     objects: list[Any]
+    places: list[Place]
+
+
+class Reads:
+    """What a bound program reads by name: what is watched, and the places of the arrays that are its inputs."""
+
+    __slots__ = ("followed", "watch", "inputs", "again", "partition")
+
+    def __init__(self, followed: Followed, places: list[Place], partition: Partition) -> None:
+        self.followed = followed
+        self.watch = Watch([*places, *followed.places, *(followed.arrays[path] for path in followed.others(partition.named))])
+        self.regroup(partition)
+
+    def regroup(self, partition: Partition) -> None:
+        """Take what another partition of the program reads."""
+        groups = [[self.followed.place_of(path) for path in group] for group in partition.named]
+        self.partition = partition
+        self.inputs = [_looking(group[0]) for group in groups]
+        self.again = [(i, _looking(place)) for i, group in enumerate(groups) for place in group[1:]]
+
+    def fetch(self) -> tuple[Any, ...] | None:
+        """The inputs as they are now; None if any is no array of JAX's, or one that had two names has become two."""
+        try:
+            arrays = tuple([look() for look in self.inputs])
+            for i, look in self.again:
+                if look() is not arrays[i]:
+                    return None
+        except GONE:
+            return None
+        return arrays if all(map(is_concrete, arrays)) else None
+
+
+def _looking(place: Place) -> Callable[[], Any]:
+    return partial(place.look, place.of, place.key) if place.look in BINARY else partial(place.look, place.of)
 
 
 class _Reached(NamedTuple):
     """What a call reaches besides its arguments."""
 
-    watch: closures.Watch
+    places: list[Place]
     stream: random.Stream
     met: list[Any]  # weak references to what only a trace could find
 
@@ -146,20 +187,26 @@ class Function:
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.program, self.purpose = program, purpose
         self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Any, list[Program]] = {}  # of one key, those that read other arrays by name
         self.compilations = Compilations(self.name, per_object=not purpose.gradients)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
         self.latest = _Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
+        self.reads: weakref.WeakKeyDictionary[Binding, Reads] = weakref.WeakKeyDictionary()
+        self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
         self.found: _Found | None = None  # made at the first call: names may be bound after the function is defined
 
     def look(self, fn: Callable[..., Any]) -> _Found:
         """Find by name what `fn` reaches by closure."""
-        places = closures.search(getattr(fn, "stands_for", fn))  # a wrapper of ours: what it reaches is the user's
-        objects = list({id(was): was for _, _, was in places if holds_state(was)}.values())
-        self.found = found = _Found(closures.Watch(places), objects)
+        objects, places = closures.stateful_objects(fn)
+        self.found = found = _Found(Watch(places), objects, places)
         return found
+
+    def follow(self, args: Arguments) -> Followed:
+        """Find what a call reads by name, besides modules and optimizers."""
+        fn = getattr(args.fn, "stands_for", args.fn)  # a wrapper of ours: what it reads is the user's
+        return follow(fn, args.statics(), args.objects, self.own_changes)
 
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
@@ -189,7 +236,7 @@ class Function:
                 return binding.pipeline.run(others, program.calls_back, self._not_ours(donated, binding)), binding
         except FirstRun:
             pass
-        now.call = fn, args, kwargs, reached, binding.cells
+        now.call = fn, args, kwargs, reached, binding.cells, self.reads[binding].followed
         results: Any = None
         try:
             results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
@@ -212,7 +259,7 @@ class Function:
         others = list(map(get_stored, binding.read)), data
         owned = [*map(get_stored, binding.pipeline.owned), *donated]
         now = binding.program.now
-        now.call = fn, args, kwargs, reached, binding.cells
+        now.call = fn, args, kwargs, reached, binding.cells, self.reads[binding].followed
         try:
             return binding.pipeline.compiled.donating.lower(owned, others)
         except _SIGNALS as signal:
@@ -234,7 +281,7 @@ class Function:
     def _forget(self, program: Program) -> None:
         """Have no later call run a program in which Python would not do what it did when that was traced."""
         with self.lock:
-            self.programs = {key: known for key, known in self.programs.items() if known is not program}
+            self.programs = {key: [one for one in known if one is not program] for key, known in self.programs.items()}
             self.token = object()
             self.latest.shortcut = None
 
@@ -256,15 +303,32 @@ class Function:
         walks = [walk_of(obj) for obj in call.objects]
         key = self._binding_key(call)
         binding = walks[0].bindings.get(key)
-        if binding is None or not binding.fits(walks) or binding.program.places != placement(binding.stored):
+        reads = None if binding is None else self.reads.get(binding)
+        named = None
+        if reads is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
+            named = self._read(binding, reads)
+        while named is None:
             binding = self._bind_slowly(call, reached, walks)
-        if binding.partition is not binding.program.version[1]:
-            binding.regroup()
+            walks, reads = [walk_of(obj) for obj in call.objects], self.reads[binding]
+            named = self._read(binding, reads)
         simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
         if simple and not reached.met and not self.met:
             watched = [walk for walk in walks if walk.watched]
-            self.latest.shortcut = Shortcut(call.template, args, reached.stream, reached.watch, watched, binding)
-        return binding, call.data, call.objects[own:]
+            self.latest.shortcut = Shortcut(call.template, args, reached.stream, reads, watched, binding)
+        return binding, (*call.data, *named), call.objects[own:]
+
+    def _read(self, binding: Binding, reads: Reads) -> tuple[Any, ...] | None:
+        """The arrays that a bound program reads by name; None if it has to be bound anew."""
+        if reads.watch.rebound():
+            return None
+        partition = binding.program.version[1]
+        if binding.partition is not partition:
+            binding.regroup()
+        if reads.partition is not partition:
+            if not reads.followed.fits(partition.named, {}):
+                return None
+            reads.regroup(partition)
+        return reads.fetch()
 
     def add_reached(self, args: Arguments) -> _Reached:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
@@ -280,50 +344,72 @@ class Function:
         if self.met:  # nothing but a trace can tell whether these are still the ones
             trace_with_all(args, self.purpose, met)
             self.met = met
-        return _Reached(found.watch, stream, met)
+        return _Reached(found.places, stream, met)
 
     def _bind_slowly(self, args: Arguments, reached: _Reached, walks: list[Walk]) -> Binding:
         with self.lock:
             lifted, alias = self._unique(walks)
             join_mesh(stored_cells(lifted))
-            key = self._key(args, walks, lifted, alias)
-            program = self.programs.get(key)
+            followed = self.follow(args)
+            program = self._program_for(self._key(args, walks, lifted, alias, followed), followed)
             if program is None:
-                before, met = len(args.objects), reached.met
-                traced, lifted = trace_with_all(args, self.purpose, met)
-                if met:
-                    found = self.look(args.fn)  # by now it may be found by name
-                    if {id(ref()) for ref in met} <= {id(obj) for obj in found.objects}:
-                        met.clear()
-                        args.objects[:] = [
-                            *args.objects[: args.template.count(OBJECT)],
-                            *found.objects,
-                            reached.stream,
-                        ]
-                        traced, lifted = trace_with_all(args, self.purpose, met)
-                        before = -1
-                    self.met = met
-                walks = [walk_of(obj) for obj in args.objects]
-                if len(args.objects) > before:
+                known = list(map(id, args.objects))
+                traced, lifted, followed = self._trace(args, reached, followed)
+                if known != list(map(id, args.objects)):
+                    walks = [walk_of(obj) for obj in args.objects]
                     lifted, alias = self._unique(walks)
-                    key = self._key(args, walks, lifted, alias)
-                program = self.programs.get(key)
+                key = self._key(args, walks, lifted, alias, followed)
+                program = self._program_for(key, followed)
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
-                    program = self.program(self.name, self.purpose, self.compilations, traced, lifted, donated)
+                    program = self.program(
+                        self.name, self.purpose, self.compilations, traced, lifted, donated, followed
+                    )
+                    self.programs.setdefault(key, []).append(program)
+                    _keep_few(self.programs)
             binding = Binding(program, walks, lifted)
-            self.programs[key] = program
+            self.reads[binding] = Reads(followed, reached.places, binding.partition)
             _keep(binding, walks[0].bindings, self._binding_key(args))
             return binding
+
+    def _trace(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
+        """Trace a call, add to its objects what the trace has met; note what values the function itself has changed."""
+        for _ in range(_MAX_TRACES):
+            draws = random_state(followed.generators)
+            met = reached.met
+            traced, lifted = trace_with_all(args, self.purpose, met)
+            self.compilations.note_draws(draws, random_state(followed.generators))
+            if met:
+                found = self.look(args.fn)  # by now it may be found by name
+                if {id(ref()) for ref in met} <= {id(obj) for obj in found.objects}:
+                    met.clear()
+                    args.objects[:] = [*args.objects[: args.template.count(OBJECT)], *found.objects, reached.stream]
+                    traced, lifted = trace_with_all(args, self.purpose, met)
+                self.met = met
+            after = self.follow(args)
+            self.own_changes |= followed.changed_by(after)
+            before, followed = followed, self.follow(args) if self.own_changes else after
+            if all(before.entries.get(path, entry) == entry for path, entry in followed.entries.items()):
+                break  # else another thread has changed something meanwhile, and the trace may have seen either
+        return traced, lifted, followed
+
+    def _program_for(self, key: Any, followed: Followed) -> Program | None:
+        for program in self.programs.get(key, ()):
+            if followed.fits(program.version[1].named, program.others):
+                return program
+        return None
 
     def _binding_key(self, args: Arguments) -> Any:
         """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
         return self.token, args.treedef, args.template, threading.get_ident()
 
-    def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any) -> Any:
+    def _key(
+        self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed
+    ) -> Any:
         """What a program is compiled for, apart from shapes and dtypes."""
         packed = Layout(lifted).key if any(cell.pack is not None for cell in lifted) else ()
-        return args.treedef, args.template, tuple(walk.spec for walk in walks), alias, placement(lifted), packed
+        specs = tuple(walk.spec for walk in walks)
+        return args.treedef, args.template, specs, alias, placement(lifted), packed, followed.key
 
     def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
         return unique_cells(walks, self.purpose.gradients)
@@ -340,6 +426,14 @@ def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:
 
 
 _MAX_BINDINGS = 64
+_MAX_KEYS = 64  # of programs of one function
+_MAX_TRACES = 3
+
+
+def _keep_few(programs: dict[Any, list[Program]]) -> None:
+    """Let the oldest programs go, where values that are read by name have made too many."""
+    while len(programs) > _MAX_KEYS:
+        del programs[next(iter(programs))]
 
 
 def _devices(args: Arguments) -> Any:

@@ -54,6 +54,7 @@ class Module(Stateful):
     """
 
     __slots__ = ("_cells", "__dict__")
+    _entry_points = ("forward",)
     _cells: dict[str, Cell]
     training: bool
 
@@ -498,6 +499,20 @@ class Module(Stateful):
         return "\n".join([f"{name}({self.extra_repr()}", *lines, ")"])
 
     # -- pytree -------------------------------------------------------------------------------------------------------
+
+    def _follows(self) -> Iterator[tuple[str, Any]]:
+        def find(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+            if isinstance(value, TrackedList | tuple):
+                for i, item in enumerate(value):
+                    yield from find(item, join(path, str(i)))
+            elif isinstance(value, TrackedDict):
+                for key, item in value.items():
+                    yield from find(item, join(path, key))
+            elif not isinstance(value, int | float | str | None):
+                yield path, value
+
+        for name, value in list(vars(self).items()):
+            yield from find(value, name)
 
     def _describe(self, walker: Walker, path: str) -> Node:
         own = tuple([(name, walker.cell(cell, join(path, name))) for name, cell in self._own_cells()])

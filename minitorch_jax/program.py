@@ -16,6 +16,7 @@ import jax
 from . import cell as cells
 from .arguments import Arguments
 from .cell import Cell, structure_changed
+from .followed import Followed, random_state
 from .pack import KEPT, Layout, stored_cells
 from .pipeline import Compiled, Pipeline, placed, placement, repeated
 from .recompiles import Compilations
@@ -32,9 +33,20 @@ class FirstRun(Exception):  # noqa: N818
 
 
 class Partition:
-    """What a program does with the stored cells (as indices): those it differentiates by, changes, only reads."""
+    """What a program does with the stored cells (as indices): those it differentiates by, changes, only reads.
 
-    def __init__(self, used: set[int], written: set[int], dropped: set[int], trainable: Sequence[bool]) -> None:
+    `named`: the paths of the arrays that it reads by name, those of one array together.
+    """
+
+    def __init__(
+        self,
+        used: set[int],
+        written: set[int],
+        dropped: set[int],
+        trainable: Sequence[bool],
+        named: tuple[tuple[str, ...], ...] = (),
+    ) -> None:
+        self.named = named
         self.used, self.written = sorted(used), sorted(written)
         self.dropped = sorted(dropped - written)
         self.train = [i for i in self.used if trainable[i]]
@@ -47,6 +59,7 @@ class Partition:
             and set(other.written) <= set(self.written)
             and set(self.written) <= {*other.written, *self.used}  # what is not changed is passed through
             and other.dropped == self.dropped
+            and set(other.named) <= set(self.named)
         )
 
     def extended(self, other: Partition, trainable: Sequence[bool]) -> Partition:
@@ -54,7 +67,8 @@ class Partition:
         kept = set() if other.dropped == self.dropped else {*other.dropped, *self.dropped}
         mine, theirs = {*self.written, *kept}, {*other.written, *kept}
         used = {*self.used, *other.used, *(mine ^ theirs), *kept}
-        return Partition(used, mine | theirs, {*self.dropped} - kept, trainable)
+        named = tuple(dict.fromkeys([*self.named, *other.named]))
+        return Partition(used, mine | theirs, {*self.dropped} - kept, trainable, named)
 
 
 try:  # what else, besides its inputs, a trace depends on: settings such as the default precision
@@ -85,6 +99,7 @@ class Program:
         traced: Traced,
         lifted: Sequence[Cell],
         num_donated: int,
+        followed: Followed,
     ) -> None:
         self.name, self.purpose, self.compilations = name, purpose, compilations
         self.num_donated = num_donated  # of the data, the first ones
@@ -99,10 +114,11 @@ class Program:
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
-        self._set(self._partition(traced))
+        self._set(self._partition(traced, followed))
+        self.others = followed.others(self.version[1].named)  # arrays that are no inputs: others need another program
 
-    def _partition(self, traced: Traced) -> Partition:
-        """What `traced` does with the cells, for the stored ones."""
+    def _partition(self, traced: Traced, followed: Followed) -> Partition:
+        """What `traced` does with the cells, for the stored ones, and which arrays it reads by name."""
         of, packs = self.layout.of, self.layout.packs
         used, written, dropped = ({of[i] for i in parts} for parts in (traced.used, traced.written, traced.dropped))
         if packs:
@@ -119,7 +135,8 @@ class Program:
                     written.add(j)
                 if j in written and not covered:
                     used.add(j)
-        return Partition(used, written, dropped, self.trainable)
+        named = followed.named(traced.constants, traced.inner_constants()) if followed.arrays or followed.long else ()
+        return Partition(used, written, dropped, self.trainable, named)
 
     def _set(self, partition: Partition) -> None:
         # one object, so that a thread sees either both old or both new
@@ -143,28 +160,35 @@ class Program:
             cut = len(owned) - self.num_donated
             owned, data = owned[:cut], (*owned[cut:], *data)
         traced, now.traced = now.traced, None
-        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), _context()
+        fn, call_args, kwargs, reached, lifted, followed = now.call
+        named = [followed.place_of(group[0]).was for group in partition.named]
+        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), _context(), tuple(map(id, named))
         if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
             traced = self.last[1]  # the same again, but for which gradients there are to add to
         if traced is None:
-            fn, call_args, kwargs, reached, lifted = now.call
             arguments = Arguments(fn, call_args, kwargs)
             arguments.objects += reached
             values = self.values_of(list(map(cells.held, lifted)), partition, owned, read)
-            traced = Traced(arguments, lifted, values, data, self.purpose)
-            needed = self._partition(traced)
+            before = random_state(followed.generators)
+            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose)
+            self.compilations.note_draws(before, random_state(followed.generators))
+            needed = self._partition(traced, followed)
             if not partition.covers(needed):
                 if needed.dropped != partition.dropped:
                     self.purpose = self.purpose.keeping_grads()
                 self._set(partition.extended(needed, self.trainable))
+                for group in needed.named:
+                    for path in group:
+                        self.others.pop(path, None)
                 structure_changed()  # bindings are to be made anew
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps
             self.changes_statics = self.changes_statics or traced.changes_statics
         self.last = inputs, traced
+        traced.take(named)
         out = self.body(traced, partition, owned, read, data)
-        self.compilations.note(now.call)
+        self.compilations.note(now.call, self.others.keys())
         return out
 
     def values_of(self, values: list[Any], part: Partition, owned: list[Any], read: list[Any]) -> list[Any]:

@@ -6,7 +6,8 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from .arguments import DATA, OBJECT, Arguments
 from .containers import holds_state
+from .followed import Followed
 from .stateful import join, walk_of
 
 MANY = 6  # the number of programs of one function from which on each new one is explained
@@ -23,6 +25,16 @@ _REMEMBERED = 32
 
 class RecompileWarning(UserWarning):
     """A function is compiled again and again."""
+
+
+class TracedOnceWarning(UserWarning):
+    """Something that compiled code reads or does happened while it was traced, and will not be seen to change again."""
+
+
+class _Read(str):
+    """The description of a value that is read by name."""
+
+    __slots__ = ()
 
 
 Description = dict[str, str]  # of one program: what each argument and each part of a module was
@@ -40,13 +52,55 @@ class Compilations:
         self.count = 0
         self._known: list[tuple[Any, Description]] = []  # with a reference to the first object
         self._message: str | None = None
+        self._remarks: list[str] = []  # to be given as warnings when the results are stored
+        self._said: set[str] = set()
+        self._by_name: Counter[str] = Counter()  # how often another value under a name was the reason
 
-    def note(self, call: tuple[Any, ...]) -> None:
-        """Record that the function is being compiled for `call`, as `tracing` describes one."""
-        fn, args, kwargs, reached, lifted = call
+    def remark(self, about: str, text: str) -> None:
+        """Have a TracedOnceWarning given, once for each subject."""
+        if about not in self._said:
+            self._said.add(about)
+            self._remarks.append(f"{self.name}: {text}")
+
+    def note_draws(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Have a warning given if generators of random numbers outside of JAX moved while the function was traced."""
+        moved = [name for name, state in before.items() if after.get(name) != state]
+        if moved:
+            self.remark(
+                "draws",
+                f"numbers were drawn from {', '.join(moved)} inside compiled code: that happens once, while it is traced, and"
+                " later calls use the same numbers. Draw with `jax.random` (a key from `mt.next_key()`), or draw outside"
+                " and pass the numbers as arguments.",
+            )
+
+    def note_followed(self, followed: Followed) -> None:
+        """Have warnings given of what is read by name, and changes in which will not be seen."""
+        for path, array in followed.large.items():
+            self.remark(
+                f"large {path}",
+                f"`{path}` is a NumPy array, {_describe_array(array)}, that the code reads by name. It is part of the"
+                " program, so changes within it are not seen. Pass it as an argument, or make it a JAX array.",
+            )
+        for path in followed.cut:
+            self.remark(
+                f"cut {path}",
+                f"`{path}` holds more than is looked through, so not every change in it is seen. Pass what the code needs"
+                " of it as arguments.",
+            )
+
+    def note(self, call: tuple[Any, ...], fixed: Collection[str] = ()) -> None:
+        """Record that the function is being compiled for `call`, as `program.py` describes one.
+
+        `fixed`: the paths of arrays that are no inputs.
+        """
+        fn, args, kwargs, reached, lifted, followed = call
         arguments = Arguments(fn, args, kwargs)
         objects = arguments.objects + reached
         new = _describe(_named_leaves(fn, args, kwargs), arguments.template, objects, lifted)
+        for path in followed.entries.keys() - new.keys():
+            number = f" ({id(followed.arrays[path].was):x})" if path in fixed else ""
+            new[path] = (_Read if followed.is_value(path) else str)(followed.describe(path) + number)
+        self.note_followed(followed)
         self.count += 1
         known = [old for ref, old in self._known if not self.per_object or ref() is objects[0]]
         count = len(known) + 1 if self.per_object else self.count
@@ -54,10 +108,29 @@ class Compilations:
             self._message = f"{self.name} compiled again: {_difference(known, new)}. It has {count} programs."
         elif self.count == 1:
             self._message = _made_anew(fn, objects, self.name)
+        elif known and (reason := self._reason_by_name(known[-1], new)):
+            self._message = reason
         self._known = [*self._known[1 - _REMEMBERED :], (weakref.ref(objects[0]), new)]
 
+    def _reason_by_name(self, old: Description, new: Description) -> str | None:
+        """What to say if a value that is read by name is another one for the second time."""
+        changed = [path for path in new if old.get(path) != new[path]]
+        values = [path for path in changed if isinstance(new[path], _Read)]
+        self._by_name.update(values)
+        again = [path for path in values if self._by_name[path] > 1]
+        if not again or len(values) < len(changed):
+            return None
+        shown = ", ".join(f"{path} went from {old.get(path, 'nothing')} to {new[path]}" for path in again[:3])
+        return (
+            f"{self.name} compiled again: {shown}. The code reads {'it' if len(again) == 1 else 'them'} by name, so each"
+            " value needs a program of its own. Pass it as an argument, or make it a JAX array (`jnp.asarray(...)`)."
+        )
+
     def explain(self) -> None:
-        """Give the warning that the last `note` found due: now that the results are stored."""
+        """Give the warnings that are due: now that the results are stored."""
+        remarks, self._remarks = self._remarks, []
+        for text in remarks:
+            warnings.warn(text, TracedOnceWarning, stacklevel=5)
         if self._message is not None:
             message, self._message = self._message, None
             warnings.warn(message, RecompileWarning, stacklevel=5)

@@ -183,6 +183,7 @@ class Stateful:
 
     __slots__ = ("_walk", "_birth", "__weakref__")  # `_birth`: the trace in which it was made
     _holds_cells = True
+    _entry_points: tuple[str, ...] = ()  # the methods by which compiled code comes to a user's subclass
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -206,6 +207,10 @@ class Stateful:
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Any:
         raise NotImplementedError
+
+    def _follows(self) -> Iterator[tuple[str, Any]]:
+        """Objects below this one, and what a user has put in that may be code or hold plain values, by name."""
+        return iter(())
 
     def _leaves(self, walk: Walk) -> list[Any]:
         """The values of the walk's cells, as they are leaves of the pytree."""

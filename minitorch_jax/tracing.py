@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -87,6 +87,8 @@ class Traced:
 
         with _run(object()), interrupts.unwrapped():
             closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
+        self.constants = closed.consts  # the arrays that it holds, of which some may be inputs: see `take`
+        self._taken: list[int | None] = []
         self._out_tree = jax.tree.structure(shapes)
         self.shapes = shapes
         self._closed = closed
@@ -98,6 +100,15 @@ class Traced:
         self.present = present
         self.calls_back = bool(closed.effects) or _calls_back(closed.jaxpr)
 
+    def inner_constants(self) -> set[int]:
+        """The ids of constants of jitted functions inside, which cannot be inputs."""
+        return set(map(id, _inner_constants(self._closed.jaxpr)))
+
+    def take(self, arrays: Sequence[Any]) -> None:
+        """From now on `data` ends with values for these of its constants."""
+        places = {id(constant): i for i, constant in enumerate(self.constants)}
+        self._taken = [places.get(id(array)) for array in arrays]
+
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """The result and the written cells' new values. `values` of unused cells may be anything."""
         return self._run(self._closed, values, data)
@@ -107,6 +118,12 @@ class Traced:
         return self._run(remembered(self._closed), values, data)
 
     def _run(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        if self._taken:
+            cut, constants = len(data) - len(self._taken), list(closed.consts)
+            for i, value in zip(self._taken, data[cut:], strict=True):
+                if i is not None:
+                    constants[i] = value
+            closed, data = jax_core.ClosedJaxpr(closed.jaxpr, constants), data[:cut]
         flat = jax_core.jaxpr_as_fun(closed)(*[values[i] for i in self.present], *data)
         return tree_unflatten(self._out_tree, flat)
 
@@ -144,6 +161,16 @@ def _owners(frame: Frame) -> list[Any]:
     if None in owners.values():
         raise RuntimeError("a cell without an owner was reached while tracing")
     return list(owners.values())
+
+
+def _inner_constants(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, jax_core.ClosedJaxpr):
+                    yield from inner.consts
+        for inner in jax_core.jaxprs_in_params(eqn.params):
+            yield from _inner_constants(inner)
 
 
 def _calls_back(jaxpr: Any) -> bool:

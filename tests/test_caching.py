@@ -22,7 +22,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from training import Line, Scale, X, Y, assert_same, eagerly, everything, pair, squared, step
 
 import minitorch_jax as mt
-from minitorch_jax import function, nn, optim
+from minitorch_jax import closures, nn, optim
 from minitorch_jax.function import Function
 from minitorch_jax.recompiles import RecompileWarning
 from minitorch_jax.stateful import walk_of
@@ -714,7 +714,7 @@ def test_a_name_that_is_rebound_while_another_thread_looks_it_up(monkeypatch: py
     kept = model
     call = mt.jit(lambda x: model(x))
     looking, go_on = threading.Event(), threading.Event()
-    look = function.holds_state
+    look = closures.holds_state
 
     def slow(value: Any) -> bool:
         if threading.current_thread() is not threading.main_thread() and not looking.is_set():
@@ -724,7 +724,7 @@ def test_a_name_that_is_rebound_while_another_thread_looks_it_up(monkeypatch: py
 
     assert [float(call(1.0)) for _ in range(3)] == [1.0] * 3
     model = Scale(2.0)
-    monkeypatch.setattr(function, "holds_state", slow)
+    monkeypatch.setattr(closures, "holds_state", slow)
     results: list[float] = []
     thread = threading.Thread(target=lambda: results.append(float(call(1.0))))
     thread.start()

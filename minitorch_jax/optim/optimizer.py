@@ -83,6 +83,7 @@ class Optimizer(Stateful):
     """
 
     __slots__ = ("__dict__",)
+    _entry_points = ("init_state", "update")
     _ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of float hyperparameters, ends included; else >= 0
     elementwise: ClassVar[bool] = (
         True  # whether the rule treats each element by itself; a subclass's, unless it says so
@@ -597,6 +598,11 @@ class Optimizer(Stateful):
     def _walk(self, walk: Walk | None) -> None:
         vars(self)["_cached_walk"] = walk
         vars(self)["_walked_plan"] = self._plan
+
+    def _follows(self) -> Iterator[tuple[str, Any]]:
+        for settings in (self._hyper.given, *self._hyper.own):
+            yield from ((name, value) for name, value in settings.items() if callable(value))
+        yield from ((str(i), module) for i, module in enumerate(self.modules) if isinstance(module, Stateful))
 
     def _describe(self, walker: Walker, path: str) -> Node:
         plan = self._plan_now()
