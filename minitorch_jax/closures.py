@@ -60,7 +60,9 @@ def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) ->
         _value(value, Place(contents, variable, None, value), found, seen, depth)
     for value in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
         _value(value, None, found, seen, depth)
-    names = dict.fromkeys(_names(fn.__code__))  # in the same order in every process, so that JAX finds its programs again
+    names = dict.fromkeys(
+        _names(fn.__code__)
+    )  # in the same order in every process, so that JAX finds its programs again
     for name in [name for name in names if name in fn.__globals__]:
         value = fn.__globals__[name]
         if not isinstance(value, types.ModuleType):

@@ -27,7 +27,19 @@ import numpy as np
 from .containers import holds_state
 from .libraries import is_installed, is_library, is_namespace, is_users_code, is_wrapper, top
 from .names import Names, names_in
-from .watch import GETTERS, Place, Same, code_of, constant, content_of, contents, defaults_of, item, keyword_defaults_of
+from .watch import (
+    GETTERS,
+    LENGTHS,
+    Place,
+    Same,
+    code_of,
+    constant,
+    content_of,
+    contents,
+    defaults_of,
+    item,
+    keyword_defaults_of,
+)
 
 MAX_ITEMS = 100  # of a container that are looked at one by one
 MAX_DEPTH = 12  # of containers and objects in each other
@@ -126,7 +138,9 @@ class Followed:
     def is_value(self, path: str) -> bool:
         """True for a plain value or a NumPy array, which could be an argument instead."""
         entry = self.entries[path]
-        return path in self.arrays or (isinstance(entry, tuple) and (isinstance(entry[0], type) or entry[0] == "ndarray"))
+        return path in self.arrays or (
+            isinstance(entry, tuple) and (isinstance(entry[0], type) or entry[0] == "ndarray")
+        )
 
     def describe(self, path: str) -> str:
         """What is at a path, for a message."""
@@ -136,7 +150,9 @@ class Followed:
         if not isinstance(entry, tuple):
             return str(entry)
         if entry[0] == "ndarray":
-            return f"a NumPy array, {_array(entry[1])}" if len(entry) == 2 else f"a NumPy array with {entry[3][:8].hex()}…"
+            return (
+                f"a NumPy array, {_array(entry[1])}" if len(entry) == 2 else f"a NumPy array with {entry[3][:8].hex()}…"
+            )
         if entry[0] == "container":
             return f"a {entry[1].__name__} of {entry[2] if isinstance(entry[2], int) else len(entry[2])}"
         if entry[0] in _LABELS:
@@ -290,21 +306,27 @@ class _Search:
 
     def container(self, value: Any, path: str, depth: int, rule: bool) -> None:
         kind, mutable = type(value), not isinstance(value, tuple | frozenset)
+        size = _length(value)
         if mutable:
-            self.found.places.append(Place(len, value, None, len(value)))
+            self.found.places.append(size)
         if isinstance(value, set | frozenset):
-            self.found.entries[path] = "container", kind, frozenset([constant(each) or Same(each) for each in set.union(set(), value)])
-            if mutable:
-                self.found.places.append(Place(frozenset, value, None, frozenset(value)))
+            held = frozenset(set.__iter__(value) if mutable else frozenset.__iter__(value))
+            self.found.entries[path] = "container", kind, frozenset([constant(each) or Same(each) for each in held])
+            if mutable and kind is set:
+                self.found.places.append(Place(frozenset, value, None, held))
             return
         items = list(_items(value))
         if isinstance(value, dict):
             name = path.rpartition(".")[2]
             chosen = set(map(id, self.names.selected(name, [key for key, _ in items])))
             items = [(key, inner) for key, inner in items if id(key) in chosen]
-            self.found.entries[path] = "container", kind, tuple([constant(key) or Same(key) for key, _ in items[:MAX_ITEMS]])
+            self.found.entries[path] = (
+                "container",
+                kind,
+                tuple([constant(key) or Same(key) for key, _ in items[:MAX_ITEMS]]),
+            )
         else:
-            self.found.entries[path] = "container", kind, len(value)
+            self.found.entries[path] = "container", kind, size.was
         if len(items) > MAX_ITEMS:
             self.found.long[path] = value
             if any(not isinstance(inner, jax.Array) for _, inner in items):
@@ -371,7 +393,9 @@ class _Search:
             if self.names.may_be_attribute(name) and name != "__wrapped__":
                 self.value(vars(fn)[name], f"{path or fn.__name__}.{name}", item(vars(fn), name), depth, rule)
 
-    def of_class(self, cls: type, path: str, depth: int, rule: bool, constructs: bool, always: Sequence[str] = ()) -> None:
+    def of_class(
+        self, cls: type, path: str, depth: int, rule: bool, constructs: bool, always: Sequence[str] = ()
+    ) -> None:
         """The methods and attributes of a class that are named, or called by operators and statements."""
         if (cls, constructs) in self.classes:
             return
@@ -463,6 +487,13 @@ def _getter(container: Any) -> Callable[[Any, Any], Any]:
     return next(get for kind, get in GETTERS.items() if isinstance(container, kind))
 
 
+def _length(container: Any) -> Place:
+    """The length of a container, without any method of a user's class."""
+    kind = next(kind for kind in LENGTHS if isinstance(container, kind))
+    look = len if type(container) is kind else LENGTHS[kind]
+    return Place(look, container, None, look(container))
+
+
 def _items(container: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(container, dict):
         return iter(list(dict.items(container)))
@@ -514,5 +545,7 @@ def random_state(generators: dict[str, Any]) -> dict[str, Any]:
         if isinstance(generator, np.random.Generator):
             states[path] = generator.bit_generator.state
         else:
-            states[path] = generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
+            states[path] = (
+                generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
+            )
     return {name: pickle.dumps(state) for name, state in states.items()}

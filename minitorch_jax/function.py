@@ -140,7 +140,9 @@ class Reads:
 
     def __init__(self, followed: Followed, places: list[Place], partition: Partition) -> None:
         self.followed = followed
-        self.watch = Watch([*places, *followed.places, *(followed.arrays[path] for path in followed.others(partition.named))])
+        self.watch = Watch(
+            [*places, *followed.places, *(followed.arrays[path] for path in followed.others(partition.named))]
+        )
         self.regroup(partition)
 
     def regroup(self, partition: Partition) -> None:
@@ -403,9 +405,7 @@ class Function:
         """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
         return self.token, args.treedef, args.template, threading.get_ident()
 
-    def _key(
-        self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed
-    ) -> Any:
+    def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:
         """What a program is compiled for, apart from shapes and dtypes."""
         packed = Layout(lifted).key if any(cell.pack is not None for cell in lifted) else ()
         specs = tuple(walk.spec for walk in walks)

@@ -17,7 +17,7 @@ from .containers import TrackedDict, TrackedList, convert, describe, is_array
 from .live import LiveList
 from .pack import release
 from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked, same_values
-from .stateful import Builder, Node, Stateful, Walker, join, walk_of
+from .stateful import Builder, Node, Stateful, Walker, change_class, join, walk_of
 
 
 class IncompatibleKeys(NamedTuple):
@@ -98,7 +98,9 @@ class Module(Stateful):
     def __setattr__(self, name: str, value: Any) -> None:
         label = f"{type(self).__name__}.{name}"
         cell = self._cells.get(name)
-        if isinstance(value, Parameter | Buffer):
+        if name == "__class__":
+            change_class(self, value)
+        elif isinstance(value, Parameter | Buffer):
             self._restructure(label)
             vars(self).pop(name, None)
             self._cells[name] = value._cell

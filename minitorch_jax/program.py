@@ -162,9 +162,11 @@ class Program:
         traced, now.traced = now.traced, None
         fn, call_args, kwargs, reached, lifted, followed = now.call
         named = [followed.place_of(group[0]).was for group in partition.named]
-        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), _context(), tuple(map(id, named))
+        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), _context(), partition.named
         if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
             traced = self.last[1]  # the same again, but for which gradients there are to add to
+        elif traced is not None:
+            traced.take(named)
         if traced is None:
             arguments = Arguments(fn, call_args, kwargs)
             arguments.objects += reached
@@ -185,8 +187,8 @@ class Program:
             self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps
             self.changes_statics = self.changes_statics or traced.changes_statics
+            traced.take(named)
         self.last = inputs, traced
-        traced.take(named)
         out = self.body(traced, partition, owned, read, data)
         self.compilations.note(now.call, self.others.keys())
         return out

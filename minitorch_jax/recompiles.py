@@ -116,9 +116,11 @@ class Compilations:
         """What to say if a value that is read by name is another one for the second time."""
         changed = [path for path in new if old.get(path) != new[path]]
         values = [path for path in changed if isinstance(new[path], _Read)]
+        if len(values) < len(changed):
+            return None
         self._by_name.update(values)
         again = [path for path in values if self._by_name[path] > 1]
-        if not again or len(values) < len(changed):
+        if not again:
             return None
         shown = ", ".join(f"{path} went from {old.get(path, 'nothing')} to {new[path]}" for path in again[:3])
         return (

@@ -217,6 +217,12 @@ class Stateful:
         return list(map(cells.get_value, walk.cells))
 
 
+def change_class(obj: Any, cls: type) -> None:
+    """Give an object another class, as a notebook's autoreload does."""
+    object.__setattr__(obj, "__class__", cls)
+    cells.structure_changed()
+
+
 def walk_of(obj: Any) -> Walk:
     """The walk over `obj`, made anew only if some static structure has changed since the last one."""
     walk = obj._walk

@@ -105,9 +105,12 @@ class Traced:
         return set(map(id, _inner_constants(self._closed.jaxpr)))
 
     def take(self, arrays: Sequence[Any]) -> None:
-        """From now on `data` ends with values for these of its constants."""
+        """From now on `data` ends with values for these of its constants, which it holds no longer itself."""
         places = {id(constant): i for i, constant in enumerate(self.constants)}
         self._taken = [places.get(id(array)) for array in arrays]
+        left = [None if i in self._taken else constant for i, constant in enumerate(self.constants)]
+        self.constants = left
+        self._closed = jax_core.ClosedJaxpr(self._closed.jaxpr, left)
 
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """The result and the written cells' new values. `values` of unused cells may be anything."""

@@ -24,8 +24,9 @@ content_of: Callable[[Any], bytes] = np.ndarray.tobytes
 GETTERS: dict[Any, Callable[[Any, Any], Any]] = {
     kind: kind.__getitem__ for kind in (list, tuple, dict, deque)
 }  # for subclasses, whose own methods may be a user's
+LENGTHS: dict[Any, Callable[[Any], int]] = {kind: kind.__len__ for kind in (list, tuple, dict, deque, set, frozenset)}
 BINARY = (getitem, *GETTERS.values())
-_BY_VALUE = (len, content_of, frozenset)  # their results are new objects at each call
+_BY_VALUE = (len, *LENGTHS.values(), content_of, frozenset)  # their results are new objects at each call
 
 
 class Place(NamedTuple):

@@ -20,7 +20,7 @@ from .. import cell as cells
 from .. import interrupts
 from ..cell import Cell, get_stored, get_value, structure
 from ..pipeline import Pipeline
-from ..stateful import Builder, Node, Stateful, Walk, Walker, join
+from ..stateful import Builder, Node, Stateful, Walk, Walker, change_class, join
 from ..tracing import Met
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
@@ -454,7 +454,9 @@ class Optimizer(Stateful):
         return f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known)}"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
+        if name == "__class__":
+            change_class(self, value)
+        elif name.startswith("_"):
             if isinstance(getattr(type(self), name, None), property):
                 object.__setattr__(self, name, value)
             else:
