@@ -58,6 +58,8 @@ def _typed(value: Any) -> Any:
 
 
 _JAX = ("jax", "jaxlib")
+# What tells JAX to put a function's equations where it is called as soon as it is traced: an enumeration in newer versions.
+_INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True
 
 
 def _jitted(eqn: Any, key: Any) -> Any:
@@ -79,4 +81,4 @@ def _call(key: Any) -> Any:
         (call,) = jax.make_jaxpr(jax.jit(function))(*inputs).eqns
     if tuple([var.aval for var in call.invars]) != avals:  # sharded, or whatever else this does not know of
         return None
-    return call.replace(params={**call.params, "inline": True})
+    return call.replace(params={**call.params, "inline": _INLINE})
