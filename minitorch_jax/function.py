@@ -17,8 +17,10 @@ from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .containers import holds_state
+from .jax_private import is_debugging
 from .pack import Layout, PartlyConsumed, stored_cells
-from .pipeline import is_debugging, join_mesh, placement
+from .pipeline import join_mesh, placement
+from .plain import is_plain
 from .program import Binding, FirstRun, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
@@ -161,8 +163,11 @@ class Function:
         self.found = found = _Found(closures.Watch(places), objects)
         return found
 
-    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
-        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
+    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
+        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding.
+
+        Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
+        """
         short = self.latest.shortcut
         if short is not None and not kwargs and short.version is structure.version and short.applies(args):
             settled = (
@@ -177,8 +182,12 @@ class Function:
                 pass
         return self._run_slowly(fn, args, kwargs)
 
-    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
+    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
         """`run`, the long way, and for a program's first run with these shapes."""
+        if is_plain():
+            call = Arguments(fn, args, kwargs)
+            self.add_reached(call)
+            return self.program.plainly(self, call), None
         binding, data, reached = self._bind(fn, args, kwargs)
         program = binding.program
         donated, data = data[: program.num_donated], data[program.num_donated :]

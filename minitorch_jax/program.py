@@ -16,6 +16,7 @@ import jax
 from . import cell as cells
 from .arguments import Arguments
 from .cell import Cell, structure_changed
+from .jax_private import trace_context
 from .pack import KEPT, Layout, stored_cells
 from .pipeline import Compiled, Pipeline, placed, placement, repeated
 from .recompiles import Compilations
@@ -55,14 +56,6 @@ class Partition:
         mine, theirs = {*self.written, *kept}, {*other.written, *kept}
         used = {*self.used, *other.used, *(mine ^ theirs), *kept}
         return Partition(used, mine | theirs, {*self.dropped} - kept, trainable)
-
-
-try:  # what else, besides its inputs, a trace depends on: settings such as the default precision
-    from jax._src.config import trace_context as _context
-except ImportError:
-
-    def _context() -> Any:
-        return object()  # then no two traces are the same
 
 
 class _Now(threading.local):
@@ -143,7 +136,7 @@ class Program:
             cut = len(owned) - self.num_donated
             owned, data = owned[:cut], (*owned[cut:], *data)
         traced, now.traced = now.traced, None
-        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), _context()
+        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), trace_context()
         if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
             traced = self.last[1]  # the same again, but for which gradients there are to add to
         if traced is None:
@@ -166,6 +159,11 @@ class Program:
         out = self.body(traced, partition, owned, read, data)
         self.compilations.note(now.call)
         return out
+
+    @classmethod
+    def plainly(cls, function: Any, call: Arguments) -> list[Any]:
+        """The results of a call under `jax.disable_jit()`, for which there is no program."""
+        raise NotImplementedError
 
     def values_of(self, values: list[Any], part: Partition, owned: list[Any], read: list[Any]) -> list[Any]:
         """The lifted cells' values: `values`, but for those that come from the arguments."""
