@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
-from . import interrupts
+from . import interrupts, plain
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, get_value, is_eager
 from .function import Function, Functions
 from .module import Module
 from .pipeline import placed
-from .program import Partition, Program
+from .program import Binding, Partition, Program
 from .stateful import build, walk_of
-from .tracing import Purpose, Traced, trace_with_all, unaliased
+from .tracing import Purpose, Traced, free_zeros, trace_with_all, unaliased
 
 
 def check_loss(loss: Any, name: str) -> Any:
@@ -85,6 +85,16 @@ class _GradientProgram(Program):
         flat, tree = jax.tree.flatten(rest_out)
         out = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
         return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
+
+    @classmethod
+    def plainly(cls, function: Function, call: Arguments) -> list[Any]:
+        def run() -> list[Any]:
+            if cls.accumulate:
+                return list(accumulate_inline(function, call))
+            loss, aux, by_cell, objects = _inline(function, call, False)
+            return [loss, unwrap_output(aux, objects), by_cell]
+
+        return plain.all_or_nothing(call.objects, run)
 
 
 class AccumulatingProgram(_GradientProgram):
@@ -206,6 +216,8 @@ def objects_of(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[
 def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
     """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
     function.add_reached(call)
+    if plain.is_plain():
+        return _inline_plainly(function, call, accumulate)
     traced, lifted = trace_with_all(call, function.purpose)
     touch_all(call.objects)
     train = [i for i in traced.used if lifted[i].trainable]
@@ -219,6 +231,21 @@ def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any,
     for i, value in zip(traced.written, written, strict=True):
         cells.write(lifted[i], value, paths[lifted[i]], call.objects[0])
     return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
+
+
+def _inline_plainly(
+    function: Function, call: Arguments, accumulate: bool
+) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
+    loss, aux, grads, changes = plain.value_and_grad(call, function.purpose)
+    touch_all(call.objects)
+    paths = paths_of(call.objects)
+    if not grads:
+        raise _no_parameter(function.name, list(paths))
+    for cell in grads if accumulate else ():
+        cells.check_writable(cell.grad, f"the gradient of {paths[cell]}", call.objects[0])
+    for cell, value in changes.items():
+        cells.write(cell, value, paths[cell], call.objects[0])
+    return loss, aux, grads, call.objects
 
 
 def touch_all(objects: list[Any]) -> None:
@@ -269,9 +296,7 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
         function = _returning[has_aux].get(inner)
         if is_eager():
             (loss, aux, grads), binding = function.run(inner, args, kwargs)
-            program: Any = binding.program
-            parts = program.train_parts(binding.partition)
-            by_cell = {binding.cells[i]: g for i, g in zip(parts, grads, strict=True) if i in program.reaches}
+            by_cell = grads if binding is None else _by_cell(binding, grads)
             objects = objects_of(function, inner, args, kwargs)
         else:
             loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)
@@ -301,6 +326,12 @@ def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]
     return gradients
 
 
+def _by_cell(binding: Binding, grads: list[Any]) -> dict[Cell, Any]:
+    program: Any = binding.program
+    parts = program.train_parts(binding.partition)
+    return {binding.cells[i]: g for i, g in zip(parts, grads, strict=True) if i in program.reaches}
+
+
 def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
     """The gradients as copies of the modules they belong to; at the end those that were reached by an optimizer alone."""
     walks = [walk_of(obj) for obj in objects if isinstance(obj, Module)]
@@ -311,7 +342,7 @@ def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
             left -= {*walks[-1].cells}
     used = [walk for walk in dict.fromkeys(walks) if any(cell in grads for cell in walk.cells)]
     copies = [
-        build(walk.spec, [grads[c] if c in grads else _free_zeros(c.value) for c in walk.cells], cells.birth_here())
+        build(walk.spec, [grads[c] if c in grads else free_zeros(c.value) for c in walk.cells], cells.birth_here())
         for walk in used
     ]
     return copies[0] if len(copies) == 1 else tuple(copies)
@@ -320,8 +351,3 @@ def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
 def _modules_of(optimizer: Any) -> list[Module]:
     listed = () if isinstance(optimizer, Module) else getattr(optimizer, "modules", ())
     return [module for module in listed if isinstance(module, Module)]
-
-
-def _free_zeros(like: Any) -> Any:
-    """Zeros of any shape in the memory of one."""
-    return np.broadcast_to(np.zeros((), like.dtype), like.shape)

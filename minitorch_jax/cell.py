@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jax_core
 
 from .encoding import Encoding
+from .jax_private import at_top_level as at_top_level
+from .jax_private import trace_state
 
 TWO_SPELLINGS = (
     "Either pass it in and return it (`return opt, loss` in `step`): `opt, loss = jax.jit(step)(opt, x, y)`; or compile"
@@ -46,37 +47,6 @@ class DroppedUpdateWarning(UserWarning):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which trace are we in?
-
-
-trace_state: Callable[[], Any] = jax_core.get_opaque_trace_state
-
-
-def _top_level_state() -> Any:
-    """The trace state outside of every transform, asked of a new thread: this module may be imported inside one."""
-    states: list[Any] = []
-    thread = threading.Thread(target=lambda: states.append(trace_state()))
-    thread.start()
-    thread.join()
-    return states[0]
-
-
-_TOP_LEVEL = _top_level_state()
-
-
-def _at_top_level() -> bool:
-    return bool(trace_state() == _TOP_LEVEL)
-
-
-try:  # the same at a third of the price, where this JAX has it
-    from jax._src.core import trace_ctx as _trace_ctx
-
-    _at_top_level = _trace_ctx.is_top_level
-    _at_top_level()
-except (ImportError, AttributeError, TypeError):
-    pass
-
-# Whether no JAX transform (`jit`, `grad`, `vmap`, `scan`, …) is being traced in this thread.
-at_top_level: Callable[[], bool] = _at_top_level
 
 
 def is_eager() -> bool:

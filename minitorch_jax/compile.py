@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
-from . import closures, random
+from . import closures, plain, random
 from .arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
 from .autograd import objects_of, paths_of, touch_all
 from .cell import CONSUMED, Cell, held, is_eager
@@ -39,6 +39,10 @@ class _WholeProgram(Program):
         flat, tree = jax.tree.flatten(out)
         all_out = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
         return [*all_out[: len(stored)], jax.tree.unflatten(tree, all_out[len(stored) :])]
+
+    @classmethod
+    def plainly(cls, function: Function, call: Arguments) -> list[Any]:
+        return [plain.all_or_nothing(call.objects, lambda: call.run(plain.arrays_of(call.data)), statics=False)]
 
 
 # -- jit --------------------------------------------------------------------------------------------------------------
@@ -97,7 +101,7 @@ class Jitted:
         (out,), binding = self._function.run(self._target, args, kwargs)
         if self._function.met and not self._warned:
             self._warn_of_met()
-        return self._unwrap(out, args, kwargs) if binding.program.wraps else out
+        return self._unwrap(out, args, kwargs) if binding is not None and binding.program.wraps else out
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is None:
@@ -323,7 +327,11 @@ def scan(
 
     target.__wrapped__ = target.stands_for = fn  # type: ignore[attr-defined]
     (out,), binding = function.run(target, stacked, {})
-    return unwrap_output(out, objects_of(function, target, stacked, {})) if binding.program.wraps else out
+    return (
+        unwrap_output(out, objects_of(function, target, stacked, {}))
+        if binding is not None and binding.program.wraps
+        else out
+    )
 
 
 _scans: dict[Any, Functions] = {}
@@ -341,6 +349,11 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
     call = Arguments(fn, stacked, {})
     arrays = [jnp.asarray(array) for array in call.data]
     length = _length(arrays, length)
+    if plain.is_plain():
+        if length:
+            return plain.loop(fn, call, arrays, length)
+        with jax.disable_jit(False):  # what a step would return, only a trace can tell
+            return _scan(fn, stacked, length, unroll, keep_grads)
     call.objects += closures.stateful_objects(fn)[0]
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]

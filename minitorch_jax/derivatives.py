@@ -16,6 +16,8 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core as jax_core
 
+from . import jax_private
+
 _OFTEN = 4  # from how many like equations on it pays
 
 
@@ -27,21 +29,23 @@ def remembered(closed: Any) -> Any:
     keys = [_key(eqn) for eqn in closed.jaxpr.eqns]
     often = {key for key, count in Counter(keys).items() if key is not None and count >= _OFTEN}
     eqns = [_jitted(eqn, key) if key in often else eqn for eqn, key in zip(closed.jaxpr.eqns, keys, strict=True)]
-    return jax_core.ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts) if often else closed
+    return jax_private.with_equations(closed, eqns) if often else closed
 
 
 def _key(eqn: Any) -> Any:
     """What an equation computes, apart from its inputs: equal for equations that may share a function. None: not known."""
     avals = tuple([atom.aval for atom in eqn.invars])
+    context = jax_private.context_of(eqn)
     if (
         eqn.effects
+        or context is None
         or any(type(aval) is not ShapedArray for aval in avals)
         or any(jax_core.jaxprs_in_params(eqn.params))
     ):
         return None
     try:
         params = tuple(sorted(eqn.params.items()))
-        key = eqn.primitive, params, tuple([_typed(value) for _, value in params]), avals, eqn.ctx
+        key = eqn.primitive, params, tuple([_typed(value) for _, value in params]), avals, context
         hash(key)
     except TypeError:
         return None
@@ -63,7 +67,7 @@ _JAX = ("jax", "jaxlib")
 def _jitted(eqn: Any, key: Any) -> Any:
     """An equation as the call of a function, which is inlined again wherever it is traced."""
     call = _call(key)
-    return eqn if call is None else eqn.replace(primitive=call.primitive, params=call.params)
+    return eqn if call is None else jax_private.calling(eqn, call)
 
 
 @lru_cache(maxsize=1024)
@@ -75,8 +79,8 @@ def _call(key: Any) -> Any:
         return primitive.bind(*args, **dict(params))
 
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
-    with context.manager:
+    with jax_private.under(context):
         (call,) = jax.make_jaxpr(jax.jit(function))(*inputs).eqns
     if tuple([var.aval for var in call.invars]) != avals:  # sharded, or whatever else this does not know of
         return None
-    return call.replace(params={**call.params, "inline": True})
+    return jax_private.inlined(call)

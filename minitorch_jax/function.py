@@ -18,8 +18,10 @@ from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .followed import Followed, follow, random_state
+from .jax_private import is_debugging
 from .pack import Layout, PartlyConsumed, stored_cells
-from .pipeline import is_debugging, join_mesh, placement
+from .pipeline import join_mesh, placement
+from .plain import is_plain
 from .program import Binding, FirstRun, Partition, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
@@ -210,8 +212,11 @@ class Function:
         fn = getattr(args.fn, "stands_for", args.fn)  # a wrapper of ours: what it reads is the user's
         return follow(fn, args.statics(), args.objects, self.own_changes)
 
-    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
-        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
+    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
+        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding.
+
+        Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
+        """
         short = self.latest.shortcut
         if short is not None and not kwargs and short.version is structure.version and short.applies(args):
             settled = (
@@ -226,8 +231,12 @@ class Function:
                 pass
         return self._run_slowly(fn, args, kwargs)
 
-    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
+    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
         """`run`, the long way, and for a program's first run with these shapes."""
+        if is_plain():
+            call = Arguments(fn, args, kwargs)
+            self.add_reached(call)
+            return self.program.plainly(self, call), None
         binding, data, reached = self._bind(fn, args, kwargs)
         program = binding.program
         donated, data = data[: program.num_donated], data[program.num_donated :]

@@ -12,28 +12,10 @@ import jax.numpy as jnp
 
 from . import interrupts
 from .cell import CONSUMED, Cell, get_stored, gradients, is_concrete, lend, lendings, store, store_all
+from .jax_private import is_debugging
 
 _config: Any = jax.config
 from_iterable = chain.from_iterable
-
-
-def _is_debugging() -> bool:
-    """Whether JAX is to look for NaN or infinity in results, and so may raise when they have been computed."""
-    return _config.jax_debug_nans or _config.jax_debug_infs
-
-
-is_debugging: Callable[[], bool] = _is_debugging
-
-try:  # the same at a third of the price, where this JAX has it
-    from jax._src.config import debug_infs as _infs
-    from jax._src.config import debug_nans as _nans
-
-    def is_debugging() -> bool:
-        return _nans.value or _infs.value
-
-    is_debugging()
-except (ImportError, AttributeError):
-    is_debugging = _is_debugging
 
 
 def fresh_copies(values: list[Any]) -> list[Any]:

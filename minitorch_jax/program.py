@@ -17,6 +17,7 @@ from . import cell as cells
 from .arguments import Arguments
 from .cell import Cell, structure_changed
 from .followed import Followed, random_state
+from .jax_private import trace_context
 from .pack import KEPT, Layout, stored_cells
 from .pipeline import Compiled, Pipeline, placed, placement, repeated
 from .recompiles import Compilations
@@ -69,14 +70,6 @@ class Partition:
         used = {*self.used, *other.used, *(mine ^ theirs), *kept}
         named = tuple(dict.fromkeys([*self.named, *other.named]))
         return Partition(used, mine | theirs, {*self.dropped} - kept, trainable, named)
-
-
-try:  # what else, besides its inputs, a trace depends on: settings such as the default precision
-    from jax._src.config import trace_context as _context
-except ImportError:
-
-    def _context() -> Any:
-        return object()  # then no two traces are the same
 
 
 class _Now(threading.local):
@@ -162,7 +155,7 @@ class Program:
         traced, now.traced = now.traced, None
         fn, call_args, kwargs, reached, lifted, followed = now.call
         named = [followed.place_of(group[0]).was for group in partition.named]
-        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), _context(), partition.named
+        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), trace_context(), partition.named
         if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
             traced = self.last[1]  # the same again, but for which gradients there are to add to
         elif traced is not None:
@@ -192,6 +185,11 @@ class Program:
         out = self.body(traced, partition, owned, read, data)
         self.compilations.note(now.call, self.others.keys())
         return out
+
+    @classmethod
+    def plainly(cls, function: Any, call: Arguments) -> list[Any]:
+        """The results of a call under `jax.disable_jit()`, for which there is no program."""
+        raise NotImplementedError
 
     def values_of(self, values: list[Any], part: Partition, owned: list[Any], read: list[Any]) -> list[Any]:
         """The lifted cells' values: `values`, but for those that come from the arguments."""

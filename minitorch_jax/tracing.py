@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core as jax_core
 from jax.tree_util import tree_unflatten
 
@@ -67,12 +68,12 @@ class Traced:
                         if cell.kind == "gradient":
                             cell.value = start[i] = Unread(values[i], frame)
                 out = args.run(data)
-                self.changes_statics = _changes_statics(frame, purpose.statics)
+                self.changes_statics = check_statics(frame, purpose.statics)
                 return purpose.check(out, args.objects)
 
             out, new, frame = cells.substituted(lifted, values, run, purpose.gradients)
             if frame.met:
-                raise Met(_owners(frame))
+                raise Met(owners_met(frame))
             self.observed = {i for i, cell in enumerate(lifted) if cell in frame.observed}
             self.written = [i for i, value in enumerate(new) if value is not start[i]]
             self.dropped = [
@@ -127,7 +128,11 @@ class Traced:
                 if i is not None:
                     constants[i] = value
             closed, data = jax_core.ClosedJaxpr(closed.jaxpr, constants), data[:cut]
-        flat = jax_core.jaxpr_as_fun(closed)(*[values[i] for i in self.present], *data)
+        avals = closed.in_avals  # (jax_enable_checks looks at inputs that are used for nothing, too)
+        inputs = [
+            free_zeros(aval) if values[i] is None else values[i] for i, aval in zip(self.present, avals, strict=False)
+        ]
+        flat = jax_core.jaxpr_as_fun(closed)(*inputs, *data)
         return tree_unflatten(self._out_tree, flat)
 
 
@@ -139,7 +144,7 @@ def _is_used_up(frame: Frame, cell: Cell, value: Any) -> bool:
     return cell.kind == "gradient" and value is not None and frame.consumed.get(cell) is value
 
 
-def _changes_statics(frame: Frame, may: bool) -> bool:
+def check_statics(frame: Frame, may: bool) -> bool:
     """Whether a static attribute of a module that was there before ends with another value than it had; if it `may`."""
     seen: set[tuple[int, str]] = set()
     for module, name, before in frame.statics:
@@ -159,7 +164,8 @@ def _changes_statics(frame: Frame, may: bool) -> bool:
     return False
 
 
-def _owners(frame: Frame) -> list[Any]:
+def owners_met(frame: Frame) -> list[Any]:
+    """What a run reached besides what was lifted."""
     owners = {id(owner): owner for owner, _ in frame.met.values()}
     if None in owners.values():
         raise RuntimeError("a cell without an owner was reached while tracing")
@@ -182,6 +188,11 @@ def _calls_back(jaxpr: Any) -> bool:
         eqn.primitive.name.endswith("callback") or any(map(_calls_back, jax_core.jaxprs_in_params(eqn.params)))
         for eqn in jaxpr.eqns
     )
+
+
+def free_zeros(like: Any) -> Any:
+    """Zeros of any shape in the memory of one."""
+    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
 
 
 def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
