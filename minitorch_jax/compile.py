@@ -356,11 +356,11 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         if cells.gradient(lifted[i]) is not None:  # now the run around this one has looked at it, too
             values[i] = cells.gradient(lifted[i])
     ends = dict(zip(traced.written, traced.shapes[1], strict=True))
-    carried = [i for i in traced.written if ends[i] is not None or isinstance(values[i], jax.Array)]
+    unseen = {i for i in traced.written if lifted[i].kind == "gradient" and i not in traced.observed}
+    carried = [i for i in traced.written if ends[i] is not None or (isinstance(values[i], jax.Array) and i not in unseen)]
     for i in carried:
-        if lifted[i].kind == "gradient" and (i not in traced.observed or values[i] is None):
-            before = cells.gradient(lifted[i]) if not length else None
-            values[i] = jnp.zeros(ends[i].shape, ends[i].dtype) if before is None else before
+        if i in unseen or values[i] is None:  # each step writes it anew: what it was before is no matter
+            values[i] = jnp.zeros(ends[i].shape, ends[i].dtype)
 
     def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
         inputs = list(values)
@@ -371,8 +371,9 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         return [jnp.zeros_like(values[i]) if new[i] is None else new[i] for i in carried], out
 
     final, out = jax.lax.scan(body, [values[i] for i in carried], arrays, length=length, unroll=unroll)
-    changes = {**dict.fromkeys(traced.written), **dict(zip(carried, final, strict=True))}
-    if length:
+    changes: dict[int, Any] = {}
+    if length:  # no steps change nothing
+        changes = {**dict.fromkeys(traced.written), **dict(zip(carried, final, strict=True))}
         changes |= dict.fromkeys(traced.dropped, CONSUMED)
     paths = paths_of(call.objects)
     for i in changes:

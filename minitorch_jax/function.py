@@ -227,7 +227,7 @@ class Function:
     def _heed(self, signal: Exception, binding: Binding) -> None:
         """What a call is to be made again after, when its trace was ended by a signal."""
         if isinstance(signal, PartlyConsumed):
-            binding.dissolve()
+            binding.dissolve(signal.stored)
         elif isinstance(signal, Met):  # with these shapes only: now a trace is to look for them first
             self.met = [weakref.ref(owner) for owner in signal.owners]
 

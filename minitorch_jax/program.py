@@ -209,10 +209,10 @@ class Binding:
             cell = self.cells[i]
             (cell.grad or cell).reached = True
 
-    def dissolve(self) -> None:
-        """Release the packs of which it has only a part, and whose gradients are not there any more."""
+    def dissolve(self, stored: int) -> None:
+        """Release the pack of gradients that one of the stored cells holds."""
         for pack in {cell.pack for cell in self.cells if cell.pack is not None}:
-            if pack.cell.value is cells.CONSUMED and not {*pack.places} <= {*self.cells}:
+            if pack.cell is self.stored[stored]:
                 pack.dissolve()
 
     def takes(self, cell: Cell) -> bool:
