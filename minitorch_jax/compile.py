@@ -22,6 +22,7 @@ from .containers import holds_state
 from .function import Function, Functions, kept_for
 from .program import Partition, Program
 from .tracing import Purpose, Traced, trace_with_all, unaliased
+from .undo import all_or_nothing
 
 
 class _WholeProgram(Program):
@@ -91,7 +92,7 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_eager():
-            return self.__wrapped__(*args, **kwargs)  # part of the program that is being traced
+            return all_or_nothing(self.__wrapped__)(*args, **kwargs)  # part of the program that is being traced
         if self._changes_args:
             args, kwargs = self._arrange(args, kwargs)
         (out,), binding = self._function.run(self._target, args, kwargs)
@@ -336,6 +337,7 @@ def _make_scan(keep_grads: bool, fn: Any) -> Function:
     return function
 
 
+@all_or_nothing
 def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool) -> Any:
     """The scan, within a trace."""
     call = Arguments(fn, stacked, {})
@@ -357,7 +359,9 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
             values[i] = cells.gradient(lifted[i])
     ends = dict(zip(traced.written, traced.shapes[1], strict=True))
     unseen = {i for i in traced.written if lifted[i].kind == "gradient" and i not in traced.observed}
-    carried = [i for i in traced.written if ends[i] is not None or (isinstance(values[i], jax.Array) and i not in unseen)]
+    carried = [
+        i for i in traced.written if ends[i] is not None or (isinstance(values[i], jax.Array) and i not in unseen)
+    ]
     for i in carried:
         if i in unseen or values[i] is None:  # each step writes it anew: what it was before is no matter
             values[i] = jnp.zeros(ends[i].shape, ends[i].dtype)
