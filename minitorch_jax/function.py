@@ -18,8 +18,8 @@ from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .containers import holds_state
 from .pack import Layout, PartlyConsumed, stored_cells
-from .pipeline import is_debugging, join_mesh, placement
-from .program import Binding, FirstRun, Program, Repartition
+from .pipeline import FirstRun, is_debugging, join_mesh, placement
+from .program import Binding, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
 from .tracing import Met, Purpose, trace_with_all, unique_cells
@@ -105,8 +105,8 @@ class Shortcut:
         if self.types != tuple(map(type, args)):
             return None
         others = list(map(get_stored, binding.read)), data
-        results = binding.pipeline.run(others, binding.program.calls_back)
-        self.settled = None if binding.program.calls_back else binding.pipeline.last_seen
+        results = binding.pipeline.run(others)
+        self.settled = None if binding.pipeline.compiled.calls_back else binding.pipeline.last_seen
         self.gradients = gradients.last if binding.pipeline.dropped else None
         return results, binding
 
@@ -186,7 +186,7 @@ class Function:
         now = program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run(others, program.calls_back, self._not_ours(donated, binding)), binding
+                return binding.pipeline.run(others, self._not_ours(donated, binding)), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells

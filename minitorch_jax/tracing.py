@@ -96,7 +96,6 @@ class Traced:
         in_jaxpr = {i for i, var in zip(present, closed.jaxpr.invars, strict=False) if var in used}
         self.used = sorted(in_jaxpr | self.observed)
         self.present = present
-        self.calls_back = bool(closed.effects) or _calls_back(closed.jaxpr)
 
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """The result and the written cells' new values. `values` of unused cells may be anything."""
@@ -144,14 +143,6 @@ def _owners(frame: Frame) -> list[Any]:
     if None in owners.values():
         raise RuntimeError("a cell without an owner was reached while tracing")
     return list(owners.values())
-
-
-def _calls_back(jaxpr: Any) -> bool:
-    """Whether running this may call Python, which may raise."""
-    return any(
-        eqn.primitive.name.endswith("callback") or any(map(_calls_back, jax_core.jaxprs_in_params(eqn.params)))
-        for eqn in jaxpr.eqns
-    )
 
 
 def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
