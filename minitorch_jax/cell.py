@@ -9,6 +9,7 @@ dropped (`Birth`). When a cell's buffer may be donated, and how results are stor
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +219,24 @@ def birth_here(label: str | None = None) -> Birth | None:
     return None if at_top_level() else Birth(trace_state(), label)
 
 
+class _Registry:
+    __slots__ = ("cells",)
+
+    def __init__(self) -> None:
+        self.cells: WeakValueDictionary[int, Cell] | None = None  # by id; None until somebody asks, as most never do
+
+
+_registry = _Registry()
+
+
+def all_cells() -> list[Cell]:
+    """Every cell that there is."""
+    if _registry.cells is None:
+        _registry.cells = WeakValueDictionary()
+        _registry.cells.update({id(found): found for found in gc.get_objects() if isinstance(found, Cell)})
+    return [cell for reference in _registry.cells.valuerefs() if (cell := reference()) is not None]
+
+
 class Cell:
     """One value that changes over time.
 
@@ -252,6 +272,8 @@ class Cell:
         frame = local.frame
         if frame is not None:
             frame.own[id(self)] = self
+        if _registry.cells is not None:
+            _registry.cells[id(self)] = self
 
     @property
     def value(self) -> Any:

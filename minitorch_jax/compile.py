@@ -200,8 +200,9 @@ def jit(
         fn: the function; without it, `jit` gives a decorator. Methods and modules are fine.
         static_argnums, static_argnames: arguments that are part of what is compiled for; they must be hashable. Strings,
             booleans, functions and other hashable values are static anyway; numbers are traced.
-        donate_argnums, donate_argnames: data that may be used up: their arrays are gone afterwards. (Modules and
-            optimizers are always updated in place.)
+        donate_argnums, donate_argnames: data that may be used up: their arrays are gone afterwards, but for those that a
+            module, an optimizer or another argument holds too, which are copied. (Modules and optimizers are always
+            updated in place.)
         keep_grads: give out, as `grads()`, also those gradients that an optimizer's step in the function has used up.
             Without it, reading one after the call is an error that says so: they would cost as many results as there
             are parameters. Gradients that no step has used are always given out.

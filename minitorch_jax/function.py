@@ -17,6 +17,7 @@ from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .containers import holds_state
+from .donation import safe_to_donate
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, is_debugging, join_mesh, placement
 from .program import Binding, Program, Repartition
@@ -186,13 +187,13 @@ class Function:
         now = program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run(others, self._not_ours(donated, binding)), binding
+                return binding.pipeline.run(others, safe_to_donate(donated, others)), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells
         results: Any = None
         try:
-            results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
+            results = binding.pipeline.run_first(others, safe_to_donate(donated, others))
         except _SIGNALS as signal:
             self._heed(signal, binding)
         finally:
@@ -237,14 +238,6 @@ class Function:
             self.programs = {key: known for key, known in self.programs.items() if known is not program}
             self.token = object()
             self.latest.shortcut = None
-
-    def _not_ours(self, donated: Sequence[Any], binding: Binding) -> list[Any]:
-        """Data that may be used up; copies of what our cells hold themselves."""
-        if not donated:
-            return []
-        packs = {cell.pack for cell in binding.cells if cell.pack is not None}
-        ours = {id(cell.value) for cell in binding.stored} | {id(part) for pack in packs for part in pack.parts()}
-        return [jax.numpy.copy(array) if id(array) in ours else array for array in donated]
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
