@@ -22,6 +22,7 @@ from .pipeline import placed
 from .program import Binding, Partition, Program
 from .stateful import build, walk_of
 from .tracing import Purpose, Traced, free_zeros, trace_with_all, unaliased
+from .undo import all_or_nothing
 
 
 def check_loss(loss: Any, name: str) -> Any:
@@ -196,6 +197,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     return (loss, aux) if has_aux else loss
 
 
+@all_or_nothing
 def accumulate_inline(function: Function, call: Arguments) -> tuple[Any, Any]:
     """`backward` within a trace: `(loss, aux)`."""
     loss, aux, grads, objects = _inline(function, call, True)
@@ -213,6 +215,7 @@ def objects_of(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[
     return call.objects
 
 
+@all_or_nothing
 def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
     """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
     function.add_reached(call)

@@ -9,6 +9,7 @@ dropped (`Birth`). When a cell's buffer may be donated, and how results are stor
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +189,24 @@ def birth_here(label: str | None = None) -> Birth | None:
     return None if at_top_level() else Birth(trace_state(), label)
 
 
+class _Registry:
+    __slots__ = ("cells",)
+
+    def __init__(self) -> None:
+        self.cells: WeakValueDictionary[int, Cell] | None = None  # by id; None until somebody asks, as most never do
+
+
+_registry = _Registry()
+
+
+def all_cells() -> list[Cell]:
+    """Every cell that there is."""
+    if _registry.cells is None:
+        _registry.cells = WeakValueDictionary()
+        _registry.cells.update({id(found): found for found in gc.get_objects() if isinstance(found, Cell)})
+    return [cell for reference in _registry.cells.valuerefs() if (cell := reference()) is not None]
+
+
 class Cell:
     """One value that changes over time.
 
@@ -222,6 +242,8 @@ class Cell:
         frame = local.frame
         if frame is not None:
             frame.own[id(self)] = self
+        if _registry.cells is not None:
+            _registry.cells[id(self)] = self
 
     @property
     def value(self) -> Any:
@@ -232,6 +254,7 @@ class Cell:
     @value.setter
     def value(self, new: Any) -> None:
         if not _substitute(self, new):
+            on_failure(setattr, self, "stored", self.stored)
             self.stored = new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
@@ -280,6 +303,9 @@ get_stored = attrgetter("stored")  # the quick one, for code that no Frame can b
 store: Callable[[Cell, Any], None] = vars(Cell)["stored"].__set__  # the C slot setter
 
 
+Undo = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
 class Frame:
     """One run of stateful code with tracers in place of values: those of the lifted cells, and which cells were met besides.
 
@@ -292,7 +318,7 @@ class Frame:
         self.values = values  # of lifted cells, and of others that were changed
         self.own: dict[int, Any] = {}  # cells and modules made during the run, by id
         self.met: dict[int, tuple[Any, Cell]] = {}  # reached, but not lifted: (owner, cell)
-        self.undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # what takes back changes to static parts
+        self.undo: list[Undo] = []  # what takes back changes to static parts
         self.statics: list[tuple[Any, str, Any]] = []  # which those were: (module, attribute, value before)
         self.parent = local.frame
         self.state: Any = None
@@ -312,9 +338,16 @@ class Frame:
 
 class _Local(threading.local):
     frame: Frame | None = None
+    undo: list[Undo] | None = None  # what takes back changes outside of frames, in a block that is all or nothing
 
 
 local = _Local()
+
+
+def on_failure(function: Callable[..., Any], *args: Any) -> None:
+    """Have a change taken back by `function(*args)` if the block around it (see `undo.py`) raises."""
+    if local.undo is not None:
+        local.undo.append((function, args))
 
 
 def _frame_of(cell: Cell) -> Frame | None:
@@ -364,6 +397,8 @@ def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
     state = trace_state()
     birth = cell.birth
     if birth is not None and birth.state == state:
+        if id(cell) not in birth.dirty:
+            on_failure(birth.dirty.pop, id(cell), None)
         birth.dirty[id(cell)] = label
         return
     if frame is not None and frame.state == state:
@@ -432,6 +467,8 @@ def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
         cells, values = [cell for cell, _ in left], [value for _, value in left]
     if any([cell.pack is not None for cell in cells]):
         cells, values = _into_packs(cells, values)
+    for cell in cells if local.undo is not None else ():
+        on_failure(setattr, cell, "stored", cell.stored)
     deque(map(store, cells, values), 0)
 
 
@@ -478,9 +515,10 @@ def substituted(
         finally:
             frame.values.clear()  # or a cycle of references would keep the cells alive
             if failed or frame.met:  # `met`: the run will be repeated with those cells lifted
-                deque(map(_call, reversed(frame.undo)), 0)
+                deque(map(call_undo, reversed(frame.undo)), 0)
     return out, new, frame
 
 
-def _call(undo: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+def call_undo(undo: Undo) -> None:
+    """Take one change back."""
     undo[0](*undo[1])

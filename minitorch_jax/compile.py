@@ -22,6 +22,7 @@ from .containers import holds_state
 from .function import Function, Functions, kept_for
 from .program import Partition, Program
 from .tracing import Purpose, Traced, trace_with_all, unaliased
+from .undo import all_or_nothing
 
 
 class _WholeProgram(Program):
@@ -95,7 +96,7 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_eager():
-            return self.__wrapped__(*args, **kwargs)  # part of the program that is being traced
+            return all_or_nothing(self.__wrapped__)(*args, **kwargs)  # part of the program that is being traced
         if self._changes_args:
             args, kwargs = self._arrange(args, kwargs)
         (out,), binding = self._function.run(self._target, args, kwargs)
@@ -203,8 +204,9 @@ def jit(
         fn: the function; without it, `jit` gives a decorator. Methods and modules are fine.
         static_argnums, static_argnames: arguments that are part of what is compiled for; they must be hashable. Strings,
             booleans, functions and other hashable values are static anyway; numbers are traced.
-        donate_argnums, donate_argnames: data that may be used up: their arrays are gone afterwards. (Modules and
-            optimizers are always updated in place.)
+        donate_argnums, donate_argnames: data that may be used up: their arrays are gone afterwards, but for those that a
+            module, an optimizer or another argument holds too, which are copied. (Modules and optimizers are always
+            updated in place.)
         keep_grads: give out, as `grads()`, also those gradients that an optimizer's step in the function has used up.
             Without it, reading one after the call is an error that says so: they would cost as many results as there
             are parameters. Gradients that no step has used are always given out.
@@ -344,6 +346,7 @@ def _make_scan(keep_grads: bool, fn: Any) -> Function:
     return function
 
 
+@all_or_nothing
 def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool) -> Any:
     """The scan, within a trace."""
     call = Arguments(fn, stacked, {})
@@ -369,11 +372,13 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         if cells.gradient(lifted[i]) is not None:  # now the run around this one has looked at it, too
             values[i] = cells.gradient(lifted[i])
     ends = dict(zip(traced.written, traced.shapes[1], strict=True))
-    carried = [i for i in traced.written if ends[i] is not None or isinstance(values[i], jax.Array)]
+    unseen = {i for i in traced.written if lifted[i].kind == "gradient" and i not in traced.observed}
+    carried = [
+        i for i in traced.written if ends[i] is not None or (isinstance(values[i], jax.Array) and i not in unseen)
+    ]
     for i in carried:
-        if lifted[i].kind == "gradient" and (i not in traced.observed or values[i] is None):
-            before = cells.gradient(lifted[i]) if not length else None
-            values[i] = jnp.zeros(ends[i].shape, ends[i].dtype) if before is None else before
+        if i in unseen or values[i] is None:  # each step writes it anew: what it was before is no matter
+            values[i] = jnp.zeros(ends[i].shape, ends[i].dtype)
 
     def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
         inputs = list(values)
@@ -384,8 +389,9 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         return [jnp.zeros_like(values[i]) if new[i] is None else new[i] for i in carried], out
 
     final, out = jax.lax.scan(body, [values[i] for i in carried], arrays, length=length, unroll=unroll)
-    changes = {**dict.fromkeys(traced.written), **dict(zip(carried, final, strict=True))}
-    if length:
+    changes: dict[int, Any] = {}
+    if length:  # no steps change nothing
+        changes = {**dict.fromkeys(traced.written), **dict(zip(carried, final, strict=True))}
         changes |= dict.fromkeys(traced.dropped, CONSUMED)
     paths = paths_of(call.objects)
     for i in changes:

@@ -12,17 +12,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import jax
-
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
+from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
 from .jax_private import is_debugging
 from .pack import Layout, PartlyConsumed, stored_cells
-from .pipeline import join_mesh, placement
+from .pipeline import FirstRun, join_mesh, placement
 from .plain import is_plain
-from .program import Binding, FirstRun, Partition, Program, Repartition
+from .program import Binding, Partition, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
 from .tracing import Met, Purpose, Traced, trace_with_all, unique_cells
@@ -114,8 +113,8 @@ class Shortcut:
         if self.types != tuple(map(type, args)):
             return None
         others = list(map(get_stored, binding.read)), data
-        results = binding.pipeline.run(others, binding.program.calls_back)
-        self.settled = None if binding.program.calls_back else binding.pipeline.last_seen
+        results = binding.pipeline.run(others)
+        self.settled = None if binding.pipeline.compiled.calls_back else binding.pipeline.last_seen
         self.gradients = gradients.last if binding.pipeline.dropped else None
         return results, binding
 
@@ -244,13 +243,13 @@ class Function:
         now = program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run(others, program.calls_back, self._not_ours(donated, binding)), binding
+                return binding.pipeline.run(others, safe_to_donate(donated, others)), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells, self.reads[binding].followed
         results: Any = None
         try:
-            results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
+            results = binding.pipeline.run_first(others, safe_to_donate(donated, others))
         except _SIGNALS as signal:
             self._heed(signal, binding)
         finally:
@@ -285,7 +284,7 @@ class Function:
     def _heed(self, signal: Exception, binding: Binding) -> None:
         """What a call is to be made again after, when its trace was ended by a signal."""
         if isinstance(signal, PartlyConsumed):
-            binding.dissolve()
+            binding.dissolve(signal.stored)
         elif isinstance(signal, Met):  # with these shapes only: now a trace is to look for them first
             self.met = [weakref.ref(owner) for owner in signal.owners]
 
@@ -295,14 +294,6 @@ class Function:
             self.programs = {key: [one for one in known if one is not program] for key, known in self.programs.items()}
             self.token = object()
             self.latest.shortcut = None
-
-    def _not_ours(self, donated: Sequence[Any], binding: Binding) -> list[Any]:
-        """Data that may be used up; copies of what our cells hold themselves."""
-        if not donated:
-            return []
-        packs = {cell.pack for cell in binding.cells if cell.pack is not None}
-        ours = {id(cell.value) for cell in binding.stored} | {id(part) for pack in packs for part in pack.parts()}
-        return [jax.numpy.copy(array) if id(array) in ours else array for array in donated]
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

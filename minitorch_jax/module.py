@@ -127,12 +127,14 @@ class Module(Stateful):
             return
         if name in self._cells or _has_structure(new) or _has_structure(old):
             self._restructure(label)
-        elif cells.local.frame is None:
-            cells.check_restructurable(self._birth, label, "was assigned")
         else:  # a plain value: taken back if the run fails
-            undo = (vars(self).pop, (name, None)) if old is missing else (vars(self).__setitem__, (name, old))
-            cells.local.frame.undo.append(undo)
-            cells.local.frame.statics.append((self, name, old))
+            undo = (vars(self).pop, name, None) if old is missing else (vars(self).__setitem__, name, old)
+            if cells.local.frame is None:
+                cells.check_restructurable(self._birth, label, "was assigned")
+                cells.on_failure(*undo)
+            else:
+                cells.local.frame.undo.append((undo[0], undo[1:]))
+                cells.local.frame.statics.append((self, name, old))
         self._cells.pop(name, None)
         vars(self)[name] = new
         cells.structure_changed()

@@ -274,7 +274,10 @@ def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
 
 
 class PartlyConsumed(Exception):  # noqa: N818  # a signal to the caller of the program, never an error of the user's
-    """A program gives some gradients of a pack of which the others are not there any more."""
+    """A program gives some gradients of a pack (the index of its stored cell) of which the others are not there any more."""
+
+    def __init__(self, stored: int) -> None:
+        self.stored = stored
 
 
 class _Packed:
@@ -339,7 +342,7 @@ class Layout:
         def keep(upto: int) -> None:
             if upto > end:
                 if old is CONSUMED:
-                    raise PartlyConsumed
+                    raise PartlyConsumed(j)
                 kept = old[end:upto] if isinstance(old, jax.Array) else jnp.zeros(upto - end, dtype)
                 pieces.append(kept)
 

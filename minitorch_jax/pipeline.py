@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice, repeat, starmap
 from typing import Any
 
@@ -71,13 +73,32 @@ def placed(value: Any, sharding: Any) -> Any:
     return value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)
 
 
+class FirstRun(Exception):  # noqa: N818  # a signal to the caller, never an error of the user's
+    """JAX is to trace a program, for inputs that are new to it: before that, nothing may be donated."""
+
+
+class _Tracing(threading.local):
+    allowed = False
+
+
+_tracing = _Tracing()
+
+
 class Compiled:
-    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else."""
+    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else.
 
-    __slots__ = ("donating", "keeping")
+    `calls_back`: it may call Python while it runs (`jax.pure_callback`, `jax.debug.print`, …), which may raise when what is
+    donated is gone. Nothing but the lowered program tells: what is differentiated, a custom_vjp's backward pass or a
+    primitive of the user's may bring such a call in. So the first call with new inputs is to go by `prepare`: JAX keeps
+    what it traces and lowers there. `asks`: the function itself raises FirstRun, for its caller.
+    """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    __slots__ = ("donating", "keeping", "calls_back", "asks")
+
+    def __init__(self, function: Callable[..., Any], name: str, asks: bool = False) -> None:
         def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
+            if not asks and not _tracing.allowed:
+                raise FirstRun
             with interrupts.unwrapped():
                 out = function(owned, *others)
             if _config.jax_disable_jit:  # then results may be arrays that the user holds
@@ -88,6 +109,37 @@ class Compiled:
         compiled.__name__ = compiled.__qualname__ = name
         self.donating = jax.jit(compiled, donate_argnums=0)
         self.keeping = jax.jit(compiled)
+        self.calls_back, self.asks = False, asks
+
+    def prepare(self, owned: list[Any], others: tuple[Any, ...]) -> None:
+        """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up."""
+        if not (_config.jax_disable_jit or is_debugging()):  # then nothing is donated anyway
+            lowered = self.donating.trace(owned, others).lower()
+            self.calls_back = self.calls_back or _calls_back(lowered.compiler_ir("stablehlo").operation)
+
+
+def _calls_back(operation: Any) -> bool:
+    """Whether a lowered program has a call of Python in it; where devices are far from the host, a transfer."""
+    for region in operation.regions:
+        for block in region:
+            for inner in block:
+                name = inner.operation.name
+                if name == "stablehlo.custom_call":
+                    if "callback" in str(inner.attributes["call_target_name"]):
+                        return True
+                elif name in ("stablehlo.send", "stablehlo.recv") or _calls_back(inner.operation):
+                    return True
+    return False
+
+
+@contextmanager
+def _allowed() -> Iterator[None]:
+    """JAX may trace."""
+    before, _tracing.allowed = _tracing.allowed, True
+    try:
+        yield
+    finally:
+        _tracing.allowed = before
 
 
 def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any], list[Any]]:
@@ -122,16 +174,16 @@ class Pipeline:
         self.compiled, self.stored, self.owned, self.dropped = compiled, stored, owned, dropped
         self.last_seen: object = None
 
-    def run(self, others: tuple[Any, ...], fallible: bool = False, donated: Sequence[Any] = ()) -> list[Any]:
+    def run(self, others: tuple[Any, ...], donated: Sequence[Any] = ()) -> list[Any]:
         """Call, store the first results, return the rest.
 
         From the start of the call to the last store there is no bytecode at which Python could handle a signal, so a
         Ctrl-C comes before everything or after everything. (Where JAX itself has to run Python, to trace and to compile,
-        the signal is put off from the end of tracing on.) `fallible`: the program may fail while it runs, as it may
-        under JAX's debugging switches: then nothing is donated, and nothing stored before all has succeeded. `donated`:
-        further arrays that may be used up.
+        the signal is put off from the end of tracing on.) A program that may fail while it runs, as it calls Python or
+        under JAX's debugging switches, uses nothing up, and stores nothing before all has succeeded. `donated`: further
+        arrays that may be used up.
         """
-        if fallible or is_debugging():
+        if self.compiled.calls_back or is_debugging():
             return self._run_slowly(others, donated)
         last = lendings.last
         values = list(map(get_stored, self.owned))
@@ -146,6 +198,12 @@ class Pipeline:
             else:
                 deque(map(store, self.stored, results), 0)
             rest = list(results)
+        except FirstRun:
+            if self.compiled.asks or _tracing.allowed:
+                raise
+            with _allowed():
+                self.compiled.prepare(values, others)
+                return self.run(others, donated)
         finally:
             interrupts.release()
         gradients.last = object()
@@ -164,20 +222,31 @@ class Pipeline:
 
     def run_first(self, others: tuple[Any, ...], donated: Sequence[Any] = ()) -> list[Any]:
         """`run` for a program that has not run yet: on copies, and awaited, since memory may turn out not to suffice."""
+        values = [*self._copies(), *donated]
+        try:
+            self.compiled.prepare(values, others)
+            return self._await(self.compiled.keeping if is_debugging() else self.compiled.donating, values, others)
+        finally:
+            interrupts.release()
+
+    def _run_slowly(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
+        if is_debugging():  # JAX runs the program again, bit by bit
+            return self._await(self.compiled.keeping, [*map(get_stored, self.owned), *donated], others)
+        return self._await(self.compiled.donating, [*self._copies(), *donated], others)
+
+    def _copies(self) -> list[Any]:
+        """The owned cells' values, for a program that may use them up and fail."""
         values = list(map(get_stored, self.owned))
         held = [i for i, value in enumerate(values) if isinstance(value, jax.Array)]
         for i, copied in zip(held, fresh_copies([values[i] for i in held]), strict=True):
             values[i] = copied
-        compiled = self.compiled.keeping if is_debugging() else self.compiled.donating
-        return self._await(compiled, [*values, *donated], others)
-
-    def _run_slowly(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
-        return self._await(self.compiled.keeping, [*map(get_stored, self.owned), *donated], others)
+        return values
 
     def _await(self, compiled: Callable[..., Any], values: list[Any], others: tuple[Any, ...]) -> list[Any]:
         try:
-            results = jax.block_until_ready(compiled(values, others))
-            jax.effects_barrier()
+            with _allowed():
+                results = jax.block_until_ready(compiled(values, others))
+                jax.effects_barrier()
         finally:
             interrupts.release()
         for cell in self.stored:

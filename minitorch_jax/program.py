@@ -19,7 +19,7 @@ from .cell import Cell, structure_changed
 from .followed import Followed, random_state
 from .jax_private import trace_context
 from .pack import KEPT, Layout, stored_cells
-from .pipeline import Compiled, Pipeline, placed, placement, repeated
+from .pipeline import Compiled, FirstRun, Pipeline, placed, placement, repeated
 from .recompiles import Compilations
 from .stateful import Walk
 from .tracing import Purpose, Traced
@@ -27,10 +27,6 @@ from .tracing import Purpose, Traced
 
 class Repartition(Exception):  # noqa: N818
     """For new shapes the function uses or changes other cells than before."""
-
-
-class FirstRun(Exception):  # noqa: N818
-    """A program has been traced for inputs that it has not run for yet; it is to be called by `run_first`."""
 
 
 class Partition:
@@ -100,7 +96,7 @@ class Program:
         stored, self.layout.stored = self.layout.stored, []  # which would keep the first model alive
         self.trainable = [self.differentiates and cell.trainable for cell in stored]
         self.places = placement(stored)
-        self.calls_back, self.wraps, self.changes_statics = traced.calls_back, traced.wraps, traced.changes_statics
+        self.wraps, self.changes_statics = traced.wraps, traced.changes_statics
         self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
@@ -133,7 +129,7 @@ class Program:
 
     def _set(self, partition: Partition) -> None:
         # one object, so that a thread sees either both old or both new
-        self.version = Compiled(partial(self._traced_body, partition), self.name), partition
+        self.version = Compiled(partial(self._traced_body, partition), self.name, asks=True), partition
 
     def group(self, lifted: list[Cell], part: Partition) -> Any:
         """(stored, owned, dropped) cells for the pipeline; owned ones that the lifted cells do not have come first."""
@@ -145,7 +141,7 @@ class Program:
 
     def _traced_body(self, partition: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
         now = self.now
-        if now.call is None:  # JAX traces, for inputs that are new to it
+        if now.call is None:  # it is to be called by `run_first`
             raise FirstRun
         if partition is not self.version[1]:  # another thread has found that it takes more
             raise Repartition
@@ -177,7 +173,6 @@ class Program:
                         self.others.pop(path, None)
                 structure_changed()  # bindings are to be made anew
                 raise Repartition
-            self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps
             self.changes_statics = self.changes_statics or traced.changes_statics
             traced.take(named)
@@ -233,10 +228,10 @@ class Binding:
             cell = self.cells[i]
             (cell.grad or cell).reached = True
 
-    def dissolve(self) -> None:
-        """Release the packs of which it has only a part, and whose gradients are not there any more."""
+    def dissolve(self, stored: int) -> None:
+        """Release the pack of gradients that one of the stored cells holds."""
         for pack in {cell.pack for cell in self.cells if cell.pack is not None}:
-            if pack.cell.value is cells.CONSUMED and not {*pack.places} <= {*self.cells}:
+            if pack.cell is self.stored[stored]:
                 pack.dissolve()
 
     def takes(self, cell: Cell) -> bool:

@@ -99,7 +99,6 @@ class Traced:
         in_jaxpr = {i for i, var in zip(present, closed.jaxpr.invars, strict=False) if var in used}
         self.used = sorted(in_jaxpr | self.observed)
         self.present = present
-        self.calls_back = bool(closed.effects) or _calls_back(closed.jaxpr)
 
     def inner_constants(self) -> set[int]:
         """The ids of constants of jitted functions inside, which cannot be inputs."""
@@ -180,14 +179,6 @@ def _inner_constants(jaxpr: Any) -> Iterator[Any]:
                     yield from inner.consts
         for inner in jax_core.jaxprs_in_params(eqn.params):
             yield from _inner_constants(inner)
-
-
-def _calls_back(jaxpr: Any) -> bool:
-    """Whether running this may call Python, which may raise."""
-    return any(
-        eqn.primitive.name.endswith("callback") or any(map(_calls_back, jax_core.jaxprs_in_params(eqn.params)))
-        for eqn in jaxpr.eqns
-    )
 
 
 def free_zeros(like: Any) -> Any:

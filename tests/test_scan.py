@@ -331,6 +331,97 @@ def test_gradients_that_were_there_before() -> None:
     assert float(model.grads()[0]) == 3.0
 
 
+BEFORE = ["none", "array", "consumed"]
+WITHIN = {
+    "zeroed": lambda m: m.zero_grad(),
+    "renewed": lambda m: (m.zero_grad(), mt.backward(lambda m: m(3.0), m)),
+    "added": lambda m: mt.backward(lambda m: m(5.0), m),
+    "read, zeroed": lambda m: (mt.next_key(), m.grads()[0] + 0, m.zero_grad()),
+    "zeroed, added, zeroed": lambda m: (m.zero_grad(), mt.backward(lambda m: m(3.0), m), m.zero_grad()),
+    "untouched": lambda m: m(1.0),
+}
+
+
+@functools.cache
+def gradients_after(form: str, packed: bool = False) -> dict[tuple[str, str], float]:
+    """Of one model for each gradient that it may have at first and each thing to do with it: the gradient after 3 steps."""
+    fits = [(b, w) for b in BEFORE for w in WITHIN if b != "consumed" or w not in ("added", "read, zeroed")]
+    models = {case: Scale() for case in fits}
+    if packed:
+        for before in BEFORE:
+            mt.pack(*(m for case, m in models.items() if case[0] == before))
+    used_up = [m for case, m in models.items() if case[0] == "consumed"]
+    opt = mt.Optimizer(used_up, lr=0.0)
+
+    @mt.jit
+    def use_up() -> None:
+        opt.zero_grad()
+        mt.backward(lambda *models: sum(m(2.0) for m in models), *used_up)
+        opt.step()
+
+    use_up()
+    for case, model in models.items():
+        if case[0] == "array":
+            mt.backward(lambda m: m(7.0), model)
+
+    def body() -> None:
+        for case, model in models.items():
+            WITHIN[case[1]](model)
+
+    {
+        "loop": lambda: [body() for _ in range(3)],
+        "scan": lambda: mt.scan(body, length=3),
+        "scan in jit": mt.jit(lambda: mt.scan(body, length=3)),
+        "scan in scan": lambda: mt.scan(lambda: mt.scan(body, length=1), length=3),
+        "no steps": lambda: mt.scan(body, length=0),
+    }[form]()
+    lost = {("consumed", "untouched")} if form != "no steps" else {case for case in fits if case[0] == "consumed"}
+    for case in lost:
+        with pytest.raises(RuntimeError, match="used up"):
+            models[case].grads()[0].item()
+    return {case: models[case].grads()[0].item() for case in fits if case not in lost}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["scan", "scan in jit", "scan in scan"])
+def test_whatever_becomes_of_gradients_left_from_before_is_what_the_loop_does(form: str, packed: bool) -> None:
+    assert gradients_after(form, packed) == gradients_after("loop")
+
+
+def test_a_scan_of_no_steps_leaves_every_gradient_as_it_was() -> None:
+    assert gradients_after("no steps") == {case: 7.0 * (case[0] == "array") for case in gradients_after("no steps")}
+
+
+@pytest.mark.parametrize("form", ["scan", "scan in jit"])
+def test_two_models_trained_in_turns(form: str) -> None:
+    """As in a GAN: each step zeroes the gradients of both, and gives one of them new ones."""
+
+    def both(run: Any) -> list[Any]:
+        a, b = Scale(2.0), Scale(3.0)
+        opts = optim.SGD([a], lr=0.1, momentum=0.9), optim.SGD([b], lr=0.2)
+        opt = optim.SGD([a, b], lr=0.1)
+
+        def body(x: Any) -> Any:
+            losses = []
+            for one in opts:
+                opt.zero_grad()
+                losses.append(mt.backward(lambda m, x: (m(x) - 1) ** 2, one.modules[0], x))
+                one.step()
+            return losses
+
+        for model in (a, b):
+            mt.backward(lambda m: m(1.0), model)
+        run(body, jnp.array([1.0, 0.5, 2.0]))
+        return [np.array(a.weight), np.array(b.weight), np.array(a.grads()[0]), opts[0].num_steps]
+
+    def scan(body: Any, xs: Any) -> Any:
+        return mt.jit(lambda xs: mt.scan(body, xs))(xs) if form == "scan in jit" else mt.scan(body, xs)
+
+    scanned = both(scan)
+    for mine, theirs in zip(scanned, both(lambda body, xs: [body(x) for x in xs]), strict=True):
+        assert_allclose(mine, theirs, rtol=1e-5)
+
+
 def test_steps_without_zero_grad() -> None:
     """Within the scan gradients go on adding up from step to step."""
 

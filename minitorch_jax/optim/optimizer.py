@@ -22,6 +22,7 @@ from ..cell import Cell, get_stored, get_value, structure
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, change_class, join
 from ..tracing import Met
+from ..undo import all_or_nothing
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
@@ -199,8 +200,6 @@ class Optimizer(Stateful):
         """`step`, with what a rule of all parameters is given besides."""
         plan = self._plan_now()
         if not cells.is_eager():
-            self._check_writable(plan)
-            self._look_for_missing(plan, list(map(cells.gradient, plan.grads)))
             self._step_inline(plan, *extra)
             return
         if plan.pipeline is None:
@@ -275,8 +274,11 @@ class Optimizer(Stateful):
         for cell in plan.owned:
             cells.check_writable(cell, f"what {type(self).__name__}.step() updates", self)
 
+    @all_or_nothing
     def _step_inline(self, plan: Plan, *extra: Any) -> None:
+        self._check_writable(plan)
         grads = list(map(cells.gradient, plan.grads))
+        self._look_for_missing(plan, grads)
         new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value, (), (), *extra)
         for cell, value in zip(plan.owned, new, strict=True):
             cells.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
@@ -483,6 +485,9 @@ class Optimizer(Stateful):
         """Assign a setting of the optimizer or of a group; one that does not fit, or goes with no other, changes nothing."""
         hyper, owner = self._hyper, type(self).__name__
         self._have_lifted()
+        if cells.local.undo is not None:
+            kept = [(settings, dict(settings)) for settings in (hyper.given, hyper.flags, *hyper.own)]
+            cells.on_failure(self._put_back, kept, hyper.exact)
         if name in hyper.given:
             value = _tuples(type(self), {name: value})[name]
             if not hyper.is_plain() and begins_state(self, self._plan_now(), name, value, group):
@@ -508,6 +513,14 @@ class Optimizer(Stateful):
             vars(self).update(_grows=True, _plan=None)
         else:
             self._get_setting(name, group)  # the error for a name that is not there
+
+    def _put_back(self, kept: list[tuple[dict[str, Any], dict[str, Any]]], exact: Any) -> None:
+        """Take assignments back: settings as they were, and the vector that they stood for."""
+        for now, before in kept:
+            now.clear()
+            now.update(before)
+        self._hyper.exact = exact
+        vars(self)["_plan"] = None
 
     def _validate_or(self, undo: Callable[[], None], name: str, group: int | None, own: dict[str, Any]) -> None:
         """Take an assignment back that goes with no other setting; `own` are those that the group had before."""
