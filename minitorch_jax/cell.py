@@ -369,6 +369,12 @@ def is_foreign(cell: Cell) -> bool:
     return frame is not None and id(cell) not in frame.own and _frame_of(cell) is None
 
 
+def is_lifted(cell: Cell) -> bool:
+    """Whether code of ours is being traced in which the cell is not new: what is done besides writing it is not repeated."""
+    frame = local.frame
+    return frame is not None and id(cell) not in frame.own
+
+
 def read(cell: Cell, owner: Any = None) -> Any:
     """The value for a caller outside: it is theirs from now on, so it is never donated without a copy."""
     frame = local.frame

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
@@ -121,7 +123,7 @@ def _value(value: Any, where: _Where, found: list[Place], seen: dict[int, bool],
         look = _function if isinstance(value, _FUNCTIONS) or hasattr(value, "__wrapped__") else _inside
         look(value, found, seen, depth + 1)
         leads = seen[id(value)] = len(found) > before
-        if leads and isinstance(value, list | dict):
+        if leads and isinstance(value, list | dict | deque):
             found.append((_has_length, (value, len(value)), True))
     if leads:
         found.append((*where, value))
@@ -129,8 +131,8 @@ def _value(value: Any, where: _Where, found: list[Place], seen: dict[int, bool],
 
 def _inside(value: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
     """Look through what a container, or a user's object, holds."""
-    if isinstance(value, list | tuple):
-        for i, item in enumerate(value[:100]):
+    if isinstance(value, list | tuple | deque):
+        for i, item in enumerate(islice(value, 100)):
             _value(item, (_item, (value, i)), found, seen, depth)
     elif isinstance(value, dict):
         for key in list(value)[:100]:
@@ -145,7 +147,7 @@ def _is_users(value: Any) -> bool:
     if isinstance(value, types.ModuleType):
         return False
     cls = value if isinstance(value, type) else type(value)
-    return cls.__module__.partition(".")[0] not in _LIBRARIES
+    return cls.__module__.partition(".")[0] not in _LIBRARIES or hasattr(cls, "_leads_to_state")
 
 
 def _attributes(value: Any) -> list[tuple[Any, str]]:

@@ -9,6 +9,8 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -22,7 +24,7 @@ from .pipeline import is_debugging, join_mesh, placement
 from .program import Binding, FirstRun, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
-from .tracing import Met, Purpose, trace_with_all, unique_cells
+from .tracing import Met, Purpose, settle, trace_with_all, unique_cells
 
 
 class Shortcut:
@@ -186,13 +188,15 @@ class Function:
         now = program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run(others, program.calls_back, self._not_ours(donated, binding)), binding
+                run = partial(binding.pipeline.run, others, program.calls_back, self._not_ours(donated, binding))
+                return self._settled(run, program, fn, args, kwargs) if any(program.settings) else run(), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells
         results: Any = None
         try:
-            results = binding.pipeline.run_first(others, self._not_ours(donated, binding))
+            run = partial(binding.pipeline.run_first, others, self._not_ours(donated, binding))
+            results = self._settled(run, program, fn, args, kwargs)
         except _SIGNALS as signal:
             self._heed(signal, binding)
         finally:
@@ -204,6 +208,18 @@ class Function:
         binding.mark_reached()
         self.compilations.explain()
         return results, binding
+
+    def _settled(
+        self, run: Callable[[], list[Any]], program: Program, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Run a program, and do to optimizers what it does not do itself, together with what it stores."""
+        with interrupts.held if any(program.settings) else nullcontext():
+            results = run()
+            if any(program.settings):
+                call = Arguments(fn, args, kwargs)
+                self.add_reached(call)
+                settle(program.settings, call.objects)
+        return results
 
     def lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`fn`'s program for these arguments, lowered and not run."""

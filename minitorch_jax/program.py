@@ -93,6 +93,7 @@ class Program:
         self.trainable = [self.differentiates and cell.trainable for cell in stored]
         self.places = placement(stored)
         self.calls_back, self.wraps, self.changes_statics = traced.calls_back, traced.wraps, traced.changes_statics
+        self.settings = traced.settings
         self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
@@ -161,7 +162,8 @@ class Program:
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps
-            self.changes_statics = self.changes_statics or traced.changes_statics
+            self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings
+            self.settings = traced.settings
         self.last = inputs, traced
         out = self.body(traced, partition, owned, read, data)
         self.compilations.note(now.call)

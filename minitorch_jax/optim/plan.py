@@ -24,7 +24,7 @@ from ..pipeline import Compiled, Pipeline, Placement, follow, join_mesh, placed,
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign, overlapping
-from .hyper import Layout
+from .hyper import Layout, complement
 from .units import Unit, make_units, over_packs, single
 
 
@@ -373,14 +373,18 @@ class Settings(NamedTuple):
         return tuple([(int(np.prod(shape)), len(shape) >= 2) for shape in shapes])
 
     def numbers(self, values: Any, layout: Layout, num_steps: Any) -> dict[str, Any]:
-        """The numbers by name: scalars, or tuples of them."""
+        """The numbers by name: scalars, or tuples of them; as `one_minus` 1 minus each, exact where one is nearly 1."""
         found: dict[str, Any] = {}
+        rests: dict[str, Any] = {}
+        half = values.shape[0] // 2
         for name, start, length in layout:
-            start += self.start
-            found[name] = tuple(values[start + i] for i in range(length)) if length else values[start]
+            places = range(self.start + start, self.start + start + max(length, 1))
+            numbers, lost = tuple([values[i] for i in places]), tuple([values[half + i] for i in places])
+            found[name], rests[name] = (numbers, lost) if length else (numbers[0], lost[0])
         for name, schedule in self.schedules:
             found[name] = jax.tree.map(jnp.asarray, schedule(num_steps))
-        return found
+            rests[name] = jax.tree.map(jnp.zeros_like, found[name])
+        return found | {"one_minus": jax.tree.map(complement, found, rests)}
 
 
 def _make_update(
@@ -483,7 +487,10 @@ def lifted(
     def widen(x: Any) -> Any:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    h = SimpleNamespace(**jax.tree.map(widen, numbers), **flags, t=t.astype(dtype))
+    numbers = jax.tree.map(widen, numbers)
+    one_minus = numbers.pop("one_minus")
+    h = SimpleNamespace(one_minus=SimpleNamespace(**one_minus), t=t.astype(dtype), **flags)
+    vars(h).update(numbers)
     wide_g = jnp.zeros(p.shape, dtype) if g is None else widen(g).astype(dtype)
     new_p, new_s = rule.update(widen(p), wide_g, jax.tree.map(widen, s), h)
     return new_p.astype(p.dtype), jax.tree.map(lambda new, old: new.astype(old.dtype), new_s, s)
