@@ -144,9 +144,15 @@ def _scale(grads: list[Any], factor: Any) -> list[Any]:
     return _each(lambda g: g * factor.astype(g.dtype), grads)
 
 
+def _wide(function: Callable[..., list[Any]], grads: list[Any], *others: Any) -> list[Any]:
+    """Call one of these functions where float64 stays float64."""
+    with cells.full_width(grads):
+        return function(grads, *others)
+
+
 @cache
 def _compiled(function: Callable[..., list[Any]], *static: Any) -> Compiled:
-    return Compiled(lambda grads, number: function(grads, number, *static), function.__name__.lstrip("_"))
+    return Compiled(lambda grads, number: _wide(function, grads, number, *static), function.__name__.lstrip("_"))
 
 
 def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *static: Any) -> list[Any]:
@@ -160,7 +166,7 @@ def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *
             return Pipeline(_compiled(function, *static), stored, stored).run((number,))
     for grad in grads:
         cells.check_writable(grad, "a gradient")
-    results = function([cells.gradient(grad) for grad in grads], number, *static)
+    results = _wide(function, [cells.gradient(grad) for grad in grads], number, *static)
     changed = [(grad, new) for grad, new in zip(grads, results, strict=False) if new is not None]
     if cells.is_eager():
         cells.store_all(*zip(*changed, strict=True))

@@ -103,6 +103,14 @@ class Hyperparameters:
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
                 raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
 
+    def check_length(self, name: str, value: Any) -> None:
+        """Raise ValueError for a number where there is a tuple of them, or the other way round."""
+        length = self._place(name, None)[1]
+        right = len(value) == length if isinstance(value, tuple) else not length
+        if not right and not is_schedule(value):
+            wanted = f"a tuple of {length} numbers" if length else "a number"
+            raise ValueError(f"{self.owner}.{name} must be {wanted}; got {value!r}")
+
     def get(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
         """The value now: as it was given, or what a schedule says at `num_steps()`."""
         own = self._own(group)
@@ -126,10 +134,8 @@ class Hyperparameters:
     def set(self, name: str, value: Any, owner: Any, group: int | None = None) -> None:
         """Assign a number or a schedule; in a trace, to the traced vector. A group then has its own."""
         self.check(name, value)
-        label = f"{self.owner}.{name}"
-        _, length = self._place(name, group)
-        if length and not is_schedule(value) and (not isinstance(value, tuple) or len(value) != length):
-            raise ValueError(f"{label} must be a tuple of {length} numbers; got {value!r}")
+        self.check_length(name, value)
+        label, (_, length) = f"{self.owner}.{name}", self._place(name, group)
         if is_schedule(value) and cells.is_lifted(self.cell):
             raise cells.TraceError(
                 f"{label} was given a schedule inside compiled code, which would happen at the first call only: later ones"
@@ -209,7 +215,8 @@ class Hyperparameters:
         for place, number in zip(places, items * len(starts), strict=True):
             for at, part in zip((place, place + len(chosen) // 2), _split(number, vector.dtype), strict=True):
                 new[..., at], chosen[at] = part, True
-        merged: Any = _merged(vector, *jax.device_put((chosen, new.astype(vector.dtype)), vector.sharding))
+        where = vector.sharding if vector.committed else None
+        merged: Any = _merged(vector, *jax.device_put((chosen, new.astype(vector.dtype)), where))
         return merged
 
     def numbers(self) -> list[float]:

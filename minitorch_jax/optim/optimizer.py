@@ -619,6 +619,7 @@ class Optimizer(Stateful):
         """Raise ValueError for a value that a setting cannot have."""
         if name in self._hyper.given:
             self._hyper.check(name, value)
+            self._hyper.check_length(name, value)
         else:
             _flags(type(self), {name: value})
 

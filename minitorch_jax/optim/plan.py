@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cache, lru_cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -229,7 +228,7 @@ def begin_states(
     lent = not type(opt).__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
     for cell in trainable:
         if cell not in state or not state[cell][1] or opt._grows:
-            with jax.enable_x64(True) if cell in arrays and arrays[cell].dtype == np.float64 else nullcontext():
+            with cells.full_width([arrays.get(cell, cell.value)]):
                 p = jnp.asarray(arrays[cell]) if cell in arrays else cell.value
                 if settings[groups[cell]].master_weights and is_narrow(p):
                     p = p.astype(jnp.float32)
@@ -333,6 +332,7 @@ def _keep_master(state: dict[Cell, Any], cell: Cell, wanted: bool) -> None:
         state[cell] = tree, leaves
 
 
+LAST = int(np.iinfo(np.int32).max)  # where the counts of steps stay
 _KEPT = 256  # updates, for optimizers to come
 
 
@@ -406,7 +406,7 @@ def _make_update(
 
     def each(params: Any, grads: Any, states: Any, values: Any, steps: Any) -> tuple[list[Any], list[Any]]:
         numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
-        clocks = {clock: steps[clock] + 1 for _, _, clock, _, _ in structures}
+        clocks = {clock: jnp.minimum(steps[clock], LAST - 1) + 1 for _, _, clock, _, _ in structures}
         new_params, new_states = [], []
         for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
             mine = numbers[group] | masked_decay(numbers[group], decayed)
@@ -423,6 +423,17 @@ def _make_update(
         foreign_grads: Sequence[Any] = (),
         extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Any]:
+        with cells.full_width(owned):
+            return update_all(owned, grads, values, foreign, foreign_grads, extra)
+
+    def update_all(
+        owned: list[Any],
+        grads: list[Any],
+        values: Any,
+        foreign: Sequence[Any],
+        foreign_grads: Sequence[Any],
+        extra: Mapping[str, Any],
+    ) -> list[Any]:
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:last])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
@@ -432,14 +443,14 @@ def _make_update(
         else:
             shared = dict(zip(rule.shared_names, held, strict=True))
             new_params, new_states = rule.update(params, grads, states, shared, extra)
-        new_steps = steps + ticks
+        new_steps = jnp.minimum(steps, LAST - ticks) + ticks
         if skip_nonfinite or tracks:
             finite = jnp.stack([jnp.isfinite(g).all() for g in grads if g is not None] or [jnp.array(True)]).all()
         if skip_nonfinite:
             old = [*params, *owned[num_native:last]]
             kept = [jnp.where(finite, new, was) for new, was in zip([*new_params, *new_states], old, strict=True)]
             new_params, new_states = kept[: len(params)], kept[len(params) :]
-            skipped = steps.at[num_steps + 1].add(1)
+            skipped = steps.at[num_steps + 1].set(jnp.minimum(steps[num_steps + 1], LAST - 1) + 1)
             new_steps = jnp.where(finite, new_steps, skipped)
         seen = [jnp.stack([norm(grads).astype(jnp.float32), finite.astype(jnp.float32)])] if tracks else []
         out = [*new_params[:num_native], *new_states, *seen, new_steps]
