@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -120,7 +120,7 @@ def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
     return jnp.stack([(jnp.abs(g) ** norm_type).sum() for g in wide]).sum() ** (1 / norm_type)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _norms(norm_type: float) -> Callable[[Sequence[Any]], Any]:
     return jax.jit(lambda grads: norm(grads, norm_type))
 
@@ -150,7 +150,7 @@ def _wide(function: Callable[..., list[Any]], grads: list[Any], *others: Any) ->
         return function(grads, *others)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _compiled(function: Callable[..., list[Any]], *static: Any) -> Compiled:
     return Compiled(lambda grads, number: _wide(function, grads, number, *static), function.__name__.lstrip("_"))
 

@@ -314,9 +314,12 @@ def scan(
         return _scan(fn, stacked, length, unroll, keep_grads)
     empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
     key = length, unroll, keep_grads, empty
-    if key not in _scans:
-        _scans[key] = Functions(partial(_make_scan, keep_grads))
-    function: Function = _scans[key].get(fn)
+    scans: dict[Any, Function] = _scans.get(fn)
+    function = scans.get(key)
+    if function is None:
+        for oldest in list(scans)[: 1 - _MOST_SCANS]:
+            del scans[oldest]
+        function = scans[key] = _make_scan(keep_grads, fn)
 
     def target(*stacked: Any) -> Any:
         return _scan(fn, stacked, length, unroll, keep_grads)
@@ -326,7 +329,8 @@ def scan(
     return unwrap_output(out, objects_of(function, target, stacked, {})) if binding.program.wraps else out
 
 
-_scans: dict[Any, Functions] = {}
+_scans: Any = Functions(lambda _: {})  # of each function, by length and options
+_MOST_SCANS = 64
 
 
 def _make_scan(keep_grads: bool, fn: Any) -> Function:

@@ -19,6 +19,7 @@ from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .containers import holds_state
+from .kept import Kept, Weaken
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import is_debugging, join_mesh, placement
 from .program import Binding, FirstRun, Program, Repartition
@@ -148,7 +149,7 @@ class Function:
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.program, self.purpose = program, purpose
         self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
-        self.programs: dict[Any, Program] = {}
+        self.programs = Kept()
         self.compilations = Compilations(self.name, per_object=not purpose.gradients)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
@@ -250,7 +251,7 @@ class Function:
     def _forget(self, program: Program) -> None:
         """Have no later call run a program in which Python would not do what it did when that was traced."""
         with self.lock:
-            self.programs = {key: known for key, known in self.programs.items() if known is not program}
+            self.programs.drop(lambda entry: entry.value is program)
             self.token = object()
             self.latest.shortcut = None
 
@@ -328,13 +329,14 @@ class Function:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
                     program = self.program(self.name, self.purpose, self.compilations, traced, lifted, donated)
             binding = Binding(program, walks, lifted)
-            self.programs[key] = program
+            self.programs.set(key, program)
             _keep(binding, walks[0].bindings, self._binding_key(args))
             return binding
 
     def _binding_key(self, args: Arguments) -> Any:
         """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
-        return self.token, args.treedef, args.template, threading.get_ident()
+        template = Weaken()(args.template) if any([type(code) is tuple for code in args.template]) else args.template
+        return self.token, args.treedef, template, threading.get_ident()
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any) -> Any:
         """What a program is compiled for, apart from shapes and dtypes."""
@@ -370,7 +372,7 @@ def _devices(args: Arguments) -> Any:
 class Functions:
     """The Functions for one use of functions (`backward`, say), each kept for as long as the user's function lives."""
 
-    def __init__(self, make: Callable[[Any], Function]) -> None:
+    def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
         self._others = IdMap()  # what is kept for objects without a `__dict__`
 

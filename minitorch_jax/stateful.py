@@ -51,6 +51,11 @@ class Spec:
             and self.node == other.node
         )
 
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        node = weaken(self.node)
+        return self if node is self.node else (node, self.facts, self.paths)
+
     def __repr__(self) -> str:
         return f"Spec({self.node[1].__name__}, {len(self.facts)} arrays)"
 

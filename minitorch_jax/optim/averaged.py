@@ -13,6 +13,7 @@ import numpy as np
 from .. import cell as cells
 from ..cell import Cell, get_value, structure
 from ..containers import describe
+from ..kept import Kept
 from ..module import Module
 from ..pack import Layout, stored_cells
 from ..parameter import Buffer, counted, is_narrow, wide_dtype
@@ -220,12 +221,12 @@ def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
     return jnp.where(count == 0, b, new).astype(average.dtype)
 
 
-_compiled: dict[Any, Compiled] = {}
+_compiled = Kept()
 
 
 def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compiled:
     key = how.key(), layout and layout.key, places
-    found = _compiled.get(key)
+    found: Compiled | None = _compiled.get(key)
     if found is None:
         if layout is not None:
             layout.stored = []  # which would keep the model alive
@@ -236,7 +237,7 @@ def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compil
             new = how.average(owned, source, weight)
             return [placed(v, place) for v, place in zip(new, places, strict=True)] if places else new
 
-        found = _compiled[key] = Compiled(update, "AveragedModel_update")
+        found = _compiled.set(key, Compiled(update, "AveragedModel_update"))
     return found
 
 

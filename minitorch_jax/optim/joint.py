@@ -59,6 +59,11 @@ class Form:
     def _key(self) -> Any:
         return self.owner, self.rule, self.names, self.tree, self.places
 
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        rule = weaken(self.rule)
+        return self if rule is self.rule else (self.owner, rule, self.names, self.tree, self.places)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Form) and self._key() == other._key()
 

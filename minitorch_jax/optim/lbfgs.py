@@ -368,7 +368,7 @@ class _Before:
 
 
 class _Space:
-    """How the vector is made of arrays: what programs are compiled for. Equal ones are one object."""
+    """How the vector is made of arrays: what programs are compiled for."""
 
     def __init__(self, params: Sequence[Cell], layout: Layout, grads: Layout) -> None:
         self.layout, self.grads = layout, grads
@@ -379,13 +379,15 @@ class _Space:
         self.key = self.shapes, self.dtypes, self.places, layout.key, grads.key
         layout.stored, grads.stored = [], []  # a program that is kept keeps no cells
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Space) and self.key == other.key
 
-_spaces: dict[Any, _Space] = {}
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 def _space_of(params: Sequence[Cell]) -> _Space:
-    space = _Space(params, Layout(params), Layout([cell.grad for cell in params]))
-    return _spaces.setdefault(space.key, space)
+    return _Space(params, Layout(params), Layout([cell.grad for cell in params]))
 
 
 class _Objective:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
 from weakref import ref
@@ -26,7 +26,7 @@ from ..tracing import Met
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
-from .plan import Plan, begin_states, begins_state, field_names, ids_of, make_plan
+from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
 # The last: within a traced run the modules that there were at its start.
 _CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None, "_traced": None}
@@ -96,6 +96,7 @@ class Optimizer(Stateful):
         super().__init_subclass__(**kwargs)
         if "elementwise" not in vars(cls) and not {"update", "init_state"}.isdisjoint(vars(cls)):
             cls.elementwise = False  # not known: it may use norms
+        forget_older(cls)
         for name in ("init_state", "update"):
             if name in vars(cls) and not isinstance(vars(cls)[name], staticmethod):
                 raise TypeError(
@@ -770,7 +771,7 @@ def _nan_like(value: Any) -> Any:
     return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _parameters_of(cls: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of a class's constructor: looked up once, as assigning a setting needs them."""
     return inspect.signature(cls.__init__).parameters

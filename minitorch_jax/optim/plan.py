@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from .. import cell as cells
 from ..cell import Cell
 from ..clip import norm
+from ..kept import Kept
 from ..live import LiveList
 from ..module import Module
 from ..pack import stored_cells
@@ -67,20 +68,20 @@ class Plan:
             Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
             for g in range(len(opt._lists))
         ]
-        self._rule = opt._form or type(opt), tuple(settings), hyper.layout
+        self.rule = opt._form or type(opt), tuple(settings), hyper.layout
         self._num_steps, self._clocks = len(order), opt._clocks
-        self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
+        self.update = _update_for(self, self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
-        settings = self._rule[1]
+        settings = self.rule[1]
 
         def structure_of(unit: Unit) -> Any:
             clock = self._clocks[unit.positions[0]]
             return unit.tree, unit.positions, clock, unit.group, settings[unit.group].decayed(unit.shapes)
 
         structures = tuple(map(structure_of, units))
-        return (*self._rule, num_native, structures, self._num_steps, placement(owned))
+        return (*self.rule, num_native, structures, self._num_steps, placement(owned))
 
     def values(self) -> dict[str, Any]:
         """The parameters' arrays by path, frozen ones and those of NumPy included."""
@@ -95,7 +96,7 @@ class Plan:
         owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), *self.tail]
         grads = [unit.grad for unit in native]
         key = self._key(units, len(native), owned)
-        compiled, update = _update_for(key)
+        compiled, update = _update_for(self, key)
         self.held, self.held_grads = stored_cells(owned), stored_cells(grads)
         if self.held != owned or self.held_grads != grads:
             compiled = _packed_update_for(key, update, owned, grads)
@@ -333,17 +334,33 @@ def _keep_master(state: dict[Cell, Any], cell: Cell, wanted: bool) -> None:
 
 
 LAST = int(np.iinfo(np.int32).max)  # where the counts of steps stay
-_KEPT = 256  # updates, for optimizers to come
 
 
-@lru_cache(maxsize=_KEPT)
-def _update_for(key: Any) -> tuple[Compiled, Callable[..., Any]]:
+_updates, _rules = Kept(), Kept()
+
+
+def _update_for(plan: Plan, key: Any) -> tuple[Compiled, Callable[..., Any]]:
     """The update of a structure, one for all optimizers that share it."""
-    update = _make_update(*key)
-    return Compiled(update, f"{key[0].__name__}_step"), update
+    found = _updates.get(key)
+    if found is None:
+        users: WeakSet[Plan] = WeakSet()
+        update = _make_update(lambda: next(iter(users)).rule, *key[3:])
+        found = _updates.set(key, (Compiled(update, f"{key[0].__name__}_step"), update, users))
+    compiled, update, users = found
+    users.add(plan)
+    return compiled, update
 
 
-_packed_updates: dict[Any, Compiled] = {}
+def forget_older(cls: type) -> None:
+    """Drop what was compiled for an earlier class of the same name: the code that defines it was run again."""
+    names = cls.__module__, cls.__qualname__
+
+    def is_older(entry: Any) -> bool:
+        rule = entry.key[0]
+        return isinstance(rule, type) and rule is not cls and (rule.__module__, rule.__qualname__) == names
+
+    _updates.drop(is_older)
+    _rules.drop(is_older)
 
 
 def _packed_update_for(
@@ -351,12 +368,8 @@ def _packed_update_for(
 ) -> Compiled:
     """The same over packed cells, of which some are taken view by view."""
     stored_update, layout = over_packs(update, owned, grads)
-    found = _packed_updates.get((key, layout))
-    if found is None:
-        found = _packed_updates[key, layout] = Compiled(stored_update, f"{key[0].__name__}_step")
-        if len(_packed_updates) > _KEPT:
-            del _packed_updates[next(iter(_packed_updates))]
-    return found
+    found: Compiled | None = _updates.get((*key, layout))
+    return found or _updates.set((*key, layout), Compiled(stored_update, f"{key[0].__name__}_step"))
 
 
 class Settings(NamedTuple):
@@ -388,23 +401,21 @@ class Settings(NamedTuple):
 
 
 def _make_update(
-    rule: Any,
-    settings: Sequence[Settings],
-    layout: Layout,
+    source: Callable[[], tuple[Any, Sequence[Settings], Layout]],
     num_native: int,
     structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any]],
     num_steps: int,
     places: Placement,
 ) -> Callable[..., Any]:
-    """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
-    skip_nonfinite, tracks = (
-        any(dict(group.flags)[flag] for group in settings) for flag in ("skip_nonfinite", "track_grad_norm")
-    )
-    last = -2 if tracks else -1  # where the states end
+    """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`.
+
+    `source` gives the rule, the settings of each group, and their layout, while it is traced: it keeps none of them alive.
+    """
     ticks = np.zeros(num_steps + 2, np.int32)
     ticks[[*(i for _, positions, *_ in structures for i in positions), num_steps]] = 1
 
     def each(params: Any, grads: Any, states: Any, values: Any, steps: Any) -> tuple[list[Any], list[Any]]:
+        rule, settings, layout = source()
         numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
         clocks = {clock: jnp.minimum(steps[clock], LAST - 1) + 1 for _, _, clock, _, _ in structures}
         new_params, new_states = [], []
@@ -434,6 +445,11 @@ def _make_update(
         foreign_grads: Sequence[Any],
         extra: Mapping[str, Any],
     ) -> list[Any]:
+        rule, settings, _ = source()
+        skip_nonfinite, tracks = (
+            any(dict(group.flags)[flag] for group in settings) for flag in ("skip_nonfinite", "track_grad_norm")
+        )
+        last = -2 if tracks else -1  # where the states end
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:last])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
@@ -473,15 +489,18 @@ def masked_decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
     return {"weight_decay": decay if chosen[0] else jnp.zeros_like(decay)}
 
 
-@cache
 def _one(rule: Any, flags: tuple[tuple[str, Any], ...]) -> Callable[..., tuple[Any, Any]]:
     """A rule's update of one parameter; jitted, so that it is traced once for all of a shape."""
+    known: Callable[..., tuple[Any, Any]] | None = _rules.get((rule, flags))
+    if known is not None:
+        return known
 
     def update(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any) -> tuple[Any, Any]:
         return lifted(rule, p, g, s, numbers, dict(flags), t)
 
     update.__name__ = rule.__name__
-    return jax.jit(update)
+    made: Callable[..., tuple[Any, Any]] = _rules.set((rule, flags), jax.jit(update))
+    return made
 
 
 def lifted(
