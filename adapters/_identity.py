@@ -21,5 +21,9 @@ class Same:
     def __hash__(self) -> int:
         return id(self.value)
 
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that does not keep the object alive."""
+        return Same, weaken.identity(self.value)
+
     def __repr__(self) -> str:
         return describe(self.value)

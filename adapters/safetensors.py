@@ -41,7 +41,9 @@ _METADATA = "__metadata__"
 
 
 def save(
-    path: str | os.PathLike[str], content: mt.Module | Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    path: str | bytes | os.PathLike[Any],
+    content: mt.Module | Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a module's parameters and buffers, or a state dict, to a safetensors file.
 
@@ -87,7 +89,7 @@ def save(
         serialize_file(specs, scratch, {"format": "pt", **(metadata or {}), **ties})
 
 
-def load(path: str | os.PathLike[str], module: mt.Module, strict: bool = True) -> IncompatibleKeys:
+def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool = True) -> IncompatibleKeys:
     """Replace a module's parameters and buffers by a file's: all of them, or nothing.
 
     Arrays that are bound to a device, or spread over several, stay where they are. Of a parameter that is tied here, one
@@ -114,7 +116,7 @@ def load(path: str | os.PathLike[str], module: mt.Module, strict: bool = True) -
         raise TypeError(
             f"load() takes a Module to load into; got {type(module).__name__}. `read` gives just the arrays"
         )
-    arrays, ties, _ = _content(Path(path))
+    arrays, ties, _ = _content(Path(os.fsdecode(path)))
     mine = module.state_dict()
     state = {name: _fitted(array, mine.get(name)) for name, array in arrays.items()}
     for names in _groups((name, cell) for name, _, _, cell in module._entries()):
@@ -132,7 +134,7 @@ def load(path: str | os.PathLike[str], module: mt.Module, strict: bool = True) -
         raise ValueError(f"{path}: {error}{''.join(sorted(hints))}") from None
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+def read(path: str | bytes | os.PathLike[Any]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
     """The arrays of a safetensors file, whoever wrote it, and its metadata.
 
     A name that the metadata gives for another one in the file (as `save` and torch's `save_model` note ties) is among the
@@ -149,7 +151,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray[Any, Any]],
     Example:
         see `save`.
     """
-    arrays, ties, metadata = _content(Path(path))
+    arrays, ties, metadata = _content(Path(os.fsdecode(path)))
     return arrays | {name: arrays[kept] for name, kept in ties.items()}, metadata
 
 

@@ -30,6 +30,11 @@ class Fixed:
     def __hash__(self) -> int:
         return hash(self.value)
 
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        value = weaken(self.value)
+        return self if value is self.value else (Fixed, value)
+
     def __repr__(self) -> str:
         return repr(self.value)
 
@@ -50,6 +55,8 @@ def _classify(value: Any) -> str:
         raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
     else:
         code = STATIC if jax.tree_util.all_leaves([value]) else CONTAINER
+    if len(_codes) >= 1024:  # types that are made anew all the time
+        _codes.clear()
     _codes[kind] = code
     return code
 

@@ -21,7 +21,7 @@ from .module import Module
 from .pipeline import placed
 from .program import Binding, Partition, Program
 from .stateful import build, walk_of
-from .tracing import Purpose, Traced, free_zeros, trace_with_all, unaliased
+from .tracing import Purpose, Traced, free_zeros, settle, trace_with_all, unaliased
 from .undo import all_or_nothing
 
 
@@ -233,6 +233,7 @@ def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any,
         cells.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])
     for i, value in zip(traced.written, written, strict=True):
         cells.write(lifted[i], value, paths[lifted[i]], call.objects[0])
+    settle(traced.settings, call.objects)
     return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
 
 

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -274,7 +275,8 @@ class Cell:
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
-            self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(state[0])
+            with full_width(state):
+                self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(state[0])
 
     def __repr__(self) -> str:
         return f"Cell({self.kind}, {self.value!r})"
@@ -283,6 +285,12 @@ class Cell:
 def is_concrete(value: Any) -> bool:
     """Whether a value is an array of JAX's that is there, not a traced one."""
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+
+
+def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
+    """A context in which float64 stays what it is, if some value is of it: JAX makes float32 of it outside of x64 mode."""
+    wide = any([getattr(value, "dtype", None) in (np.float64, np.complex128) for value in values])
+    return jax.enable_x64(True) if wide else nullcontext()
 
 
 def _copied(value: Any) -> Any:
@@ -294,7 +302,8 @@ def _to_numpy(value: Any) -> Any:
 
 
 def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
-    value = jnp.array(value) if isinstance(value, np.ndarray) else value
+    with full_width([value]):
+        value = jnp.array(value) if isinstance(value, np.ndarray) else value
     return Cell(value, kind, trainable=trainable, encoding=encoding)
 
 
@@ -370,6 +379,12 @@ def is_foreign(cell: Cell) -> bool:
     """Whether code of ours is being traced that has not been told of the cell: it sees what the cell itself holds."""
     frame = local.frame
     return frame is not None and id(cell) not in frame.own and _frame_of(cell) is None
+
+
+def is_lifted(cell: Cell) -> bool:
+    """Whether code of ours is being traced in which the cell is not new: what is done besides writing it is not repeated."""
+    frame = local.frame
+    return frame is not None and id(cell) not in frame.own
 
 
 def read(cell: Cell, owner: Any = None) -> Any:

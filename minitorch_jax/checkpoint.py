@@ -21,7 +21,7 @@ from .description import Schedule, described, text_of, value_of
 from .files import replacing
 
 
-def save(path: str | os.PathLike[str], /, **objects: Any) -> None:
+def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
     """Write objects to one file, under their names: `mt.save("run.npz", model=model, opt=opt, epoch=3)`.
 
     Modules, optimizers and whatever else has `state_dict()` and `load_state_dict()` are saved by their state; numbers,
@@ -58,7 +58,7 @@ def save(path: str | os.PathLike[str], /, **objects: Any) -> None:
         archive.write(file, whole, arrays)
 
 
-def load(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
+def load(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> dict[str, Any]:
     """Bring objects to the state that `save` wrote, in place; what was saved as it is, is returned.
 
     Arrays that are bound to a device, or spread over several, stay where they are.
@@ -78,14 +78,15 @@ def load(path: str | os.PathLike[str], /, **objects: Any) -> dict[str, Any]:
     Example:
         see `save`.
     """
+    path = os.fsdecode(path)
     with open(path, "rb") as file:
-        description, arrays = archive.read(file, str(path))
+        description, arrays = archive.read(file, path)
     try:
         saved = validated(description)
         values = {name: value_of(entry["value"], arrays) for name, entry in saved.objects.items()}
     except archive.UNREADABLE as error:
         raise ValueError(f"{path} is no file that mt.save has written: {error}") from error
-    bring_back(str(path), saved, *matched(saved, objects), values)
+    bring_back(path, saved, *matched(saved, objects), values)
     return {name: values[name] for name, entry in saved.objects.items() if not entry["stateful"]}
 
 
@@ -176,7 +177,7 @@ def bring_back(
             for name in ordered:
                 try:
                     targets[name].load_state_dict(_fitted(values[name], before[name], name, problems))
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
                     problems.append(f"  {name}: {error}")
             if problems:
                 raise ValueError(f"{source} does not fit; nothing was loaded:\n" + "\n".join(problems))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -120,7 +120,7 @@ def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
     return jnp.stack([(jnp.abs(g) ** norm_type).sum() for g in wide]).sum() ** (1 / norm_type)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _norms(norm_type: float) -> Callable[[Sequence[Any]], Any]:
     return jax.jit(lambda grads: norm(grads, norm_type))
 
@@ -144,9 +144,15 @@ def _scale(grads: list[Any], factor: Any) -> list[Any]:
     return _each(lambda g: g * factor.astype(g.dtype), grads)
 
 
-@cache
+def _wide(function: Callable[..., list[Any]], grads: list[Any], *others: Any) -> list[Any]:
+    """Call one of these functions where float64 stays float64."""
+    with cells.full_width(grads):
+        return function(grads, *others)
+
+
+@lru_cache(maxsize=64)
 def _compiled(function: Callable[..., list[Any]], *static: Any) -> Compiled:
-    return Compiled(lambda grads, number: function(grads, number, *static), function.__name__.lstrip("_"))
+    return Compiled(lambda grads, number: _wide(function, grads, number, *static), function.__name__.lstrip("_"))
 
 
 def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *static: Any) -> list[Any]:
@@ -160,7 +166,7 @@ def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *
             return Pipeline(_compiled(function, *static), stored, stored).run((number,))
     for grad in grads:
         cells.check_writable(grad, "a gradient")
-    results = function([cells.gradient(grad) for grad in grads], number, *static)
+    results = _wide(function, [cells.gradient(grad) for grad in grads], number, *static)
     changed = [(grad, new) for grad, new in zip(grads, results, strict=False) if new is not None]
     if cells.is_eager():
         cells.store_all(*zip(*changed, strict=True))

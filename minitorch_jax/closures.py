@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from operator import getitem
 from typing import Any
 
@@ -84,7 +86,7 @@ def _value(value: Any, place: Place | None, found: list[Place], seen: dict[int, 
         look = _function if isinstance(value, _FUNCTIONS) or is_wrapper(value) else _inside
         look(value, found, seen, depth + 1)
         leads = seen[id(value)] = len(found) > before
-        if leads and isinstance(value, list | dict):
+        if leads and isinstance(value, list | dict | deque):
             found.append(Place(len, value, None, len(value)))
     if leads:
         found.append(Place(itself, value, None, value) if place is None else place)
@@ -92,15 +94,19 @@ def _value(value: Any, place: Place | None, found: list[Place], seen: dict[int, 
 
 def _inside(value: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
     """Look through what a container, or a user's object, holds."""
-    if isinstance(value, list | tuple):
-        places = [Place(getitem, value, i, inner) for i, inner in enumerate(value[:100])]
+    if isinstance(value, list | tuple | deque):
+        places = [Place(getitem, value, i, inner) for i, inner in enumerate(islice(value, 100))]
     elif isinstance(value, dict):
         places = [item(value, key) for key in list(value)[:100]]
     elif isinstance(value, types.ModuleType):
         return
     else:
         cls = value if isinstance(value, type) else type(value)
-        places = list(_attributes(value)) if is_users_code(cls) or is_namespace(cls) else []
+        places = (
+            list(_attributes(value))
+            if is_users_code(cls) or is_namespace(cls) or hasattr(cls, "_leads_to_state")
+            else []
+        )
     for place in places:
         _value(place.was, place, found, seen, depth)
 
@@ -111,7 +117,7 @@ def _attributes(value: Any) -> Iterator[Place]:
     for name in list(own):
         yield item(own, name)
     for cls in (value if isinstance(value, type) else type(value)).__mro__:
-        for name, inner in list(vars(cls).items()) if is_users_code(cls) else ():
+        for name, inner in list(vars(cls).items()) if _is_looked_into(cls) else ():
             if isinstance(inner, types.MemberDescriptorType):
                 if isinstance(value, type):
                     continue
@@ -121,6 +127,10 @@ def _attributes(value: Any) -> Iterator[Place]:
                     continue
             elif name not in own and (isinstance(inner, list | tuple | dict) or holds_state(inner)):
                 yield item(vars(cls), name)
+
+
+def _is_looked_into(cls: Any) -> bool:
+    return is_users_code(cls) or is_namespace(cls) or hasattr(cls, "_leads_to_state")
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -320,9 +320,12 @@ def scan(
         return _scan(fn, stacked, length, unroll, keep_grads)
     empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
     key = length, unroll, keep_grads, empty
-    if key not in _scans:
-        _scans[key] = Functions(partial(_make_scan, keep_grads))
-    function: Function = _scans[key].get(fn)
+    scans: dict[Any, Function] = _scans.get(fn)
+    function = scans.get(key)
+    if function is None:
+        for oldest in list(scans)[: 1 - _MOST_SCANS]:
+            del scans[oldest]
+        function = scans[key] = _make_scan(keep_grads, fn)
 
     def target(*stacked: Any) -> Any:
         return _scan(fn, stacked, length, unroll, keep_grads)
@@ -336,7 +339,8 @@ def scan(
     )
 
 
-_scans: dict[Any, Functions] = {}
+_scans: Any = Functions(lambda _: {})  # of each function, by length and options
+_MOST_SCANS = 64
 
 
 def _make_scan(keep_grads: bool, fn: Any) -> Function:
@@ -362,6 +366,8 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
     purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)
     traced, lifted = trace_with_all(call, purpose, data=slices)
+    if any(traced.settings) and length:  # the first step leaves settings of another kind: it is no step like others
+        return _first_and_rest(fn, stacked, length, unroll, keep_grads)
     touch_all(call.objects)
     values = [held(cell) for cell in lifted]
     while fresh := _begun_inside(traced, values):
@@ -401,6 +407,27 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         lifted[i].reached = lifted[i].reached or value is not None
         cells.write(lifted[i], value, paths.get(lifted[i], "a gradient"), call.objects[0])
     return unwrap_output(out, call.objects)
+
+
+def _first_and_rest(fn: Any, stacked: tuple[Any, ...], length: int, unroll: int, keep_grads: bool) -> Any:
+    """A scan whose first step is taken before the loop."""
+
+    def part(take: Callable[[Any], Any]) -> Any:
+        return jax.tree.map(lambda leaf: leaf if holds_state(leaf) else take(leaf), stacked, is_leaf=holds_state)
+
+    first = fn(*part(lambda leaf: jnp.asarray(leaf)[0] if _is_data(leaf) else leaf))
+    rest = _scan(
+        fn, part(lambda leaf: jnp.asarray(leaf)[1:] if _is_data(leaf) else leaf), length - 1, unroll, keep_grads
+    )
+
+    def joined(one: Any, others: Any) -> Any:
+        return jnp.concatenate([jnp.asarray(one)[None], others]) if _is_data(others) else others
+
+    return jax.tree.map(joined, first, rest, is_leaf=holds_state)
+
+
+def _is_data(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
 def _begun_inside(traced: Traced, values: list[Any]) -> dict[int, Any]:

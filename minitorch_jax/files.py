@@ -17,7 +17,7 @@ BLOCK = 1 << 20  # bytes that are read at once
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
+def replacing(path: str | bytes | os.PathLike[Any]) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file, and its name, that takes the place of `path` in one instant, once it is complete and on the disk.
 
     A link stays a link: what it points to is replaced. The new file has the old one's permissions.
@@ -25,20 +25,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
     Raises:
         PermissionError: if the old file, or its folder, may not be written.
     """
+    path = os.fsdecode(path)
     target = Path(os.path.realpath(path))
     with suppress(FileNotFoundError):
         old = target.stat()
         if stat.S_ISDIR(old.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not stat.S_ISREG(old.st_mode):
-            raise OSError(errno.EINVAL, "this is no regular file, which a new one could take the place of", str(path))
+            raise OSError(errno.EINVAL, "this is no regular file, which a new one could take the place of", path)
         if not os.access(target, os.W_OK):  # renaming would not ask
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     scratch = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:  # of a name that nobody has given
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise OSError(error.errno, error.strerror, path) from None
     try:
         with os.fdopen(descriptor, "w+b") as file:
             with suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -18,13 +19,14 @@ from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
 from .jax_private import is_debugging
+from .kept import Kept, Weaken
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, join_mesh, placement
 from .plain import is_plain
 from .program import Binding, Partition, Program, Repartition
 from .recompiles import Compilations
 from .stateful import IdMap, Walk, walk_of
-from .tracing import Met, Purpose, Traced, trace_with_all, unique_cells
+from .tracing import Met, Purpose, Traced, settle, trace_with_all, unique_cells
 from .watch import BINARY, GONE, Place, Watch
 
 
@@ -190,7 +192,7 @@ class Function:
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.program, self.purpose = program, purpose
         self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
-        self.programs: dict[Any, list[Program]] = {}  # of one key, those that read other arrays by name
+        self.programs = Kept()  # lists: of one key, those that read other arrays by name
         self.compilations = Compilations(self.name, per_object=not purpose.gradients)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
@@ -243,13 +245,15 @@ class Function:
         now = program.now
         try:
             if now.traced is None:
-                return binding.pipeline.run(others, safe_to_donate(donated, others)), binding
+                run = partial(binding.pipeline.run, others, safe_to_donate(donated, others))
+                return self._settled(run, program, fn, args, kwargs) if any(program.settings) else run(), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells, self.reads[binding].followed
         results: Any = None
         try:
-            results = binding.pipeline.run_first(others, safe_to_donate(donated, others))
+            run = partial(binding.pipeline.run_first, others, safe_to_donate(donated, others))
+            results = self._settled(run, program, fn, args, kwargs)
         except _SIGNALS as signal:
             self._heed(signal, binding)
         finally:
@@ -261,6 +265,18 @@ class Function:
         binding.mark_reached()
         self.compilations.explain()
         return results, binding
+
+    def _settled(
+        self, run: Callable[[], list[Any]], program: Program, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Run a program, and do to optimizers what it does not do itself, together with what it stores."""
+        with interrupts.held if any(program.settings) else nullcontext():
+            results = run()
+            if any(program.settings):
+                call = Arguments(fn, args, kwargs)
+                self.add_reached(call)
+                settle(program.settings, call.objects)
+        return results
 
     def lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`fn`'s program for these arguments, lowered and not run."""
@@ -291,7 +307,7 @@ class Function:
     def _forget(self, program: Program) -> None:
         """Have no later call run a program in which Python would not do what it did when that was traced."""
         with self.lock:
-            self.programs = {key: [one for one in known if one is not program] for key, known in self.programs.items()}
+            self.programs.drop(lambda entry: program in entry.value)
             self.token = object()
             self.latest.shortcut = None
 
@@ -367,8 +383,7 @@ class Function:
                     program = self.program(
                         self.name, self.purpose, self.compilations, traced, lifted, donated, followed
                     )
-                    self.programs.setdefault(key, []).append(program)
-                    _keep_few(self.programs)
+                    self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
             self.reads[binding] = Reads(followed, reached.places, binding.partition)
             _keep(binding, walks[0].bindings, self._binding_key(args))
@@ -396,14 +411,15 @@ class Function:
         return traced, lifted, followed
 
     def _program_for(self, key: Any, followed: Followed) -> Program | None:
-        for program in self.programs.get(key, ()):
+        for program in self.programs.get(key) or ():
             if followed.fits(program.version[1].named, program.others):
                 return program
         return None
 
     def _binding_key(self, args: Arguments) -> Any:
         """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
-        return self.token, args.treedef, args.template, threading.get_ident()
+        template = Weaken()(args.template) if any([type(code) is tuple for code in args.template]) else args.template
+        return self.token, args.treedef, template, threading.get_ident()
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:
         """What a program is compiled for, apart from shapes and dtypes."""
@@ -426,14 +442,7 @@ def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:
 
 
 _MAX_BINDINGS = 64
-_MAX_KEYS = 64  # of programs of one function
 _MAX_TRACES = 3
-
-
-def _keep_few(programs: dict[Any, list[Program]]) -> None:
-    """Let the oldest programs go, where values that are read by name have made too many."""
-    while len(programs) > _MAX_KEYS:
-        del programs[next(iter(programs))]
 
 
 def _devices(args: Arguments) -> Any:
@@ -448,7 +457,7 @@ def _devices(args: Arguments) -> Any:
 class Functions:
     """The Functions for one use of functions (`backward`, say), each kept for as long as the user's function lives."""
 
-    def __init__(self, make: Callable[[Any], Function]) -> None:
+    def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
         self._others = IdMap()  # what is kept for objects without a `__dict__`
 

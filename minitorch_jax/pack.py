@@ -110,7 +110,7 @@ class Pack:
             return None
         if any(value is CONSUMED for _, value in pairs):
             return CONSUMED
-        with interrupts.held, jax.ensure_compile_time_eval():
+        with interrupts.held, jax.ensure_compile_time_eval(), cells.full_width([self]):
             if flat is None:
                 flat = jnp.zeros(self.length, self.dtype)
             for place, value in pairs:
@@ -165,7 +165,8 @@ def make_pack(parts: Sequence[Cell], places: Sequence[Place], length: int, dtype
         for value, place in zip(values, places, strict=True):
             whole[place.start : place.end] = 0 if value is None else np.asarray(value).reshape(-1)
         committed = [value for value in arrays if value.committed]
-        flat = jax.device_put(whole, committed[0].sharding, may_alias=False) if committed else jnp.array(whole)
+        with cells.full_width([whole]):
+            flat = jax.device_put(whole, committed[0].sharding, may_alias=False) if committed else jnp.array(whole)
     elif values and values[0] is CONSUMED:
         flat = CONSUMED
     pack = Pack(Cell(flat, kind), length, dtype)

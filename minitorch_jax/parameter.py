@@ -131,6 +131,12 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.dtype(dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
 
 
+@jax.jit
+def counted(count: Any) -> Any:
+    """One more than an integer; the same where its dtype ends, as one more would be negative."""
+    return jnp.minimum(count, jnp.iinfo(count.dtype).max - 1) + 1
+
+
 def is_narrow(value: Any) -> bool:
     """Whether a value is a floating array of fewer bits than arithmetic on it is done in."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4

@@ -97,6 +97,7 @@ class Program:
         self.trainable = [self.differentiates and cell.trainable for cell in stored]
         self.places = placement(stored)
         self.wraps, self.changes_statics = traced.wraps, traced.changes_statics
+        self.settings = traced.settings
         self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
@@ -174,7 +175,8 @@ class Program:
                 structure_changed()  # bindings are to be made anew
                 raise Repartition
             self.wraps = self.wraps or traced.wraps
-            self.changes_statics = self.changes_statics or traced.changes_statics
+            self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings
+            self.settings = traced.settings
             traced.take(named)
         self.last = inputs, traced
         out = self.body(traced, partition, owned, read, data)

@@ -19,6 +19,7 @@ from .autograd import AccumulatingProgram, accumulate_inline, check_loss, loss_f
 from .cell import Cell, is_eager
 from .compile import jit
 from .optim.optimizer import Optimizer
+from .parameter import counted
 from .stateful import Builder, Node, Stateful, Walker, join
 
 _SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
@@ -209,7 +210,7 @@ class LossScaler(Stateful):
         self._write(
             jnp.where(finite, grown, scale * np.float32(backoff)),
             jnp.where(finite & (tracker < interval), tracker, 0),
-            counts[_SKIPPED] + jnp.where(finite, 0, 1),
+            jnp.where(finite, counts[_SKIPPED], counted(counts[_SKIPPED])),
         )
 
     def _unscale_inline(self, opts: tuple[Any, ...]) -> None:
@@ -225,7 +226,9 @@ class LossScaler(Stateful):
         for opt, plan, grads in zip(opts, plans, found, strict=True):
             for cell, param, grad in zip(plan.grads, plan.params, grads, strict=True):
                 if grad is not None:
-                    cells.write(cell, grad.astype(param.value.dtype), "a gradient", opt)
+                    with cells.full_width([param.value]):
+                        grad = grad.astype(param.value.dtype)
+                    cells.write(cell, grad, "a gradient", opt)
         infinite = jnp.where(_all_finite(found), counts[_FOUND], 1)
         self._write(scale, counts[_TRACKER], counts[_SKIPPED], jnp.ones_like(infinite), infinite)
 
@@ -358,8 +361,9 @@ def _scaled(fn: Callable[..., Any], name: str, has_aux: bool, /, *args: Any, **k
         raise TypeError(f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}")
     loss, aux = out if has_aux else (out, None)
     loss = check_loss(loss, name)
-    wide = loss if loss.dtype.itemsize >= 4 else loss.astype(jnp.float32)
-    return wide * scale.astype(wide.dtype), (loss, aux)
+    with cells.full_width([loss]):
+        wide = loss if loss.dtype.itemsize >= 4 else loss.astype(jnp.float32)
+        return wide * scale.astype(wide.dtype), (loss, aux)
 
 
 _partly = partial(partial, _scaled)
@@ -370,8 +374,9 @@ def _divided(grad: Any, divisor: Any) -> Any:
     """A gradient divided by the scale, in at least float32; None for zeros."""
     if grad is None:
         return None
-    wide = grad if grad.dtype.itemsize >= 4 else grad.astype(jnp.float32)
-    return wide / divisor.astype(wide.dtype)
+    with cells.full_width([grad]):
+        wide = grad if grad.dtype.itemsize >= 4 else grad.astype(jnp.float32)
+        return wide / divisor.astype(wide.dtype)
 
 
 def _all_finite(grads: list[list[Any]]) -> Any:

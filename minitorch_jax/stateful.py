@@ -51,6 +51,11 @@ class Spec:
             and self.node == other.node
         )
 
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        node = weaken(self.node)
+        return self if node is self.node else (node, self.facts, self.paths)
+
     def __repr__(self) -> str:
         return f"Spec({self.node[1].__name__}, {len(self.facts)} arrays)"
 
@@ -72,6 +77,7 @@ class Walk:
 
     __slots__ = (
         *("version", "spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
+        "optimizers",
         *("bindings", "__weakref__"),
     )
 
@@ -86,6 +92,9 @@ class Walk:
         self.all: list[Cell] = []
         self.objects = objects  # the ids of the modules in the tree
         self.watched: list[Callable[[], None]] = []  # what looks whether something changed that tells nobody
+        self.optimizers: list[
+            ReferenceType[Any]
+        ] = []  # those in the tree, of which code that is traced may change settings
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
 
     def with_gradients(self) -> list[Cell]:
@@ -116,6 +125,7 @@ class Walker:
         self.index: dict[Cell, int] = {}
         self.objects: dict[int, int] = {}
         self.watched: list[Callable[[], None]] = []
+        self.optimizers: list[ReferenceType[Any]] = []
 
     def cell(self, cell: Cell, path: str) -> int:
         number = self.index.setdefault(cell, len(self.cells))
@@ -243,10 +253,11 @@ def _rewalk(obj: Any) -> Walk:
     old = obj._walk
     same = old is not None and old.spec is spec and old.packs == _packs(walker.cells)
     if same and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
-        old.version, old.objects, old.watched = version, set(walker.objects), walker.watched
+        old.version, old.objects = version, set(walker.objects)
+        old.watched, old.optimizers = walker.watched, walker.optimizers
         return old
     walk = Walk(version, spec, walker.cells, set(walker.objects))
-    walk.watched = walker.watched
+    walk.watched, walk.optimizers = walker.watched, walker.optimizers
     object.__setattr__(obj, "_walk", walk)
     return walk
 

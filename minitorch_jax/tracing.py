@@ -48,6 +48,10 @@ class Purpose:
         return Purpose(self.check, self.gradients, True, self.statics)
 
 
+# Of each optimizer, which settings (of itself, 0, or of a group, from 1 on) followed a schedule or were the optimizer's.
+Settings = tuple[tuple[tuple[int, str], ...], ...]
+
+
 class Traced:
     """One run of the user's function as a jaxpr over cell values and data."""
 
@@ -58,22 +62,29 @@ class Traced:
         self.dropped: list[int] = []  # gradients that end up CONSUMED
         self.wraps = False  # whether the result holds more than arrays
         self.changes_statics = False  # then what was compiled is right for this one call only
+        self.settings: Settings = ()  # what has become a number, of each optimizer among the objects
 
         def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
             start = list(values)
+            optimizers = optimizers_of(args.objects)
+            before = [opt.begin_run() for opt in optimizers]
 
             def run(frame: Frame) -> Any:
                 if purpose.gradients:
                     for i, cell in enumerate(lifted):
                         if cell.kind == "gradient":
                             cell.value = start[i] = Unread(values[i], frame)
+                frame.undo += [(opt.undo_run, (kept,)) for opt, kept in zip(optimizers, before, strict=True)]
                 out = args.run(data)
+                self.settings = tuple([opt.end_run(kept) for opt, kept in zip(optimizers, before, strict=True)])
                 self.changes_statics = check_statics(frame, purpose.statics)
                 return purpose.check(out, args.objects)
 
             out, new, frame = cells.substituted(lifted, values, run, purpose.gradients)
             if frame.met:
                 raise Met(owners_met(frame))
+            for opt, kept in zip(optimizers, before, strict=True):
+                opt.undo_run(kept)  # `settle` does it again, after this run or any other of the program
             self.observed = {i for i, cell in enumerate(lifted) if cell in frame.observed}
             self.written = [i for i, value in enumerate(new) if value is not start[i]]
             self.dropped = [
@@ -133,6 +144,18 @@ class Traced:
         ]
         flat = jax_core.jaxpr_as_fun(closed)(*inputs, *data)
         return tree_unflatten(self._out_tree, flat)
+
+
+def optimizers_of(objects: Sequence[Any]) -> list[Any]:
+    """The optimizers that some objects are or hold, in the order of their structure."""
+    return [opt for obj in objects for reference in walk_of(obj).optimizers if (opt := reference()) is not None]
+
+
+def settle(settings: Settings, objects: Sequence[Any]) -> None:
+    """Do to optimizers what a traced run did to settings besides giving them other numbers."""
+    if any(settings):
+        for opt, changed in zip(optimizers_of(objects), settings, strict=True):
+            opt.settle(changed)
 
 
 def _is_static(leaf: Any) -> bool:

@@ -14,7 +14,6 @@ import minitorch_jax as mt
 from minitorch_jax import cell as cells
 from minitorch_jax.optim.hyper import short
 from minitorch_jax.optim.joint import JointOptimizer
-from minitorch_jax.optim.state import wide
 from minitorch_jax.parameter import as_array, checked
 
 from .transformation import Transformation
@@ -217,7 +216,7 @@ class _Hyperparams(MutableMapping[str, Any]):
                 f"{name} must be a finite number; got {value!r}. A schedule goes into the transformation:"
                 f" `optax.inject_hyperparams(...)({last}=schedule)`"
             )
-        with wide(cell.value):
+        with cells.full_width([cell.value]):
             new = jnp.asarray(value).astype(cell.value.dtype)
             if new.shape == ():  # the same for all members of an ensemble
                 new = jnp.broadcast_to(new, cell.value.shape)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import minitorch_jax as mt
 from minitorch_jax.optim import LBFGS, Optimizer
-from minitorch_jax.optim.hyper import is_schedule
+from minitorch_jax.optim.hyper import complement, is_schedule
 from minitorch_jax.optim.joint import JointOptimizer
 from minitorch_jax.optim.plan import Master, Settings, lifted, masked_decay
 from minitorch_jax.parameter import as_array, is_narrow
@@ -79,6 +79,11 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
             raise ValueError(f"as_optax: {name} is for our facade; wrap the transformation in `optax.apply_if_finite`")
     schedules = {name: value for name, value in given.items() if is_schedule(value)}
     numbers = {name: value for name, value in given.items() if name not in schedules}
+
+    def one_minus(given: float, now: Any) -> Any:  # what was given is known to more digits
+        rounded = jnp.asarray(given, now.dtype)
+        return jnp.where(now == rounded, jnp.asarray(1 - given, now.dtype), 1 - now)
+
     only_matrices = Settings(tuple(flags.items()), (), 0)
 
     def begin(p: Any) -> Any:
@@ -100,6 +105,7 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
         now = dict(state.hyperparams) | {
             name: jax.tree.map(jnp.asarray, schedule(state.num_steps)) for name, schedule in schedules.items()
         }
+        now["one_minus"] = jax.tree.map(complement, now) | jax.tree.map(one_minus, numbers, dict(state.hyperparams))
 
         def one(g: Any, p: Any, s: Any) -> tuple[Any, Any]:
             mine = now | masked_decay(now, only_matrices.decayed((p.shape,)))

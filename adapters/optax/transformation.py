@@ -49,6 +49,11 @@ class Transformation:
         new: Any = optax.apply_updates(params, updates)
         return new, state
 
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions of the user's alive."""
+        likeness = weaken(self.likeness)
+        return self if likeness is self.likeness else (Transformation, likeness)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Transformation) and self.likeness == other.likeness
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..parameter import Buffer
+from ..parameter import Buffer, counted
 from . import functional as F  # noqa: N812
 from . import init
 from .functional.batchnorm import batch_norm_by_input, instance_norm_by_input
@@ -105,7 +105,7 @@ class _BatchNorm(_RunningNorm):
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         out, mean, var = batch_norm_by_input(input, self.weight, self.bias, self.eps)
         if self.training and self.track_running_stats and input.size:
-            self.num_batches_tracked = count = self.num_batches_tracked + 1
+            self.num_batches_tracked = count = counted(self.num_batches_tracked)
             self._update(mean, var, 1 / count.astype(mean.dtype) if self.momentum is None else self.momentum)
         return out
 

@@ -49,8 +49,8 @@ def _decoupled(p: jax.Array, h: SimpleNamespace) -> jax.Array:
 
 def _moments(g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
     """The running averages of the gradient and of its square."""
-    beta1, beta2 = h.betas
-    return beta1 * s.exp_avg + (1 - beta1) * g, beta2 * s.exp_avg_sq + (1 - beta2) * g * g
+    (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
+    return beta1 * s.exp_avg + rest1 * g, beta2 * s.exp_avg_sq + rest2 * g * g
 
 
 class Adam(Optimizer):
@@ -124,12 +124,12 @@ class Adam(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
+        rest1, rest2 = h.one_minus.betas
         m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
         u, p = in_place(jnp.maximum(s.max_exp_avg_sq, v), p) if h.amsgrad else (v, p)
         p = _decoupled(p, h)
-        d = m / (jnp.sqrt(u) / jnp.sqrt(bias_correction(beta2, h.t)) + h.eps)
-        return p - h.lr / bias_correction(beta1, h.t) * d, AdamState(m, v, u if h.amsgrad else s.max_exp_avg_sq)
+        d = m / (jnp.sqrt(u) / jnp.sqrt(bias_correction(rest2, h.t)) + h.eps)
+        return p - h.lr / bias_correction(rest1, h.t) * d, AdamState(m, v, u if h.amsgrad else s.max_exp_avg_sq)
 
 
 class AdamW(Adam):
@@ -249,12 +249,12 @@ class Adamax(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
+        (beta1, beta2), (rest1, _) = h.betas, h.one_minus.betas
         g = decayed(-g if h.maximize else g, p, h.weight_decay)
-        m = beta1 * s.exp_avg + (1 - beta1) * g
+        m = beta1 * s.exp_avg + rest1 * g
         u = jnp.maximum(beta2 * s.exp_inf, jnp.abs(g) + h.eps)
         m, u, p = in_place(m, u, p)
-        return p - h.lr / bias_correction(beta1, h.t) * (m / u), AdamaxState(m, u)
+        return p - h.lr / bias_correction(rest1, h.t) * (m / u), AdamaxState(m, u)
 
 
 class NAdam(Optimizer):
@@ -328,13 +328,14 @@ class NAdam(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
+        (beta1, _), (rest1, rest2) = h.betas, h.one_minus.betas
         m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
         p, g = _decoupled(p, h), _coupled(p, g, h)
-        mu, mu_next = [beta1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay)) for t in (h.t, h.t + 1)]
+        shares = [0.5 * 0.96 ** (t * h.momentum_decay) for t in (h.t, h.t + 1)]
+        mu, mu_next = [beta1 * (1 - share) for share in shares]
         product = s.mu_product * mu
-        d = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * m
-        return p - h.lr * d / (jnp.sqrt(v / bias_correction(beta2, h.t)) + h.eps), NAdamState(m, v, product)
+        d = (rest1 + beta1 * shares[0]) / (1 - product) * g + mu_next / (1 - product * mu_next) * m
+        return p - h.lr * d / (jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps), NAdamState(m, v, product)
 
 
 class RAdam(Optimizer):
@@ -405,23 +406,23 @@ class RAdam(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
+        rest1, rest2 = h.one_minus.betas
         m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
         p = _decoupled(p, h)
-        length = _average_length(beta2, h.t)
-        rho, rho_inf = jnp.maximum(length, 5), jnp.maximum(2 / (1 - beta2) - 1, 5)  # no NaN where neither is used
+        length = _average_length(rest2, h.t)
+        rho, rho_inf = jnp.maximum(length, 5), jnp.maximum(2 / rest2 - 1, 5)  # no NaN where neither is used
         r = jnp.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-        d = jnp.where(length > 5, r * jnp.sqrt(bias_correction(beta2, h.t)) / (jnp.sqrt(v) + h.eps), 1)
-        return p - h.lr / bias_correction(beta1, h.t) * m * d, AdamState(m, v)
+        d = jnp.where(length > 5, r * jnp.sqrt(bias_correction(rest2, h.t)) / (jnp.sqrt(v) + h.eps), 1)
+        return p - h.lr / bias_correction(rest1, h.t) * m * d, AdamState(m, v)
 
 
-def _average_length(beta2: Any, t: Any) -> Any:
+def _average_length(rest2: Any, t: Any) -> Any:
     """RAdam's ρ, which is the small difference of two large numbers at first: there by a series in t (1 - β₂)."""
 
     def rest(y: Any) -> Any:  # coth(y) - 1 / y
         return y / 3 - y**3 / 45 + 2 * y**5 / 945
 
-    x = -jnp.log1p(beta2 - 1)
+    x = -jnp.log1p(-rest2)
     small = jnp.minimum(x, 0.1 / t)
     early = t + rest(small / 2) - t * rest(t * small / 2)
-    return jnp.where(t * x < 0.1, early, 2 / (1 - beta2) - 1 - 2 * t / jnp.expm1(t * x))
+    return jnp.where(t * x < 0.1, early, 2 / rest2 - 1 - 2 * t / jnp.expm1(t * x))

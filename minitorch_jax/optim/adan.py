@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from .moments import bias_correction
 from .optimizer import Optimizer, Options
 
 
@@ -85,11 +86,11 @@ class Adan(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2, beta3 = h.betas
+        (beta1, beta2, beta3), (rest1, rest2, rest3) = h.betas, h.one_minus.betas
         diff = jnp.where(h.t == 1, 0, g - s.pre_grad)
-        m = beta1 * s.exp_avg + (1 - beta1) * g
-        v = beta2 * s.exp_avg_diff + (1 - beta2) * diff
-        n = beta3 * s.exp_avg_sq + (1 - beta3) * (g + (1 - beta2) * diff) ** 2
-        u = m / (1 - beta1**h.t) + (1 - beta2) * v / (1 - beta2**h.t)
-        d = u / (jnp.sqrt(n / (1 - beta3**h.t) + h.eps_root) + h.eps)
+        m = beta1 * s.exp_avg + rest1 * g
+        v = beta2 * s.exp_avg_diff + rest2 * diff
+        n = beta3 * s.exp_avg_sq + rest3 * (g + rest2 * diff) ** 2
+        u = m / bias_correction(rest1, h.t) + rest2 * v / bias_correction(rest2, h.t)
+        d = u / (jnp.sqrt(n / bias_correction(rest3, h.t) + h.eps_root) + h.eps)
         return p - h.lr * (d + h.weight_decay * p), AdanState(m, v, n, g)

@@ -168,9 +168,9 @@ class Adadelta(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         g = decayed(-g if h.maximize else g, p, h.weight_decay)
-        v = h.rho * s.square_avg + (1 - h.rho) * g * g
+        v = h.rho * s.square_avg + h.one_minus.rho * g * g
         d = jnp.sqrt(s.acc_delta + h.eps) / jnp.sqrt(v + h.eps) * g
-        return p - h.lr * d, AdadeltaState(v, h.rho * s.acc_delta + (1 - h.rho) * d * d)
+        return p - h.lr * d, AdadeltaState(v, h.rho * s.acc_delta + h.one_minus.rho * d * d)
 
 
 class RMSprop(Optimizer):
@@ -245,10 +245,10 @@ class RMSprop(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         g = decayed(-g if h.maximize else g, p, h.weight_decay)
-        v, a, b = h.alpha * s.square_avg + (1 - h.alpha) * g * g, s.grad_avg, s.momentum_buffer
+        v, a, b = h.alpha * s.square_avg + h.one_minus.alpha * g * g, s.grad_avg, s.momentum_buffer
         variance = v
         if h.centered:
-            a = h.alpha * a + (1 - h.alpha) * g
+            a = h.alpha * a + h.one_minus.alpha * g
             variance = jnp.maximum(v - a * a, 0)
         d = g / (jnp.sqrt(variance) + h.eps)
         if b is not None:

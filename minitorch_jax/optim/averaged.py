@@ -13,9 +13,10 @@ import numpy as np
 from .. import cell as cells
 from ..cell import Cell, get_value, structure
 from ..containers import describe
+from ..kept import Kept
 from ..module import Module
 from ..pack import Layout, stored_cells
-from ..parameter import Buffer, is_narrow, wide_dtype
+from ..parameter import Buffer, counted, is_narrow, wide_dtype
 from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
 from ..stateful import Walk, build, walk_of
 from ..tracing import unaliased
@@ -191,18 +192,21 @@ class _How:
 
     def average(self, owned: Sequence[Any], source: Sequence[Any], weight: Any) -> list[Any]:
         """The new values of the number of updates, the parameters and buffers, and the averages kept in float32."""
-        count = self.counter.decode(owned[0])
-        mine, wide = owned[1 : 1 + len(source)], iter(owned[1 + len(source) :])
-        new, new_wide = [], []
-        for old, value, averaged, has_wide in zip(mine, source, self.is_averaged, self.is_wide, strict=True):
-            if has_wide:
-                kept = next(wide)
-                at = jnp.where(kept.astype(old.dtype) == old, kept, old.astype(kept.dtype))  # unless it was assigned
-                new_wide.append(_averaged(at, value, count, weight))
-                new.append(new_wide[-1].astype(old.dtype))
-            else:
-                new.append(_averaged(old, value, count, weight) if averaged else value.astype(old.dtype))
-        return unaliased([self.counter.encode(count + 1), *new, *new_wide], [*owned, *source])
+        with cells.full_width(owned):
+            count = self.counter.decode(owned[0])
+            mine, wide = owned[1 : 1 + len(source)], iter(owned[1 + len(source) :])
+            new, new_wide = [], []
+            for old, value, averaged, has_wide in zip(mine, source, self.is_averaged, self.is_wide, strict=True):
+                if has_wide:
+                    kept = next(wide)
+                    at = jnp.where(
+                        kept.astype(old.dtype) == old, kept, old.astype(kept.dtype)
+                    )  # unless it was assigned
+                    new_wide.append(_averaged(at, value, count, weight))
+                    new.append(new_wide[-1].astype(old.dtype))
+                else:
+                    new.append(_averaged(old, value, count, weight) if averaged else value.astype(old.dtype))
+            return unaliased([self.counter.encode(counted(count)), *new, *new_wide], [*owned, *source])
 
 
 def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
@@ -210,19 +214,19 @@ def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
     dtype = wide_dtype(average.dtype)
     a, b = average.astype(dtype), value.astype(dtype)
     if weight is None:
-        new = a + (b - a) / (count + 1).astype(dtype)
+        new = a + (b - a) / (count.astype(dtype) + 1)
     else:
         w = jnp.asarray(weight, dtype)
         new = jnp.where(w < 0.5, a + w * (b - a), b - (b - a) * (1 - w))  # as torch.lerp
     return jnp.where(count == 0, b, new).astype(average.dtype)
 
 
-_compiled: dict[Any, Compiled] = {}
+_compiled = Kept()
 
 
 def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compiled:
     key = how.key(), layout and layout.key, places
-    found = _compiled.get(key)
+    found: Compiled | None = _compiled.get(key)
     if found is None:
         if layout is not None:
             layout.stored = []  # which would keep the model alive
@@ -233,7 +237,7 @@ def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compil
             new = how.average(owned, source, weight)
             return [placed(v, place) for v, place in zip(new, places, strict=True)] if places else new
 
-        found = _compiled[key] = Compiled(update, "AveragedModel_update")
+        found = _compiled.set(key, Compiled(update, "AveragedModel_update"))
     return found
 
 

@@ -88,13 +88,13 @@ class AdaBelief(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
-        m = beta1 * s.exp_avg + (1 - beta1) * g
-        v = beta2 * s.exp_avg_var + (1 - beta2) * (g - m) ** 2 + h.eps_root
-        m_hat = m / bias_correction(beta1, h.t)
+        (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
+        m = beta1 * s.exp_avg + rest1 * g
+        v = beta2 * s.exp_avg_var + rest2 * (g - m) ** 2 + h.eps_root
+        m_hat = m / bias_correction(rest1, h.t)
         if h.nesterov:
-            m_hat = beta1 * m / bias_correction(beta1, h.t + 1) + (1 - beta1) * g / bias_correction(beta1, h.t)
-        return p - h.lr * m_hat / (jnp.sqrt(v / bias_correction(beta2, h.t)) + h.eps), AdaBeliefState(m, v)
+            m_hat = beta1 * m / bias_correction(rest1, h.t + 1) + rest1 * g / bias_correction(rest1, h.t)
+        return p - h.lr * m_hat / (jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps), AdaBeliefState(m, v)
 
 
 class Yogi(Optimizer):
@@ -147,10 +147,10 @@ class Yogi(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
-        m = beta1 * s.exp_avg + (1 - beta1) * g
-        v = s.exp_avg_sq - (1 - beta2) * jnp.sign(s.exp_avg_sq - g * g) * g * g
+        (beta1, _), (rest1, rest2) = h.betas, h.one_minus.betas
+        m = beta1 * s.exp_avg + rest1 * g
+        v = s.exp_avg_sq - rest2 * jnp.sign(s.exp_avg_sq - g * g) * g * g
         m, v, p = in_place(m, v, p)
-        return p - h.lr * m / bias_correction(beta1, h.t) / (
-            jnp.sqrt(v / bias_correction(beta2, h.t)) + h.eps
+        return p - h.lr * m / bias_correction(rest1, h.t) / (
+            jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps
         ), YogiState(m, v)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+
 from ..stateful import Stateful
 
 
@@ -26,6 +28,7 @@ class Group:
     """
 
     __slots__ = ("_optimizer", "_index")
+    _leads_to_state = True
 
     def __init__(self, optimizer: Any, index: int) -> None:
         object.__setattr__(self, "_optimizer", optimizer)
@@ -35,6 +38,7 @@ class Group:
         if name.startswith("_"):
             raise AttributeError(name)
         if name == "modules":
+            self._optimizer._have_lifted()
             return self._optimizer._lists[self._index]
         return self._optimizer._get_setting(name, self._index)
 
@@ -65,6 +69,11 @@ class Group:
         own = self._optimizer._hyper.own[self._index] if self._optimizer._hyper.own else {}
         shown = "".join(f", {name}={self._optimizer._stated(name, self._index)!r}" for name in own)
         return f"Group([{', '.join(type(module).__name__ for module in self.modules)}]{shown})"
+
+
+jax.tree_util.register_pytree_node(  # as an argument or a result it stands for its optimizer
+    Group, lambda group: ((group._optimizer,), group._index), lambda index, children: Group(children[0], index)
+)
 
 
 def as_list(modules: Any) -> list[Any]:

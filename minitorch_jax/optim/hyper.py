@@ -19,10 +19,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Hyperparameters:
     """Numbers, tuples of numbers, schedules and flags, by name: the optimizer's, and what its groups have of their own.
 
-    The compiled update takes the vector, so a new number never compiles again. A number is read back as it was assigned,
-    for as long as the vector is the one made from it. The vector has one part for the optimizer's numbers and, if it
-    has groups, one of the same layout for each of them. A group is given by its index, the optimizer itself by None. For the
-    stacked optimizers of an ensemble the vector is a matrix, and a number may be an array of the shape `members`.
+    The compiled update takes the vector, so a new number never compiles again. The vector has one part for the optimizer's
+    numbers and, if it has groups, one of the same layout for each of them. Its second half has what each number in the
+    first half lost by rounding: 1 - 0.999999 would have no more than four right digits without it. A group is given by its
+    index, the optimizer itself by None. For the stacked optimizers of an ensemble the vector is a matrix, and a number may
+    be an array of the shape `members`.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Hyperparameters:
         self.owner, self.ranges, self.cell, self.exact = owner, ranges, cell, None
         self.members = tuple(getattr(cell.value, "shape", ()))[:-1]
         (self.layout, self.width), given, flags, own = statics
-        self.given = {name: (0.0,) * length if length else 0.0 for name, _, length in self.layout} | dict(given)
-        self.flags = dict(flags)
-        self.own = [{name: self.given.get(name, 0.0) for name in names} | dict(known) for names, known in own]
+        unknown = {name: _unknown(length) for name, _, length in self.layout}
+        self.given, self.flags = unknown | dict(given), dict(flags)
+        self.own = [{name: unknown.get(name) for name in names} | dict(known) for names, known in own]
         return self
 
     def statics(self) -> Any:
@@ -102,6 +103,14 @@ class Hyperparameters:
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
                 raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
 
+    def check_length(self, name: str, value: Any) -> None:
+        """Raise ValueError for a number where there is a tuple of them, or the other way round."""
+        length = self._place(name, None)[1]
+        right = len(value) == length if isinstance(value, tuple) else not length
+        if not right and not is_schedule(value):
+            wanted = f"a tuple of {length} numbers" if length else "a number"
+            raise ValueError(f"{self.owner}.{name} must be {wanted}; got {value!r}")
+
     def get(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
         """The value now: as it was given, or what a schedule says at `num_steps()`."""
         own = self._own(group)
@@ -114,22 +123,25 @@ class Hyperparameters:
         if vector is self.exact:
             return value
         start, length = self._place(name, group)
-        if length:
-            return tuple(short(vector[..., start + i]) for i in range(length))
-        return short(vector[..., start])
+        numbers = _numbers_at(vector, range(start, start + max(length, 1)))
+        return numbers if length else numbers[0]
 
     def stated(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
         """`get`, but for a schedule, which is given as it is."""
-        return self.schedules_of(group).get(name) or self.get(name, num_steps, group)
+        value = self._own(group).get(name, self.given.get(name))
+        return value if is_schedule(value) else self.get(name, num_steps, group)
 
     def set(self, name: str, value: Any, owner: Any, group: int | None = None) -> None:
         """Assign a number or a schedule; in a trace, to the traced vector. A group then has its own."""
         self.check(name, value)
-        label = f"{self.owner}.{name}"
-        _, length = self._place(name, group)
-        if length and not is_schedule(value) and (not isinstance(value, tuple) or len(value) != length):
-            raise ValueError(f"{label} must be a tuple of {length} numbers; got {value!r}")
-        own = self.own[group] if group is not None and self.own else self.given
+        self.check_length(name, value)
+        label, (_, length) = f"{self.owner}.{name}", self._place(name, group)
+        if is_schedule(value) and cells.is_lifted(self.cell):
+            raise cells.TraceError(
+                f"{label} was given a schedule inside compiled code, which would happen at the first call only: later ones"
+                " run the compiled program. Assign it before the call; in compiled code, assign a number"
+            )
+        own = self._settings_of(group)
         restructures = is_schedule(value) or is_schedule(own.get(name)) or name not in own
         if restructures:
             cells.check_writable(self.cell, label, owner)
@@ -148,9 +160,39 @@ class Hyperparameters:
             if not is_schedule(value):
                 cells.write(self.cell, self._with(name, value, group), label, owner)
             if restructures:
-                own[name] = value if is_schedule(value) else (0.0,) * length if length else 0.0
+                own[name] = value if is_schedule(value) else _unknown(length)
         if restructures:
             cells.structure_changed()
+
+    def kinds(self) -> Any:
+        """Of each setting whether it is a number, a schedule or a flag, and whose: what compiled code may not change."""
+        return [
+            {name: value if self._is_static(name, value) else None for name, value in own.items()}
+            for own in self._all()
+        ]
+
+    def keep(self) -> Any:
+        """What `put_back` takes."""
+        return [dict(own) for own in self._all()], self.exact
+
+    def put_back(self, kept: Any) -> None:
+        """Undo what has become of the settings since `keep`. (The vector is its cell's, which is undone by itself.)"""
+        for own, before in zip(self._all(), kept[0], strict=True):
+            own.clear()
+            own.update(before)
+        self.exact = kept[1]
+
+    def become_numbers(self, changed: Sequence[tuple[int, str]]) -> None:
+        """Have the vector's numbers in place of schedules, and of what a group had from the optimizer."""
+        lengths = {name: length for name, _, length in self.layout}
+        for i, name in changed:
+            self._all()[i][name] = _unknown(lengths[name])
+
+    def _all(self) -> list[dict[str, Any]]:
+        return [self.given, *self.own]
+
+    def _settings_of(self, group: int | None) -> dict[str, Any]:
+        return self.own[group] if group is not None and self.own else self.given
 
     def set_flag(self, name: str, value: Any, group: int | None) -> None:
         """Assign a flag that has been checked."""
@@ -159,18 +201,30 @@ class Hyperparameters:
 
     def _with(self, name: str, value: Any, group: int | None) -> Any:
         """The vector with another number in a group, or in the optimizer and all groups without one of their own."""
-        vector = jnp.asarray(self.cell.value)
+        vector, items = self.cell.value, value if isinstance(value, tuple) else (value,)
         followers = [g for g, own in enumerate(self.own) if name not in own] if group is None else []
-        for g in (group, *followers):
-            start, _ = self._place(name, g)
-            for i, item in enumerate(value if isinstance(value, tuple) else (value,)):
-                vector = vector.at[..., start + i].set(jnp.asarray(item, vector.dtype))
-        return vector
+        starts = [self._place(name, g)[0] for g in (group, *followers)]
+        places = [start + i for start in starts for i in range(len(items))]
+        if not cells.is_concrete(vector) or any(isinstance(item, jax.core.Tracer) for item in items):
+            vector = jnp.asarray(vector)
+            for place, number in zip(places, items * len(starts), strict=True):
+                for at, part in zip((place, place + vector.shape[-1] // 2), _split(number, vector.dtype), strict=True):
+                    vector = vector.at[..., at].set(part)
+            return vector
+        new, chosen = np.zeros(vector.shape, float), np.zeros(vector.shape[-1], bool)
+        for place, number in zip(places, items * len(starts), strict=True):
+            for at, part in zip((place, place + len(chosen) // 2), _split(number, vector.dtype), strict=True):
+                new[..., at], chosen[at] = part, True
+        where = vector.sharding if vector.committed else None
+        merged: Any = _merged(vector, *jax.device_put((chosen, new.astype(vector.dtype)), where))
+        return merged
 
     def numbers(self) -> list[float]:
         """The vector, as exact as it was given."""
-        exact = self.cell.value is self.exact
-        return [float(number) for number in (self._numbers() if exact else np.asarray(self.cell.value))]
+        if self.cell.value is self.exact:
+            numbers = [float(number) for number in self._numbers()]
+            return numbers + [0.0] * len(numbers)
+        return [float(number) for number in jax.device_get(self.cell.value)]
 
     def given_number(self, name: str, group: int) -> Any:
         """A value that decides about structure (is there a state for momentum?), even where the vector is traced."""
@@ -200,13 +254,14 @@ class Hyperparameters:
         return numbers
 
     def _vector(self) -> Any:
-        numbers = self._numbers()
+        numbers, dtype = self._numbers(), jnp.result_type(float)
         if any(isinstance(number, jax.core.Tracer) for number in numbers):
-            return jnp.stack([jnp.asarray(number, jnp.result_type(float)) for number in numbers])
-        stacked = np.empty((*self.members, len(numbers)), jnp.result_type(float))
+            parts = [_split(number, dtype) for number in numbers]
+            return jnp.stack([jnp.asarray(number, dtype) for half in zip(*parts, strict=True) for number in half])
+        stacked = np.empty((*self.members, len(numbers)))
         for i, number in enumerate(numbers):
             stacked[..., i] = number
-        return jnp.asarray(stacked)
+        return jax.device_put(np.concatenate(_split(stacked, dtype), -1))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "exact": self.exact is self.cell.value}
@@ -234,8 +289,49 @@ def _layout(given: Mapping[str, Any]) -> tuple[Layout, int]:
     return tuple(layout), start
 
 
-def short(value: Any) -> Any:
-    """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149."""
+def _unknown(length: int) -> Any:
+    """What stands for a setting of which the vector alone knows the number, or the numbers."""
+    return (0.0,) * length if length else 0.0
+
+
+def _split(number: Any, dtype: Any) -> tuple[Any, Any]:
+    """A number, or an array of them, in a dtype, and what it lost by that."""
+    if isinstance(number, jax.core.Tracer):
+        rounded = number.astype(dtype)
+        return rounded, (number - rounded.astype(number.dtype)).astype(dtype)
+    exact = np.asarray(number, float)
+    rounded = exact.astype(dtype)
+    return rounded, (exact - rounded).astype(dtype)
+
+
+@jax.jit
+def _merged(vector: Any, chosen: Any, new: Any) -> Any:
+    return jnp.where(chosen, new, vector)
+
+
+def _numbers_at(vector: Any, places: Sequence[int]) -> tuple[Any, ...]:
+    """Numbers of a vector as they were given: floats; tracers of a traced one, arrays (NumPy's) of a stacked one."""
+    if isinstance(vector, jax.core.Tracer) or not isinstance(vector, jax.Array | np.ndarray):
+        return tuple([vector[..., i] for i in places])
+    array = jax.device_get(vector)
+    half = array.shape[-1] // 2
+    if array.ndim > 1:
+        return tuple([array[..., i].astype(float) + array[..., half + i] for i in places])
+    return tuple([short(array[i], array[half + i]) for i in places])
+
+
+def short(value: Any, rest: Any = 0.0) -> Any:
+    """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149. `rest`: what it was rounded by."""
     if isinstance(value, jax.core.Tracer) or np.shape(value) != ():
         return value
-    return float(str(np.asarray(value)[()]))
+    number = np.asarray(value)[()]
+    if not rest:
+        return float(str(number))
+    exact = float(number) + float(rest)
+    shorter = (float(f"{exact:.{digits}g}") for digits in range(1, 17))
+    return next((x for x in shorter if _split(x, number.dtype) == (number, rest)), exact)
+
+
+def complement(number: Any, rest: Any = 0.0) -> Any:
+    """1 minus a number that was rounded by `rest`, exact where the number is nearly 1."""
+    return (1 - number) - rest

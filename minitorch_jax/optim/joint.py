@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NoReturn, Protocol, Self
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, keystr
 
+from .. import cell as cells
 from ..cell import Cell
 from ..containers import describe
 from ..parameter import as_array
@@ -58,6 +58,11 @@ class Form:
 
     def _key(self) -> Any:
         return self.owner, self.rule, self.names, self.tree, self.places
+
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        rule = weaken(self.rule)
+        return self if rule is self.rule else (self.owner, rule, self.names, self.tree, self.places)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Form) and self._key() == other._key()
@@ -196,9 +201,8 @@ class JointOptimizer(Optimizer):
         moved = [cell for cell in trainable if before.get(cell, names[cell]) != names[cell]]
         self._check_moved({before[cell]: names[cell] for cell in moved})
         params = {names[cell]: arrays.get(cell, cell.value) for cell in trainable}
-        wide = any(array.dtype == np.float64 for array in arrays.values())
         try:
-            with jax.enable_x64(True) if wide else nullcontext():
+            with cells.full_width(arrays.values()):
                 begun = self._rule.init({name: jnp.asarray(array) for name, array in params.items()})
         except Exception as error:
             if params:

@@ -85,11 +85,11 @@ class LAMB(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
-        m = beta1 * s.exp_avg + (1 - beta1) * g
-        v = beta2 * s.exp_avg_sq + (1 - beta2) * g * g
+        (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
+        m = beta1 * s.exp_avg + rest1 * g
+        v = beta2 * s.exp_avg_sq + rest2 * g * g
         u = (
-            m / bias_correction(beta1, h.t) / (jnp.sqrt(v / bias_correction(beta2, h.t) + h.eps_root) + h.eps)
+            m / bias_correction(rest1, h.t) / (jnp.sqrt(v / bias_correction(rest2, h.t) + h.eps_root) + h.eps)
             + h.weight_decay * p
         )
         return p - h.lr * _trust_ratio(p, u) * u, LAMBState(m, v)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from itertools import chain, repeat
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
@@ -21,7 +21,7 @@ from ..stateful import Builder, Node, walk_of
 from ..tracing import unaliased
 from .hyper import Hyperparameters, is_schedule
 from .optimizer import Optimizer, Options
-from .plan import Plan
+from .plan import LAST, Plan
 from .wolfe import Point, strong_wolfe
 
 _CLOSURE = """a closure, a function that computes the loss and its gradients anew each time that it is called:
@@ -179,6 +179,10 @@ class LBFGS(Optimizer):
         return len(known.ro) == int(self.history_size) and known.d.dtype == _wide_dtype(plan.params)
 
     def _begin(self, plan: Plan) -> None:
+        with cells.full_width([cell.value for cell in plan.params]):
+            self._begin_wide(plan)
+
+    def _begin_wide(self, plan: Plan) -> None:
         """Make an empty state for the parameters that there are; for another `history_size`, keep the newest pairs."""
         first = plan.params[0]
         held = self._state[first][1] if plan.params == self._members else []
@@ -250,7 +254,8 @@ class LBFGS(Optimizer):
                 self._look_for_missing(plan, list(map(get_value, plan.grads)))
             state = self._minimized(objective, state, start)
             steps = np.array(self._steps.value)
-            steps[[*map(self._order.index, plan.params), -2]] += 1
+            ticking = [*map(self._order.index, plan.params), -2]
+            steps[ticking] = np.minimum(steps[ticking], LAST - 1) + 1
             cells.store_all([*held, self._steps], [*state, jnp.asarray(steps)])
             done = True
         finally:
@@ -301,8 +306,9 @@ class LBFGS(Optimizer):
                 small = abs(t * d_max) <= tolerance_change
             if evals >= max_eval or x.g_max <= tolerance_grad or small or abs(x.f - last_f) < tolerance_change:
                 break
-        counts = (jnp.asarray(count, jnp.int32) for count in (n_iter, total))
-        return LBFGSState(d, jnp.asarray(t, d.dtype), last_g, *(memory or state[3:8]), *counts)
+        counts = (jnp.asarray(min(count, LAST), jnp.int32) for count in (n_iter, total))
+        with cells.full_width([d]):
+            return LBFGSState(d, jnp.asarray(t, d.dtype), last_g, *(memory or state[3:8]), *counts)
 
 
 def _wide_dtype(params: Sequence[Cell]) -> Any:
@@ -362,7 +368,7 @@ class _Before:
 
 
 class _Space:
-    """How the vector is made of arrays: what programs are compiled for. Equal ones are one object."""
+    """How the vector is made of arrays: what programs are compiled for."""
 
     def __init__(self, params: Sequence[Cell], layout: Layout, grads: Layout) -> None:
         self.layout, self.grads = layout, grads
@@ -373,13 +379,15 @@ class _Space:
         self.key = self.shapes, self.dtypes, self.places, layout.key, grads.key
         layout.stored, grads.stored = [], []  # a program that is kept keeps no cells
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Space) and self.key == other.key
 
-_spaces: dict[Any, _Space] = {}
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 def _space_of(params: Sequence[Cell]) -> _Space:
-    space = _Space(params, Layout(params), Layout([cell.grad for cell in params]))
-    return _spaces.setdefault(space.key, space)
+    return _Space(params, Layout(params), Layout([cell.grad for cell in params]))
 
 
 class _Objective:
@@ -432,7 +440,19 @@ def _largest(a: Any) -> Any:
     return jnp.max(jnp.abs(a), initial=0.0)
 
 
+def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, computed where float64 stays float64 if it is given any."""
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        with cells.full_width(jax.tree.leaves(args)):
+            return function(*args)
+
+    return call
+
+
 @partial(jax.jit, static_argnums=0)
+@_wide
 def _measured(space: _Space, stored: list[Any], d: Any) -> Any:
     """The gradient as a vector, its largest element, and its slope along `d`."""
     parts = space.grads.cut(dict(enumerate(stored)), [None] * len(space.shapes))
@@ -445,6 +465,7 @@ def _measured(space: _Space, stored: list[Any], d: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
+@_wide
 def _moved(space: _Space, stored: list[Any], d: Any, t: Any) -> list[Any]:
     """The parameters plus `t d`."""
     parts = space.layout.cut(dict(enumerate(stored)), [None] * len(space.shapes))
@@ -459,12 +480,14 @@ def _moved(space: _Space, stored: list[Any], d: Any, t: Any) -> list[Any]:
 
 
 @jax.jit
+@_wide
 def _steepest(g: Any) -> Any:
     """The first direction, its slope, its largest element, and 1 / Σ|g|."""
     return -g, -_dot(g, g), _largest(g), 1 / jnp.sum(jnp.abs(g))
 
 
 @partial(jax.jit, donate_argnums=0)
+@_wide
 def _direction(memory: Sequence[Any], d: Any, t: Any, last_g: Any, g: Any) -> Any:
     """The history with another pair, the direction that follows from it (in two loops), its slope, its largest element."""
     dirs, stps, ro, diag, stored = memory

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 BELOW_ONE = 0.99999994  # the largest float32 below 1: averages take β in [0, 1)
 
 
-def bias_correction(beta: Any, t: Any) -> Any:
-    """1 - βᵗ, exact also where β is nearly 1."""
-    return -jnp.expm1(t * jnp.log1p(beta - 1))
+def bias_correction(one_minus: Any, t: Any) -> Any:
+    """1 - βᵗ from 1 - β, exact also where β is nearly 1."""
+    return -jnp.expm1(t * jnp.log1p(-one_minus))
 
 
 def decayed(g: Any, p: Any, weight_decay: Any) -> Any:

@@ -106,8 +106,8 @@ class Muon(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         rows, columns = p.shape
-        b = h.momentum * s.momentum_buffer + (1 - h.momentum) * g
-        u = h.momentum * b + (1 - h.momentum) * g if h.nesterov else b
+        b = h.momentum * s.momentum_buffer + h.one_minus.momentum * g
+        u = h.momentum * b + h.one_minus.momentum * g if h.nesterov else b
         o = _orthogonalized(u, h) if rows <= columns else _orthogonalized(u.T, h).T
         original = h.adjust_lr_fn == "original"
         ratio = math.sqrt(max(1, rows / columns)) if original else 0.2 * math.sqrt(max(rows, columns))

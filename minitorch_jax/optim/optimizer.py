@@ -8,9 +8,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
+from weakref import ref
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,10 @@ from ..undo import all_or_nothing
 from . import state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
-from .plan import Plan, begin_states, begins_state, field_names, ids_of, make_plan
+from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
-_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None}
+# The last: within a traced run the modules that there were at its start.
+_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None, "_traced": None}
 
 
 class Options(TypedDict, total=False):
@@ -96,6 +98,7 @@ class Optimizer(Stateful):
         super().__init_subclass__(**kwargs)
         if "elementwise" not in vars(cls) and not {"update", "init_state"}.isdisjoint(vars(cls)):
             cls.elementwise = False  # not known: it may use norms
+        forget_older(cls)
         for name in ("init_state", "update"):
             if name in vars(cls) and not isinstance(vars(cls)[name], staticmethod):
                 raise TypeError(
@@ -336,17 +339,25 @@ class Optimizer(Stateful):
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
+        if not cells.is_eager():
+            self._have_lifted()  # a plan makes states, which are to be arrays, and to last
+            self._refuse_other_modules()
         plan: Plan | None = self._plan
         for look in plan.watched if plan is not None else ():
             look()
         if plan is not None:
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version:
-            self._have_lifted()  # a plan makes states, which are to be arrays, and to last
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
         return plan
+
+    def _touch(self) -> None:
+        """Within a trace that has not been told of this optimizer, of which something is read: have it repeated."""
+        frame = cells.local.frame
+        if frame is not None:
+            frame.touch(self._steps, self)
 
     def _have_lifted(self) -> None:
         """Within a trace that has not been told of this optimizer: have it repeated, now."""
@@ -355,11 +366,57 @@ class Optimizer(Stateful):
             frame.touch(self._steps, self)  # it is repeated even if the user's code catches this
             raise Met([self])
 
+    # -- what compiled code does besides writing cells: `tracing.Traced` calls these ----------------------------------
+
+    def begin_run(self) -> Any:
+        """What `undo_run` and `end_run` take, at the start of a traced run."""
+        kept = (
+            self._hyper.keep(),
+            self._hyper.kinds(),
+            [(modules, list(modules)) for modules in self._lists],
+            self._traced,
+        )
+        vars(self)["_traced"] = ids_of(self._lists)
+        return kept
+
+    def end_run(self, kept: Any) -> tuple[tuple[int, str], ...]:
+        """Which settings have become numbers, or a group's own; raises for what a compiled program would not do again."""
+        self._refuse_other_modules()
+        pairs = enumerate(zip(self._hyper.kinds(), kept[1], strict=True))
+        return tuple((i, name) for i, (now, was) in pairs for name in now if was.get(name, now) is not now[name])
+
+    def undo_run(self, kept: Any) -> None:
+        """Have settings and modules as they were."""
+        hyper, kinds, lists, vars(self)["_traced"] = kept
+        for modules, before in lists:
+            if [*map(id, modules)] != [*map(id, before)]:
+                modules[:] = before
+        if self._hyper.kinds() != kinds:
+            self._hyper.put_back(hyper)
+            vars(self)["_plan"] = None
+            cells.structure_changed()
+
+    def _refuse_other_modules(self) -> None:
+        """Within a traced run: raise if a list of modules was changed in it, before anything is made of that."""
+        if self._traced is not None and self._traced != ids_of(self._lists):
+            raise cells.TraceError(
+                f"{type(self).__name__}.modules was changed inside compiled code, which would happen at the first call only:"
+                " later ones run the compiled program. Change the list between calls"
+            )
+
+    def settle(self, changed: tuple[tuple[int, str], ...]) -> None:
+        """Have settings be numbers, those that the vector has, as at the end of a traced run."""
+        if changed:
+            self._hyper.become_numbers(changed)
+            vars(self)["_plan"] = None
+            cells.structure_changed()
+
     # -- modules and groups -------------------------------------------------------------------------------------------
 
     @property
     def modules(self) -> Any:
         """The list given to the constructor; with groups, a tuple of the modules of all of them."""
+        self._have_lifted()
         lists = self._lists
         return tuple([m for modules in lists for m in modules]) if self._hyper.own else lists[0]
 
@@ -425,6 +482,7 @@ class Optimizer(Stateful):
 
     def _stated(self, name: str, group: int | None = None) -> Any:
         """A setting, a schedule as it is."""
+        self._touch()
         return self._whole(name, self._hyper.stated(name, lambda: self._counts()[0], group))
 
     def _whole(self, name: str, value: Any) -> Any:
@@ -435,8 +493,9 @@ class Optimizer(Stateful):
 
     def _counts(self) -> tuple[Any, Any]:
         """Steps taken and skipped: integers, or for a traced or stacked optimizer arrays."""
+        self._touch()
         steps = self._steps.value
-        steps = steps if isinstance(steps, jax.core.Tracer) else np.asarray(steps)
+        steps = steps if isinstance(steps, jax.core.Tracer) else jax.device_get(steps)
         pair = steps[..., -2], steps[..., -1]
         return pair if steps.ndim > 1 or isinstance(steps, jax.core.Tracer) else (int(pair[0]), int(pair[1]))
 
@@ -447,6 +506,7 @@ class Optimizer(Stateful):
 
     def _get_setting(self, name: str, group: int | None) -> Any:
         if name in self._hyper.given or name in self._hyper.flags:
+            self._touch()
             return self._whole(name, self._hyper.get(name, lambda: self._counts()[0], group))
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{self._hint(name)}")
 
@@ -551,7 +611,7 @@ class Optimizer(Stateful):
             >>> {path: sorted(state) for path, state in opt.state_dict()["state"].items()}
             {'0.weight': ['momentum_buffer', 'step'], '0.bias': ['momentum_buffer', 'step']}
         """
-        return state.state_dict(self, self._plan_now())
+        return state.state_dict(self, self._known("state_dict"))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what another optimizer's `state_dict()` gave. Load the modules' own states first.
@@ -560,12 +620,23 @@ class Optimizer(Stateful):
             ValueError: one error that lists everything that does not fit, and each parameter whose state was saved for
                 another one of those that there are; nothing has changed then.
         """
-        state.load_state_dict(self, self._plan_now(), state_dict)
+        state.load_state_dict(self, self._known("load_state_dict"), state_dict)
+
+    def _known(self, method: str) -> Plan:
+        """The plan, for a method that needs to know numbers, which compiled code does not."""
+        plan = self._plan_now()
+        if isinstance(self._steps.value, jax.core.Tracer):
+            raise cells.TraceError(
+                f"{type(self).__name__}.{method}() was called inside compiled code (mt.jit, mt.scan, or a JAX transform),"
+                " where the values of its counts and settings are not known. Call it outside, between calls"
+            )
+        return plan
 
     def _check_setting(self, name: str, value: Any) -> None:
         """Raise ValueError for a value that a setting cannot have."""
         if name in self._hyper.given:
             self._hyper.check(name, value)
+            self._hyper.check_length(name, value)
         else:
             _flags(type(self), {name: value})
 
@@ -627,6 +698,7 @@ class Optimizer(Stateful):
                 " such an optimizer is no pytree. Convert them with `minitorch_jax.adapters.numpy`."
             )
         walker.watch(partial(_look, self._lists, plan.ids))
+        walker.optimizers.append(ref(self))
         modules = tuple([walker.visit(m, join(path, f"modules.{i}")) for i, m in enumerate(self.modules)])
         grads = tuple(
             [
@@ -656,7 +728,11 @@ class Optimizer(Stateful):
         modules, _, _, _, _, _, (_, schedules, flags, groups) = payload
         for i, node in enumerate(modules):
             yield join(path, f"modules.{i}"), node
-        own = [(f"groups.{i}.{name}", value) for i, (_, known) in enumerate(groups) for name, value in known]
+        own = [
+            (f"groups.{i}.{name}", dict(known).get(name, "its own"))
+            for i, (names, known) in enumerate(groups)
+            for name in names
+        ]
         for name, value in (*flags, *schedules, *own):
             yield join(path, name), ("static", type(value), value)
 
@@ -716,7 +792,7 @@ def _nan_like(value: Any) -> Any:
     return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _parameters_of(cls: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of a class's constructor: looked up once, as assigning a setting needs them."""
     return inspect.signature(cls.__init__).parameters

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from functools import cache, lru_cache
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from .. import cell as cells
 from ..cell import Cell
 from ..clip import norm
+from ..kept import Kept
 from ..live import LiveList
 from ..module import Module
 from ..pack import stored_cells
@@ -24,7 +24,7 @@ from ..pipeline import Compiled, Pipeline, Placement, follow, join_mesh, placed,
 from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign, overlapping
-from .hyper import Layout
+from .hyper import Layout, complement
 from .units import Unit, make_units, over_packs, single
 
 
@@ -68,20 +68,20 @@ class Plan:
             Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
             for g in range(len(opt._lists))
         ]
-        self._rule = opt._form or type(opt), tuple(settings), hyper.layout
+        self.rule = opt._form or type(opt), tuple(settings), hyper.layout
         self._num_steps, self._clocks = len(order), opt._clocks
-        self.update = _update_for(self._key(singles, len(self.params), self.owned))[1]
+        self.update = _update_for(self, self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
-        settings = self._rule[1]
+        settings = self.rule[1]
 
         def structure_of(unit: Unit) -> Any:
             clock = self._clocks[unit.positions[0]]
             return unit.tree, unit.positions, clock, unit.group, settings[unit.group].decayed(unit.shapes)
 
         structures = tuple(map(structure_of, units))
-        return (*self._rule, num_native, structures, self._num_steps, placement(owned))
+        return (*self.rule, num_native, structures, self._num_steps, placement(owned))
 
     def values(self) -> dict[str, Any]:
         """The parameters' arrays by path, frozen ones and those of NumPy included."""
@@ -96,7 +96,7 @@ class Plan:
         owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), *self.tail]
         grads = [unit.grad for unit in native]
         key = self._key(units, len(native), owned)
-        compiled, update = _update_for(key)
+        compiled, update = _update_for(self, key)
         self.held, self.held_grads = stored_cells(owned), stored_cells(grads)
         if self.held != owned or self.held_grads != grads:
             compiled = _packed_update_for(key, update, owned, grads)
@@ -229,7 +229,7 @@ def begin_states(
     lent = not type(opt).__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
     for cell in trainable:
         if cell not in state or not state[cell][1] or opt._grows:
-            with jax.enable_x64(True) if cell in arrays and arrays[cell].dtype == np.float64 else nullcontext():
+            with cells.full_width([arrays.get(cell, cell.value)]):
                 p = jnp.asarray(arrays[cell]) if cell in arrays else cell.value
                 if settings[groups[cell]].master_weights and is_narrow(p):
                     p = p.astype(jnp.float32)
@@ -333,17 +333,34 @@ def _keep_master(state: dict[Cell, Any], cell: Cell, wanted: bool) -> None:
         state[cell] = tree, leaves
 
 
-_KEPT = 256  # updates, for optimizers to come
+LAST = int(np.iinfo(np.int32).max)  # where the counts of steps stay
 
 
-@lru_cache(maxsize=_KEPT)
-def _update_for(key: Any) -> tuple[Compiled, Callable[..., Any]]:
+_updates, _rules = Kept(), Kept()
+
+
+def _update_for(plan: Plan, key: Any) -> tuple[Compiled, Callable[..., Any]]:
     """The update of a structure, one for all optimizers that share it."""
-    update = _make_update(*key)
-    return Compiled(update, f"{key[0].__name__}_step"), update
+    found = _updates.get(key)
+    if found is None:
+        users: WeakSet[Plan] = WeakSet()
+        update = _make_update(lambda: next(iter(users)).rule, *key[3:])
+        found = _updates.set(key, (Compiled(update, f"{key[0].__name__}_step"), update, users))
+    compiled, update, users = found
+    users.add(plan)
+    return compiled, update
 
 
-_packed_updates: dict[Any, Compiled] = {}
+def forget_older(cls: type) -> None:
+    """Drop what was compiled for an earlier class of the same name: the code that defines it was run again."""
+    names = cls.__module__, cls.__qualname__
+
+    def is_older(entry: Any) -> bool:
+        rule = entry.key[0]
+        return isinstance(rule, type) and rule is not cls and (rule.__module__, rule.__qualname__) == names
+
+    _updates.drop(is_older)
+    _rules.drop(is_older)
 
 
 def _packed_update_for(
@@ -351,12 +368,8 @@ def _packed_update_for(
 ) -> Compiled:
     """The same over packed cells, of which some are taken view by view."""
     stored_update, layout = over_packs(update, owned, grads)
-    found = _packed_updates.get((key, layout))
-    if found is None:
-        found = _packed_updates[key, layout] = Compiled(stored_update, f"{key[0].__name__}_step")
-        if len(_packed_updates) > _KEPT:
-            del _packed_updates[next(iter(_packed_updates))]
-    return found
+    found: Compiled | None = _updates.get((*key, layout))
+    return found or _updates.set((*key, layout), Compiled(stored_update, f"{key[0].__name__}_step"))
 
 
 class Settings(NamedTuple):
@@ -373,36 +386,38 @@ class Settings(NamedTuple):
         return tuple([(int(np.prod(shape)), len(shape) >= 2) for shape in shapes])
 
     def numbers(self, values: Any, layout: Layout, num_steps: Any) -> dict[str, Any]:
-        """The numbers by name: scalars, or tuples of them."""
+        """The numbers by name: scalars, or tuples of them; as `one_minus` 1 minus each, exact where one is nearly 1."""
         found: dict[str, Any] = {}
+        rests: dict[str, Any] = {}
+        half = values.shape[0] // 2
         for name, start, length in layout:
-            start += self.start
-            found[name] = tuple(values[start + i] for i in range(length)) if length else values[start]
+            places = range(self.start + start, self.start + start + max(length, 1))
+            numbers, lost = tuple([values[i] for i in places]), tuple([values[half + i] for i in places])
+            found[name], rests[name] = (numbers, lost) if length else (numbers[0], lost[0])
         for name, schedule in self.schedules:
             found[name] = jax.tree.map(jnp.asarray, schedule(num_steps))
-        return found
+            rests[name] = jax.tree.map(jnp.zeros_like, found[name])
+        return found | {"one_minus": jax.tree.map(complement, found, rests)}
 
 
 def _make_update(
-    rule: Any,
-    settings: Sequence[Settings],
-    layout: Layout,
+    source: Callable[[], tuple[Any, Sequence[Settings], Layout]],
     num_native: int,
     structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any]],
     num_steps: int,
     places: Placement,
 ) -> Callable[..., Any]:
-    """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`."""
-    skip_nonfinite, tracks = (
-        any(dict(group.flags)[flag] for group in settings) for flag in ("skip_nonfinite", "track_grad_norm")
-    )
-    last = -2 if tracks else -1  # where the states end
+    """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`.
+
+    `source` gives the rule, the settings of each group, and their layout, while it is traced: it keeps none of them alive.
+    """
     ticks = np.zeros(num_steps + 2, np.int32)
     ticks[[*(i for _, positions, *_ in structures for i in positions), num_steps]] = 1
 
     def each(params: Any, grads: Any, states: Any, values: Any, steps: Any) -> tuple[list[Any], list[Any]]:
+        rule, settings, layout = source()
         numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
-        clocks = {clock: steps[clock] + 1 for _, _, clock, _, _ in structures}
+        clocks = {clock: jnp.minimum(steps[clock], LAST - 1) + 1 for _, _, clock, _, _ in structures}
         new_params, new_states = [], []
         for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
             mine = numbers[group] | masked_decay(numbers[group], decayed)
@@ -419,6 +434,22 @@ def _make_update(
         foreign_grads: Sequence[Any] = (),
         extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Any]:
+        with cells.full_width(owned):
+            return update_all(owned, grads, values, foreign, foreign_grads, extra)
+
+    def update_all(
+        owned: list[Any],
+        grads: list[Any],
+        values: Any,
+        foreign: Sequence[Any],
+        foreign_grads: Sequence[Any],
+        extra: Mapping[str, Any],
+    ) -> list[Any]:
+        rule, settings, _ = source()
+        skip_nonfinite, tracks = (
+            any(dict(group.flags)[flag] for group in settings) for flag in ("skip_nonfinite", "track_grad_norm")
+        )
+        last = -2 if tracks else -1  # where the states end
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:last])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
@@ -428,14 +459,14 @@ def _make_update(
         else:
             shared = dict(zip(rule.shared_names, held, strict=True))
             new_params, new_states = rule.update(params, grads, states, shared, extra)
-        new_steps = steps + ticks
+        new_steps = jnp.minimum(steps, LAST - ticks) + ticks
         if skip_nonfinite or tracks:
             finite = jnp.stack([jnp.isfinite(g).all() for g in grads if g is not None] or [jnp.array(True)]).all()
         if skip_nonfinite:
             old = [*params, *owned[num_native:last]]
             kept = [jnp.where(finite, new, was) for new, was in zip([*new_params, *new_states], old, strict=True)]
             new_params, new_states = kept[: len(params)], kept[len(params) :]
-            skipped = steps.at[num_steps + 1].add(1)
+            skipped = steps.at[num_steps + 1].set(jnp.minimum(steps[num_steps + 1], LAST - 1) + 1)
             new_steps = jnp.where(finite, new_steps, skipped)
         seen = [jnp.stack([norm(grads).astype(jnp.float32), finite.astype(jnp.float32)])] if tracks else []
         out = [*new_params[:num_native], *new_states, *seen, new_steps]
@@ -458,15 +489,18 @@ def masked_decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
     return {"weight_decay": decay if chosen[0] else jnp.zeros_like(decay)}
 
 
-@cache
 def _one(rule: Any, flags: tuple[tuple[str, Any], ...]) -> Callable[..., tuple[Any, Any]]:
     """A rule's update of one parameter; jitted, so that it is traced once for all of a shape."""
+    known: Callable[..., tuple[Any, Any]] | None = _rules.get((rule, flags))
+    if known is not None:
+        return known
 
     def update(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any) -> tuple[Any, Any]:
         return lifted(rule, p, g, s, numbers, dict(flags), t)
 
     update.__name__ = rule.__name__
-    return jax.jit(update)
+    made: Callable[..., tuple[Any, Any]] = _rules.set((rule, flags), jax.jit(update))
+    return made
 
 
 def lifted(
@@ -483,7 +517,10 @@ def lifted(
     def widen(x: Any) -> Any:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    h = SimpleNamespace(**jax.tree.map(widen, numbers), **flags, t=t.astype(dtype))
+    numbers = jax.tree.map(widen, numbers)
+    one_minus = numbers.pop("one_minus")
+    h = SimpleNamespace(one_minus=SimpleNamespace(**one_minus), t=t.astype(dtype), **flags)
+    vars(h).update(numbers)
     wide_g = jnp.zeros(p.shape, dtype) if g is None else widen(g).astype(dtype)
     new_p, new_s = rule.update(widen(p), wide_g, jax.tree.map(widen, s), h)
     return new_p.astype(p.dtype), jax.tree.map(lambda new, old: new.astype(old.dtype), new_s, s)

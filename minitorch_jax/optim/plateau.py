@@ -64,6 +64,7 @@ class ReduceOnPlateau:
     cooldown: int
     min_lr: float | tuple[float, ...]
     eps: float
+    _leads_to_state = True
 
     def __init__(
         self,

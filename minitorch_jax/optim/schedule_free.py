@@ -96,16 +96,16 @@ class ScheduleFreeAdamW(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
+        (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
         z = jnp.where(h.t == 1, p, s.z)
-        v = beta2 * s.exp_avg_sq + (1 - beta2) * g * g
-        u = g / (jnp.sqrt(v / bias_correction(beta2, h.t)) + h.eps) + h.weight_decay * p
+        v = beta2 * s.exp_avg_sq + rest2 * g * g
+        u = g / (jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps) + h.weight_decay * p
         lr_max = jnp.maximum(s.lr_max, h.lr * _warmth(h.t, h))
         weight = lr_max**h.weight_lr_power
         weight_sum = s.weight_sum + weight
         c = jnp.where(weight_sum > 0, weight / jnp.where(weight_sum > 0, weight_sum, 1), 0)
         lr = h.lr * _warmth(h.t - 1, h)
-        y = (1 - c) * p + c * z - lr * (1 - beta1 * (1 - c)) * u
+        y = (1 - c) * p + c * z - lr * (rest1 + beta1 * c) * u
         return y, ScheduleFreeAdamWState(z - lr * u, v, weight_sum, lr_max)
 
     @staticmethod

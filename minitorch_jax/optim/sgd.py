@@ -93,7 +93,7 @@ class SGD(Optimizer):
         if not s:
             return p - h.lr * (g + h.weight_decay * p), s
         keep = jnp.where(h.momentum == 0, 1, h.momentum)  # without momentum b stays as it is
-        take = jnp.where(h.momentum == 0, 0, jnp.where(h.t == 1, 1, 1 - h.dampening))
+        take = jnp.where(h.momentum == 0, 0, jnp.where(h.t == 1, 1, h.one_minus.dampening))
         b = keep * s.momentum_buffer + take * decayed(g, p, h.weight_decay)  # at t = 1 it is zeros
         b, p = in_place(b, p)
         gp = decayed(g, p, h.weight_decay)

@@ -66,7 +66,7 @@ class Lion(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        beta1, beta2 = h.betas
-        d = jnp.sign(beta1 * s.exp_avg + (1 - beta1) * g)
+        (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
+        d = jnp.sign(beta1 * s.exp_avg + rest1 * g)
         p = p - h.lr * (d + h.weight_decay * p)
-        return p, LionState(after(p, s.exp_avg, beta2 * s.exp_avg + (1 - beta2) * g))
+        return p, LionState(after(p, s.exp_avg, beta2 * s.exp_avg + rest2 * g))

@@ -13,12 +13,12 @@ import numpy as np
 from .. import cell as cells
 from ..cell import Cell
 from ..parameter import checked
-from .plan import Plan, field_names
+from .plan import LAST, Plan, field_names
 
 
 def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
     """What `Optimizer.state_dict` gives."""
-    steps = np.asarray(opt._steps.value)
+    steps = jax.device_get(opt._steps.value)
     state = {}
     for path, param in plan.named.items():
         tree, held = opt._state.get(param, (None, []))
@@ -40,6 +40,9 @@ def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
 def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     """What `Optimizer.load_state_dict` does."""
     cells.check_writable(opt._steps, f"the state of {type(opt).__name__}", opt)
+    misplaced = _malformed(given)
+    if misplaced:
+        raise _unfit(opt, misplaced)
     hyper = dict(given.get("hyperparameters", {}))
     own = [dict(mine) for mine in given.get("groups", [])]
     new, steps, problems = _new_state(opt, plan, given)
@@ -50,13 +53,47 @@ def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     problems += _moved(plan, given.get("fingerprints", {}))
     problems += _misfits(opt, hyper, own)
     if problems:
-        listed = "\n".join(problems)
-        raise ValueError(f"state_dict does not fit this {type(opt).__name__}; nothing was loaded:\n{listed}")
+        raise _unfit(opt, problems)
     opt._load_hyperparameters(hyper, own)
     for cell, _ in new:
         cells.lend(cell)
-    cells.store_all([*(cell for cell, _ in new), opt._steps], [*(v for _, v in new), jnp.asarray(steps)])
+    cells.store_all([*(cell for cell, _ in new), opt._steps], [*(v for _, v in new), jax.device_put(steps)])
     cells.structure_changed()  # other parameters may have taken as many steps as each other
+
+
+def _unfit(opt: Any, problems: list[str]) -> ValueError:
+    listed = "\n".join(problems)
+    return ValueError(f"state_dict does not fit this {type(opt).__name__}; nothing was loaded:\n{listed}")
+
+
+def _malformed(given: Any) -> list[str]:
+    """What is no dict where one must be, or no list, or no pair of numbers: all else is looked at entry by entry."""
+    if not isinstance(given, Mapping):
+        return [f"  it must be a dict, as `state_dict()` gives; got a {type(given).__name__}"]
+    entries = [(name, given[name]) for name in ("hyperparameters", "state", "shared", "fingerprints") if name in given]
+    if isinstance(given.get("state"), Mapping):
+        entries += [(f"state.{path}", fields) for path, fields in given["state"].items()]
+    groups = given.get("groups", [])
+    if isinstance(groups, list | tuple):
+        entries += [(f"groups.{i}", settings) for i, settings in enumerate(groups)]
+    else:
+        entries.append(("groups", groups))
+    problems = [
+        f"  {name} must be a {'list of dicts' if name == 'groups' else 'dict'}; got {value!r}"
+        for name, value in entries
+        if not isinstance(value, Mapping)
+    ]
+    strange = [(name, key) for name, value in [*entries, ("it", given)] if isinstance(value, Mapping) for key in value]
+    problems += [f"  {name}: {key!r} is no name" for name, key in strange if type(key) is not str]
+    prints = given.get("fingerprints", {})
+    for path, pair in prints.items() if isinstance(prints, Mapping) else ():
+        try:
+            right = np.shape(pair) == (2,) and np.isfinite(np.asarray(pair, float)).size == 2
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            problems.append(f"  fingerprints.{path} must be two numbers; got {pair!r}")
+    return problems
 
 
 def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tuple[Cell, Any]], Any, list[str]]:
@@ -65,8 +102,9 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
     problems = [f"  missing: state of {path}" for path in plan.named if path not in state]
     problems += [f"  unexpected: state of {path}" for path in state if path not in plan.named]
     new: list[tuple[Cell, Any]] = []
-    steps = np.asarray(opt._steps.value).copy()
-    steps[..., -2], steps[..., -1] = given.get("num_steps", 0), given.get("skipped", 0)
+    steps = np.array(opt._steps.value)
+    problems += _count(steps, -2, given.get("num_steps", 0), "num_steps")
+    problems += _count(steps, -1, given.get("skipped", 0), "skipped")
     for path, param in plan.named.items():
         tree, held = opt._state.get(param, (None, []))
         names = ["step", *(field_names(tree) if held else [])]
@@ -75,7 +113,7 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
             hint = "" if param.trainable else "; it is frozen here: load it unfrozen, and freeze it then"
             problems.append(f"  {path}: fields {sorted(fields)} were given for {sorted(names)}{hint}")
         elif path in state:
-            steps[..., opt._order.index(param)] = fields["step"]
+            problems += _count(steps, opt._order.index(param), fields["step"], f"{path}.step")
             problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new)
     if opt._shared and "shared" in given:  # where it is missing, that has been said
         shared = given["shared"]
@@ -86,15 +124,31 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
     return new, steps, problems
 
 
+def _count(steps: Any, place: int, given: Any, label: str) -> list[str]:
+    """Put a count (those of an ensemble: an array) among the others; what is wrong with it."""
+    try:
+        count = np.asarray(given)
+    except (TypeError, ValueError):
+        count = np.asarray(None)
+    whole = isinstance(given, int | np.integer | np.ndarray | jax.Array) and count.dtype.kind in "iu"
+    if not whole or isinstance(given, bool) or count.shape != steps.shape[:-1]:
+        what = f"an array {steps.shape[:-1]} of integers" if steps.ndim > 1 else "an integer"
+        return [f"  {label} must be {what}; got {given!r}"]
+    if not ((count >= 0) & (count <= LAST)).all():
+        return [f"  {label} must be in [0, {LAST}], where counts end; got {given!r}"]
+    steps[..., place] = count
+    return []
+
+
 def _take(held: Mapping[str, Cell], fields: Mapping[str, Any], path: str, new: list[tuple[Cell, Any]]) -> list[str]:
     """Add to `new` what fields give some cells; what is wrong with them."""
     problems = []
     for name, cell in held.items():
         try:
-            with wide(cell.value):
+            with cells.full_width([cell.value]):
                 new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
-        except ValueError as error:
-            problems.append(f"  {error}")
+        except (ValueError, TypeError, OverflowError) as error:
+            problems.append(f"  {path}.{name}: {error}" if type(error) is not ValueError else f"  {error}")
     return problems
 
 
@@ -112,19 +166,14 @@ def _misfits(opt: Any, hyper: dict[str, Any], own: list[dict[str, Any]]) -> list
                     opt._check_setting(name, value)
                 elif settings is not hyper:
                     problems.append(f"  unexpected: hyperparameter {name} of a group")
-            except ValueError as error:
-                problems.append(f"  {error}")
+            except (ValueError, TypeError, OverflowError) as error:
+                problems.append(f"  hyperparameter {name}: {error}" if type(error) is not ValueError else f"  {error}")
     return problems
 
 
 def _number(count: Any) -> Any:
     """A count as an integer; those of an ensemble as an array."""
     return int(count) if count.ndim == 0 else count
-
-
-def wide(value: Any) -> Any:
-    """A context in which float64 is kept, if `value` (of a NumPy module's state) is float64."""
-    return jax.enable_x64(True) if getattr(value, "dtype", None) == np.float64 else nullcontext()
 
 
 # -- which parameter a state belongs to --------------------------------------------------------------------------------
