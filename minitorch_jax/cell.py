@@ -23,6 +23,7 @@ import numpy as np
 from jax.extend import core as jax_core
 
 from .encoding import Encoding
+from .memory import owned
 
 TWO_SPELLINGS = (
     "Either pass it in and return it (`return opt, loss` in `step`): `opt, loss = jax.jit(step)(opt, x, y)`; or compile"
@@ -281,7 +282,7 @@ class Cell:
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
-            self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(state[0])
+            self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(owned(state[0]))
 
     def __repr__(self) -> str:
         return f"Cell({self.kind}, {self.value!r})"
@@ -301,7 +302,7 @@ def _to_numpy(value: Any) -> Any:
 
 
 def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
-    value = jnp.array(value) if isinstance(value, np.ndarray) else value
+    value = jnp.array(owned(value)) if isinstance(value, np.ndarray) else value
     return Cell(value, kind, trainable=trainable, encoding=encoding)
 
 

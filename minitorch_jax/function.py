@@ -17,6 +17,7 @@ from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
 from .containers import holds_state
+from .memory import owned_data
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import is_debugging, join_mesh, placement
 from .program import Binding, FirstRun, Program, Repartition
@@ -92,7 +93,7 @@ class Shortcut:
         binding = self.binding()
         if binding is None:
             return None
-        data = args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
+        data = owned_data(args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data]))
         if settled:
             try:
                 results = binding.run_again(data)
@@ -180,7 +181,7 @@ class Function:
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """`run`, the long way, and for a program's first run with these shapes."""
         binding, data, reached = self._bind(fn, args, kwargs)
-        program = binding.program
+        program, data = binding.program, tuple(owned_data(data))
         donated, data = data[: program.num_donated], data[program.num_donated :]
         others = list(map(get_stored, binding.read)), data
         now = program.now

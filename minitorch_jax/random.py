@@ -16,6 +16,7 @@ import numpy as np
 
 from . import cell as cells
 from .cell import Cell
+from .memory import owned
 from .stateful import Builder, Node, Stateful, Walker
 
 
@@ -213,7 +214,7 @@ def rng(key: Any) -> Iterator[None]:
     if hasattr(key, "__index__") and not isinstance(key, bool | np.ndarray | jax.Array):
         key = _key_of(key, "rng")
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape == _raw_shape():
-        key = jax.random.wrap_key_data(jnp.asarray(key))  # of `jax.random.PRNGKey`
+        key = jax.random.wrap_key_data(jnp.asarray(owned(key)))  # of `jax.random.PRNGKey`
     if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
     before = local.stream

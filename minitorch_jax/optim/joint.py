@@ -13,6 +13,7 @@ from jax.tree_util import DictKey, keystr
 
 from ..cell import Cell
 from ..containers import describe
+from ..memory import owned
 from ..parameter import as_array
 from ..stateful import Builder, Node
 from ..tracing import unaliased
@@ -199,7 +200,7 @@ class JointOptimizer(Optimizer):
         wide = any(array.dtype == np.float64 for array in arrays.values())
         try:
             with jax.enable_x64(True) if wide else nullcontext():
-                begun = self._rule.init({name: jnp.asarray(array) for name, array in params.items()})
+                begun = self._rule.init({name: jnp.asarray(owned(array)) for name, array in params.items()})
         except Exception as error:
             if params:
                 given = ", ".join(listed)
