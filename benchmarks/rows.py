@@ -56,7 +56,15 @@ class Sizes(NamedTuple):
     first: int  # depth of the network whose first call is measured
 
 
-FULL = Sizes((4, 40, 400, 2000), (2, 20, 100), MLP(3, 512, 128), (MLP(1, 784, 64), MLP(1, 3072, 256)), MLP(20, 32), 50_000_000, 100)
+FULL = Sizes(
+    (4, 40, 400, 2000),
+    (2, 20, 100),
+    MLP(3, 512, 128),
+    (MLP(1, 784, 64), MLP(1, 3072, 256)),
+    MLP(20, 32),
+    50_000_000,
+    100,
+)
 QUICK = Sizes((4, 40), (2, 4), MLP(3, 64, 32), (MLP(1, 64, 64),), MLP(3, 32), 1_000_000, 3)
 SCAN = 20  # steps in one program
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jax_core
 
-from .encoding import Encoding
+from .encoding import Encoding, from_halves
 from .memory import owned
 
 TWO_SPELLINGS = (
@@ -229,7 +229,19 @@ class Cell:
     `jax.device_put` and others give new array objects that share the buffer, and die with it.)
     """
 
-    __slots__ = ("stored", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "pack", "__weakref__")
+    __slots__ = (
+        "stored",
+        "lent",
+        "kind",
+        "trainable",
+        "grad",
+        "encoding",
+        "birth",
+        "reached",
+        "pack",
+        "unseen",
+        "__weakref__",
+    )
 
     def __init__(
         self,
@@ -248,6 +260,7 @@ class Cell:
         self.encoding = encoding
         self.birth = birth
         self.reached = False  # of a gradient: whether any loss has ever given one
+        self.unseen = encoding is not None  # whether nobody has looked yet if its floats stand for a value
         self.pack: Any = None  # the Pack that holds its value, if it is a view of one
         self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
         frame = local.frame
@@ -275,7 +288,7 @@ class Cell:
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_cell, (_to_numpy(self.value), self.kind, self.trainable, self.encoding), self._grad_state()
+        return _restored_cell, (_to_numpy(self.value), self.kind, self.trainable, self.encoding), self._grad_state()
 
     def _grad_state(self) -> Any:
         return None if self.grad is None or self.grad.value is None else (_to_numpy(self.grad.value),)
@@ -301,9 +314,16 @@ def _to_numpy(value: Any) -> Any:
     return np.asarray(value) if isinstance(value, jax.Array) else value
 
 
-def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+def _restored_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
     value = jnp.array(owned(value)) if isinstance(value, np.ndarray) else value
     return Cell(value, kind, trainable=trainable, encoding=encoding)
+
+
+def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+    """A cell of a pickle that was written when floats stood for 16 bits each."""
+    if encoding is not None and isinstance(value, np.ndarray):
+        value = np.asarray(from_halves(encoding, value))
+    return _restored_cell(value, kind, trainable, encoding)
 
 
 get_value = attrgetter("value")
@@ -382,7 +402,26 @@ def read(cell: Cell, owner: Any = None) -> Any:
             cell.birth.dirty.pop(id(cell), None)
         return gradient(cell)
     value = cell.stored if frame is None else cell.value
-    return value if cell.encoding is None else cell.encoding.decode(value)
+    if cell.encoding is None:
+        return value
+    if cell.unseen:
+        names = getattr(owner, "_cells", {}).items()
+        name = next((name for name, mine in names if mine is cell), "a buffer")
+        check_encoded(cell, value, f"{type(owner).__name__}.{name}")
+    return cell.encoding.decode(value)
+
+
+def check_encoded(cell: Cell, value: Any, label: str) -> None:
+    """Raise ValueError if the floats of a cell stand for no value, as after a map over leaves that computes with them."""
+    encoding: Any = cell.encoding
+    problem = encoding.problem(value)
+    if problem is not None:
+        raise ValueError(
+            f"{label} is {encoding.dtype}, which a module's pytree keeps as floats: {problem}."
+            " Maps over all leaves of a module may cast them to float16, bfloat16 or wider, and copy them; compute with"
+            " parameters alone (`model.parameters()`), or use `model.astype(dtype)`."
+        )
+    cell.unseen = not is_concrete(value)
 
 
 def check_writable(cell: Cell, label: str, owner: Any = None) -> None:

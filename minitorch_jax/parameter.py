@@ -180,7 +180,7 @@ def encode_checked(cell: Cell, value: Any, label: str) -> Any:
     new = checked(value, declared(cell), label)
     if cell.encoding is None:
         return new
-    encoded = cell.encoding.encode(new)
+    encoded = cell.encoding.encode(new, cell.value)
     if (
         isinstance(value, jax.Array)
         or isinstance(encoded, jax.core.Tracer)

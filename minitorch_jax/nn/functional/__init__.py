@@ -1,7 +1,6 @@
 """The stateless forms of layers and losses, as in torch.nn.functional."""
 
 from ...eager import own_arguments as _own_arguments
-
 from .activation import celu as celu
 from .activation import elu as elu
 from .activation import gelu as gelu
