@@ -9,7 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 
@@ -74,9 +74,11 @@ class Shortcut:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
         if len(args) != self.count or self.watch.rebound():
             return False
-        stream, current = self.stream, cast(Any, random.local.stream)
-        if stream is not None and (stream is not current or current.cell.stored.sharding != self.sharding):
-            return False
+        stream = self.stream
+        if stream is not None:
+            current = random.local.stream if random.innermost_block.get() is None else random.current()
+            if stream is not current or stream.cell.stored.sharding != self.sharding:
+                return False
         for place, reference in self.objects:
             if reference() is not args[place]:
                 return False
