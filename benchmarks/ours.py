@@ -98,13 +98,14 @@ def three_calls(problem: MLP, packed: bool = False) -> Side:
     return Side(run, value=lambda result: result[0])
 
 
-def compiled(problem: MLP, model: Any = None, optimizer: Any = None) -> Side:
-    """The same three lines under `mt.jit`."""
+def compiled(problem: MLP, model: Any = None, optimizer: Any = None, from_numpy: bool = False) -> Side:
+    """The same three lines under `mt.jit`; `from_numpy`: the data come in NumPy arrays at each call."""
     training = Training(problem, model=model, optimizer=optimizer)
-    model, opt, x, y, loss_fn = training.model, training.opt, training.x, training.y, training.loss_fn
+    model, opt, loss_fn = training.model, training.opt, training.loss_fn
+    x, y = problem.data() if from_numpy else (training.x, training.y)
 
     @mt.jit
-    def train_step(x: jax.Array, y: jax.Array) -> jax.Array:
+    def train_step(x: Any, y: Any) -> jax.Array:
         opt.zero_grad()
         loss = mt.backward(loss_fn, model, x, y)
         opt.step()

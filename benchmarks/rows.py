@@ -50,13 +50,22 @@ class Sizes(NamedTuple):
     arrays: Sequence[int]
     depths: Sequence[int]
     wide: MLP
+    batches: Sequence[MLP]  # whose data come from NumPy
     among_peers: MLP
     large: int
     first: int  # depth of the network whose first call is measured
 
 
-FULL = Sizes((4, 40, 400, 2000), (2, 20, 100), MLP(3, 512, 128), MLP(20, 32), 50_000_000, 100)
-QUICK = Sizes((4, 40), (2, 4), MLP(3, 64, 32), MLP(3, 32), 1_000_000, 3)
+FULL = Sizes(
+    (4, 40, 400, 2000),
+    (2, 20, 100),
+    MLP(3, 512, 128),
+    (MLP(1, 784, 64), MLP(1, 3072, 256)),
+    MLP(20, 32),
+    50_000_000,
+    100,
+)
+QUICK = Sizes((4, 40), (2, 4), MLP(3, 64, 32), (MLP(1, 64, 64),), MLP(3, 32), 1_000_000, 3)
 SCAN = 20  # steps in one program
 
 STEP, PACKED_STEP, FOUR = "step()", "packed step()", "step() of 4 arrays"
@@ -64,6 +73,7 @@ HAND, HAND_DEVICE = "jax.jit by hand", "jax.jit by hand, lr on device"
 NUMPY, FOREACH, FUSED = "NumPy loop", "torch foreach", "torch fused"
 LOOP, PACKED_LOOP, JIT, SCANNED = "three-call loop", "packed three-call loop", "mt.jit", f"mt.scan of {SCAN} steps"
 TWO, TWO_DEVICE = "two jax.jit calls by hand", "two jax.jit calls, lr on device"
+JIT_NUMPY, HAND_NUMPY = "mt.jit, NumPy batches", "fused jax.jit by hand, NumPy batches"
 HAND_FUSED, HAND_SCAN = "fused jax.jit by hand", f"lax.scan by hand of {SCAN} steps"
 NNX, NNX_CACHED, NNX_PARTIAL = "nnx.jit", "nnx.cached_partial", "nnx.jit_partial"
 EQUINOX, OPTAX = "equinox filter_jit", "optax under jax.jit"
@@ -151,6 +161,17 @@ def wide(problem: MLP) -> Group:
     }
     rows = [Row(JIT, HAND_FUSED, 1.2), Row(LOOP, TWO), Row(JIT, FUSED)]
     return Group("wide", f"training step, {network(problem)}", rows, steady(makers))
+
+
+def numpy_batches(problem: MLP) -> Group:
+    """A training step whose data come in NumPy arrays: ours copies them before it returns, JAX by itself may not."""
+    makers = {
+        JIT_NUMPY: partial(ours.compiled, problem, from_numpy=True),
+        JIT: partial(ours.compiled, problem),
+        HAND_NUMPY: partial(hand.fused, problem, from_numpy=True),
+    }
+    rows = [Row(JIT_NUMPY, JIT), Row(JIT_NUMPY, HAND_NUMPY)]
+    return Group(f"numpy/{problem.width}", f"training step, {network(problem)}", rows, steady(makers))
 
 
 def among_peers(problem: MLP) -> Group:
@@ -293,6 +314,7 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
     groups = [updates(count) for count in sizes.arrays]
     ends = sizes.depths[0], sizes.depths[-1]
     groups += [training(MLP(depth, 16), depth == ends[0], depth == ends[1]) for depth in sizes.depths]
+    groups += [numpy_batches(problem) for problem in sizes.batches]
     groups += [wide(sizes.wide), among_peers(sizes.among_peers), *adapters(sizes.among_peers, sizes.arrays[1])]
     for rule, name in RULES.items():
         groups.append(large(sizes.large, rule, name))

@@ -17,6 +17,7 @@ from . import interrupts, plain
 from .arguments import Arguments, unfold, unwrap_output, wrap_output
 from .cell import Cell, get_value, is_eager
 from .function import Function, Functions
+from .memory import owned_data
 from .module import Module
 from .pipeline import placed
 from .program import Binding, Partition, Program
@@ -227,7 +228,7 @@ def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any,
     if not train:
         raise _no_parameter(function.name, lifted)
     values = list(map(get_value, lifted))
-    (loss, aux, written), grads = _value_and_grad(traced, values, call.data, train)
+    (loss, aux, written), grads = _value_and_grad(traced, values, owned_data(call.data), train)
     paths = paths_of(call.objects)
     for i in train if accumulate else ():
         cells.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])

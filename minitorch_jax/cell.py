@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .encoding import Encoding
+from .encoding import Encoding, from_halves
 from .jax_private import at_top_level as at_top_level
 from .jax_private import trace_state
+from .memory import owned
 
 TWO_SPELLINGS = (
     "Either pass it in and return it (`return opt, loss` in `step`): `opt, loss = jax.jit(step)(opt, x, y)`; or compile"
@@ -219,7 +220,19 @@ class Cell:
     `jax.device_put` and others give new array objects that share the buffer, and die with it.)
     """
 
-    __slots__ = ("stored", "lent", "kind", "trainable", "grad", "encoding", "birth", "reached", "pack", "__weakref__")
+    __slots__ = (
+        "stored",
+        "lent",
+        "kind",
+        "trainable",
+        "grad",
+        "encoding",
+        "birth",
+        "reached",
+        "pack",
+        "unseen",
+        "__weakref__",
+    )
 
     def __init__(
         self,
@@ -238,6 +251,7 @@ class Cell:
         self.encoding = encoding
         self.birth = birth
         self.reached = False  # of a gradient: whether any loss has ever given one
+        self.unseen = encoding is not None  # whether nobody has looked yet if its floats stand for a value
         self.pack: Any = None  # the Pack that holds its value, if it is a view of one
         self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
         frame = local.frame
@@ -268,7 +282,7 @@ class Cell:
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle_cell, (_to_numpy(self.value), self.kind, self.trainable, self.encoding), self._grad_state()
+        return _restored_cell, (_to_numpy(self.value), self.kind, self.trainable, self.encoding), self._grad_state()
 
     def _grad_state(self) -> Any:
         return None if self.grad is None or self.grad.value is None else (_to_numpy(self.grad.value),)
@@ -276,7 +290,7 @@ class Cell:
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
             with full_width(state):
-                self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(state[0])
+                self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(owned(state[0]))
 
     def __repr__(self) -> str:
         return f"Cell({self.kind}, {self.value!r})"
@@ -301,10 +315,17 @@ def _to_numpy(value: Any) -> Any:
     return np.asarray(value) if isinstance(value, jax.Array) else value
 
 
-def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+def _restored_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
     with full_width([value]):
-        value = jnp.array(value) if isinstance(value, np.ndarray) else value
+        value = jnp.array(owned(value)) if isinstance(value, np.ndarray) else value
     return Cell(value, kind, trainable=trainable, encoding=encoding)
+
+
+def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+    """A cell of a pickle that was written when floats stood for 16 bits each."""
+    if encoding is not None and isinstance(value, np.ndarray):
+        value = np.asarray(from_halves(encoding, value))
+    return _restored_cell(value, kind, trainable, encoding)
 
 
 get_value = attrgetter("value")
@@ -399,7 +420,26 @@ def read(cell: Cell, owner: Any = None) -> Any:
             cell.birth.dirty.pop(id(cell), None)
         return gradient(cell)
     value = cell.stored if frame is None else cell.value
-    return value if cell.encoding is None else cell.encoding.decode(value)
+    if cell.encoding is None:
+        return value
+    if cell.unseen:
+        names = getattr(owner, "_cells", {}).items()
+        name = next((name for name, mine in names if mine is cell), "a buffer")
+        check_encoded(cell, value, f"{type(owner).__name__}.{name}")
+    return cell.encoding.decode(value)
+
+
+def check_encoded(cell: Cell, value: Any, label: str) -> None:
+    """Raise ValueError if the floats of a cell stand for no value, as after a map over leaves that computes with them."""
+    encoding: Any = cell.encoding
+    problem = encoding.problem(value)
+    if problem is not None:
+        raise ValueError(
+            f"{label} is {encoding.dtype}, which a module's pytree keeps as floats: {problem}."
+            " Maps over all leaves of a module may cast them to float16, bfloat16 or wider, and copy them; compute with"
+            " parameters alone (`model.parameters()`), or use `model.astype(dtype)`."
+        )
+    cell.unseen = not is_concrete(value)
 
 
 def check_writable(cell: Cell, label: str, owner: Any = None) -> None:

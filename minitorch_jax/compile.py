@@ -20,6 +20,7 @@ from .autograd import objects_of, paths_of, touch_all
 from .cell import CONSUMED, Cell, held, is_eager
 from .containers import holds_state
 from .function import Function, Functions, kept_for
+from .memory import owned_data
 from .program import Partition, Program
 from .tracing import Purpose, Traced, trace_with_all, unaliased
 from .undo import all_or_nothing
@@ -354,7 +355,7 @@ def _make_scan(keep_grads: bool, fn: Any) -> Function:
 def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool) -> Any:
     """The scan, within a trace."""
     call = Arguments(fn, stacked, {})
-    arrays = [jnp.asarray(array) for array in call.data]
+    arrays = [jnp.asarray(array) for array in owned_data(call.data)]
     length = _length(arrays, length)
     if plain.is_plain():
         if length:

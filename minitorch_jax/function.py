@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
@@ -20,6 +20,7 @@ from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
 from .jax_private import is_debugging
 from .kept import Kept, Weaken
+from .memory import owned_data
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, join_mesh, placement
 from .plain import is_plain
@@ -78,9 +79,11 @@ class Shortcut:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
         if len(args) != self.count or self.reads.watch.rebound():
             return False
-        stream, current = self.stream, cast(Any, random.local.stream)
-        if stream is not None and (stream is not current or current.cell.stored.sharding != self.sharding):
-            return False
+        stream = self.stream
+        if stream is not None:
+            current = random.local.stream if random.innermost_block.get() is None else random.current()
+            if stream is not current or stream.cell.stored.sharding != self.sharding:
+                return False
         for place, reference in self.objects:
             if reference() is not args[place]:
                 return False
@@ -97,7 +100,7 @@ class Shortcut:
         binding = self.binding()
         if binding is None:
             return None
-        data = args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
+        data = owned_data(args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data]))
         if self.reads.inputs:
             named = self.reads.fetch()
             if named is None:
@@ -239,7 +242,7 @@ class Function:
             self.add_reached(call)
             return self.program.plainly(self, call), None
         binding, data, reached = self._bind(fn, args, kwargs)
-        program = binding.program
+        program, data = binding.program, tuple(owned_data(data))
         donated, data = data[: program.num_donated], data[program.num_donated :]
         others = list(map(get_stored, binding.read)), data
         now = program.now

@@ -14,6 +14,7 @@ import numpy as np
 from . import cell as cells
 from .cell import Cell
 from .containers import TrackedDict, TrackedList, convert, describe, is_array
+from .eager import given
 from .live import LiveList
 from .pack import release
 from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked, same_values
@@ -71,6 +72,7 @@ class Module(Stateful):
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = given(args, kwargs)
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

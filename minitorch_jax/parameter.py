@@ -12,6 +12,7 @@ from . import cell as cells
 from .cell import Cell
 from .containers import describe
 from .encoding import Encoding
+from .memory import owned
 
 X64 = 'jax.config.update("jax_enable_x64", True)'
 
@@ -20,6 +21,7 @@ def as_array(value: Any) -> Any:
     """`value` as a jax array that shares no memory with NumPy and has no weak type."""
     if isinstance(value, jax.Array):
         return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
+    value = owned(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
         value = fitting(value)
     return jnp.array(value, dtype=jnp.result_type(value) if np.shape(value) == () else None)
@@ -43,7 +45,7 @@ def placed_as(value: Any, old: Any) -> Any:
     """`value`, if it is no array of JAX's yet, on the devices that the array which it replaces is bound to, if any."""
     if isinstance(value, jax.Array) or isinstance(old, jax.core.Tracer) or not getattr(old, "committed", False):
         return value
-    value = np.array(value)  # a copy: JAX may share its memory
+    value = np.asarray(owned(value))
     if value.dtype.kind in "iu":
         value = fitting(value)
     return jax.device_put(value, old.sharding) if value.shape == old.shape else value
@@ -184,7 +186,7 @@ def encode_checked(cell: Cell, value: Any, label: str) -> Any:
     new = checked(value, declared(cell), label)
     if cell.encoding is None:
         return new
-    encoded = cell.encoding.encode(new)
+    encoded = cell.encoding.encode(new, cell.value)
     if (
         isinstance(value, jax.Array)
         or isinstance(encoded, jax.core.Tracer)

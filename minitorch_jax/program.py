@@ -212,6 +212,10 @@ class Binding:
     def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
         self.program = program
         self.walks = [weakref.ref(walk) for walk in walks]
+        for walk in walks:
+            for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+                if cell.unseen:
+                    cells.check_encoded(cell, cell.value, f"{walk.spec.node[1].__name__}.{path}")
         self.cells = lifted
         self.stored = stored_cells(lifted)
         self.regroup()

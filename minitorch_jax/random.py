@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from . import cell as cells
 from .cell import Cell
+from .memory import owned
 from .stateful import Builder, Node, Stateful, Walker
 
 
@@ -115,12 +117,47 @@ class _Local(threading.local):
 
 
 local = _Local()
+
+
+class _Block:
+    """A `with rng(key)` block that was entered: its stream, and the block around it.
+
+    A block may be left while it is not the innermost one, when a generator that entered it is closed late: then it is
+    skipped when those within it are left. It may also be left from where it was never entered, by a generator that another
+    thread or task finalizes: then it is `lost`, and skipped where it still seems to be in force.
+    """
+
+    __slots__ = ("stream", "around", "left", "lost")
+
+    def __init__(self, stream: Stream, around: _Block | None) -> None:
+        self.stream, self.around = stream, around
+        self.left = self.lost = False
+
+    def leave(self) -> None:
+        self.left = True
+        innermost = block = innermost_block.get()
+        while block is not None and block is not self:
+            block = block.around
+        self.lost = block is None
+        if innermost is self:
+            while block is not None and block.left:
+                block = block.around
+            innermost_block.set(block)
+
+
+# Of the running thread or asyncio task, so that tasks in turn do not draw from each other's.
+innermost_block: ContextVar[_Block | None] = ContextVar("minitorch_jax.rng", default=None)
 _seed = 0  # of the main thread's stream
 _threads = itertools.count(1)
 
 
 def current() -> Stream:
-    """The stream that this thread draws from: that of `rng`, or one of its own."""
+    """The stream that is drawn from here: that of `rng`, or the thread's own."""
+    block = innermost_block.get()
+    while block is not None and block.lost:
+        block = block.around
+    if block is not None:
+        return block.stream
     stream = local.stream
     if stream is None:
         with jax.ensure_compile_time_eval():
@@ -164,8 +201,7 @@ def seed(n: int) -> None:
     """
     global _seed
     new = _key_of(n, "seed")
-    stream = local.stream
-    if stream is None and cells.at_top_level():
+    if local.stream is None and innermost_block.get() is None and cells.at_top_level():
         local.stream = Stream(new)
     else:
         stream = current()
@@ -188,10 +224,11 @@ def _key_of(n: Any, name: str) -> jax.Array:
 
 @contextmanager
 def rng(key: Any) -> Iterator[None]:
-    """Draw from a stream of its own, which starts at `key`, in a `with` block (in this thread).
+    """Draw from a stream of its own, which starts at `key`, in a `with` block (in this thread or asyncio task).
 
     This is what a random layer needs inside a plain JAX transform, where the stream of `seed` cannot advance, and what
-    makes a piece of code reproducible on its own.
+    makes a piece of code reproducible on its own. Tasks that a block starts go on drawing from its stream. (A generator that
+    is suspended in a block leaves it in force for the code that runs on, as with `decimal.localcontext`.)
 
     Args:
         key: a `jax.random.key` (shape `()`, traced or not), one of `jax.random.PRNGKey`, or an integer seed.
@@ -213,15 +250,15 @@ def rng(key: Any) -> Iterator[None]:
     if hasattr(key, "__index__") and not isinstance(key, bool | np.ndarray | jax.Array):
         key = _key_of(key, "rng")
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape == _raw_shape():
-        key = jax.random.wrap_key_data(jnp.asarray(key))  # of `jax.random.PRNGKey`
+        key = jax.random.wrap_key_data(jnp.asarray(owned(key)))  # of `jax.random.PRNGKey`
     if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
-    before = local.stream
-    local.stream = Stream(key)
+    block = _Block(Stream(key), innermost_block.get())
     try:
+        innermost_block.set(block)
         yield
     finally:
-        local.stream = before
+        block.leave()
 
 
 def _raw_shape() -> tuple[int, ...]:

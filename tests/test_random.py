@@ -1,5 +1,7 @@
 """Random streams: one draw is one step of the stream, wherever it is made; and Dropout, which draws from them."""
 
+import asyncio
+import contextlib
 import copy
 import gc
 import pickle
@@ -8,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -486,6 +489,152 @@ def test_rng_ends_with_an_exception(error, drawn):
         with mt.rng(2):
             taken(1)
             raise error
+    assert drawn() == 0
+
+
+# -- rng in asyncio tasks, generators and threads ----------------------------------------------------------------------
+
+
+def alone(number, count):
+    """What a block draws that nothing else runs beside."""
+    with mt.rng(number):
+        return taken(count)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tasks_that_take_turns_draw_from_streams_of_their_own(drawn, fails):
+    async def task(number):
+        found = []
+        with mt.rng(number):
+            for _ in range(3):
+                found += taken(1)
+                await asyncio.sleep(0)
+            if fails and number == 1:
+                raise ZeroDivisionError
+            with mt.rng(number + 10):
+                await asyncio.sleep(0)
+                inner = taken(1)
+                await asyncio.sleep(0)
+            return [*found, *taken(1)], inner
+
+    async def both():
+        return await asyncio.gather(*map(task, (1, 2, 3)), return_exceptions=True)
+
+    results = asyncio.run(both())
+    for number, result in zip((1, 2, 3), results, strict=True):
+        if fails and number == 1:
+            assert isinstance(result, ZeroDivisionError)
+        else:
+            assert result == (alone(number, 4), alone(number + 10, 1))
+    assert drawn() == 0
+
+
+def test_compiled_calls_of_tasks_draw_from_streams_of_their_own(drawn):
+    drop = nn.Dropout(0.5)
+    compiled = mt.jit(lambda drop, x: drop(x))
+
+    async def task(number, pause):
+        masks = []
+        with mt.rng(number):
+            for _ in range(3):
+                masks.append(np.asarray(compiled(drop, ONES)))
+                await pause()
+        return masks
+
+    async def both():
+        return await asyncio.gather(*[task(number, lambda: asyncio.sleep(0)) for number in (1, 2)])
+
+    async def one(number):
+        return await task(number, lambda: asyncio.sleep(0))
+
+    np.testing.assert_array_equal(asyncio.run(both()), [asyncio.run(one(1)), asyncio.run(one(2))])
+    assert compiled.num_compiles == 1
+    assert drawn() == 0
+
+
+def test_tasks_and_threads_of_a_block_draw_from_its_stream(drawn, keys):
+    async def late():
+        await asyncio.sleep(0)
+        return taken(1)
+
+    async def main():
+        with mt.rng(SEED):
+            first = taken(1)
+            second = await asyncio.to_thread(taken, 1)
+            task = asyncio.create_task(late())
+        assert drawn() == 0  # the block has been left here, and goes on in the task
+        return [*first, *second, *await task]
+
+    assert asyncio.run(main()) == keys[:3]
+    with mt.rng(SEED), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(taken, 1).result() not in [keys[:1], keys[1:2]]  # a thread by itself has a stream of its own
+        assert taken(1) == keys[:1]
+    assert drawn() == 1
+
+
+def block_of(number):
+    with mt.rng(number):
+        yield
+        yield
+
+
+@pytest.mark.parametrize("how", ["close", "exhaust", "del", "throw"])
+def test_a_generator_that_leaves_its_block_late_leaves_the_others_in_force(how, drawn, keys):
+    def end(generator):
+        if how == "close":
+            generator.close()
+        elif how == "exhaust":
+            list(generator)
+        elif how == "throw":
+            with contextlib.suppress(ZeroDivisionError):
+                generator.throw(ZeroDivisionError)
+
+    one, two = block_of(1), block_of(2)
+    next(one)
+    with mt.rng(SEED):
+        next(two)
+        end(one)
+        if how == "del":
+            del one
+        assert taken(1) == alone(2, 1)
+        end(two)
+        if how == "del":
+            del two
+        assert taken(2) == keys[:2]
+    assert drawn() == 0
+
+
+def test_generators_that_take_turns_leave_no_block_behind(drawn):
+    one, two = block_of(1), block_of(2)
+    next(one), next(two)
+    one.close()
+    two.close()
+    assert drawn() == 0
+
+
+@pytest.mark.parametrize("where", ["thread", "task"])
+def test_a_generator_that_is_finalized_elsewhere_leaves_no_block_behind(where, drawn, keys):
+    one = block_of(1)
+    next(one)
+
+    async def close():
+        one.close()
+
+    if where == "thread":
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(one.close).result()
+    else:
+        asyncio.run(close())
+    with mt.rng(SEED):
+        assert taken(1) == keys[:1]
+    assert drawn() == 0
+
+
+def test_seed_in_a_block_restarts_its_stream_alone(drawn):
+    with mt.rng(1):
+        taken(1)
+        mt.seed(2)
+        assert taken(2) == alone(2, 2)
     assert drawn() == 0
 
 

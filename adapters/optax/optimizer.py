@@ -12,6 +12,7 @@ import numpy as np
 
 import minitorch_jax as mt
 from minitorch_jax import cell as cells
+from minitorch_jax.memory import owned
 from minitorch_jax.optim.hyper import short
 from minitorch_jax.optim.joint import JointOptimizer
 from minitorch_jax.parameter import as_array, checked
@@ -217,7 +218,7 @@ class _Hyperparams(MutableMapping[str, Any]):
                 f" `optax.inject_hyperparams(...)({last}=schedule)`"
             )
         with cells.full_width([cell.value]):
-            new = jnp.asarray(value).astype(cell.value.dtype)
+            new = jnp.asarray(owned(value)).astype(cell.value.dtype)
             if new.shape == ():  # the same for all members of an ensemble
                 new = jnp.broadcast_to(new, cell.value.shape)
             cells.write(cell, checked(new, cell.value, name), name, self._opt)

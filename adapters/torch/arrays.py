@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minitorch_jax.memory import owned
 from minitorch_jax.parameter import X64, fitting
 
 _PLAIN = (
@@ -71,7 +72,7 @@ def from_torch(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
             raise ValueError(
                 f"from_torch cannot share the memory of {described(tensor)}: {reason}. Use copy=None or copy=True"
             ) from (reason if isinstance(reason, Exception) else None)
-    return jnp.array(fitting(to_numpy(tensor), dtype))
+    return jnp.array(owned(fitting(to_numpy(tensor), dtype)))
 
 
 def to_torch(array: jax.Array, *, copy: bool | None = True) -> torch.Tensor:

@@ -75,9 +75,13 @@ def train_step(params: Params, x: jax.Array, y: jax.Array, lr: Any) -> tuple[Par
     return [p - lr * g for p, g in zip(params, grads, strict=True)], loss
 
 
-def fused(problem: MLP) -> Side:
-    """Gradients and update in one program; the learning rate is on the device, the best case of one that may change."""
+def fused(problem: MLP, from_numpy: bool = False) -> Side:
+    """Gradients and update in one program; the learning rate is on the device, the best case of one that may change.
+
+    `from_numpy`: the data come in NumPy arrays at each call, which JAX may read after it has returned.
+    """
     params, x, y = load(problem)
+    x, y = problem.data() if from_numpy else (x, y)
     compiled = jax.jit(lambda params, x, y, lr: train_step(params, x, y, lr), donate_argnums=0)
     lr = learning_rate(on_device=True)
 

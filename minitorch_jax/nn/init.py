@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..eager import own_arguments
 from ..module import Module
 from ..random import draw, next_key
 
@@ -259,3 +260,5 @@ kaiming_uniform_ = _in_place(kaiming_uniform)
 kaiming_normal_ = _in_place(kaiming_normal)
 orthogonal_ = _in_place(orthogonal)
 sparse_ = _in_place(sparse)
+
+own_arguments(globals())

@@ -206,7 +206,7 @@ class _How:
                     new.append(new_wide[-1].astype(old.dtype))
                 else:
                     new.append(_averaged(old, value, count, weight) if averaged else value.astype(old.dtype))
-            return unaliased([self.counter.encode(counted(count)), *new, *new_wide], [*owned, *source])
+            return unaliased([self.counter.encode(counted(count), owned[0]), *new, *new_wide], [*owned, *source])
 
 
 def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:

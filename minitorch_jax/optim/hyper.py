@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import cell as cells
 from ..cell import Cell
+from ..memory import owned
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -36,7 +37,7 @@ class Hyperparameters:
         members: tuple[int, ...] = (),
     ) -> None:
         self.owner, self.ranges, self.members = owner, ranges, members
-        self.given, self.flags, self.own = given, flags, [dict(settings) for settings in own]
+        self.given, self.flags, self.own = owned(given), flags, [dict(owned(settings)) for settings in own]
         for settings in (given, *self.own):
             for name, value in settings.items():
                 if name in given:
@@ -133,6 +134,7 @@ class Hyperparameters:
 
     def set(self, name: str, value: Any, owner: Any, group: int | None = None) -> None:
         """Assign a number or a schedule; in a trace, to the traced vector. A group then has its own."""
+        value = owned(value)
         self.check(name, value)
         self.check_length(name, value)
         label, (_, length) = f"{self.owner}.{name}", self._place(name, group)

@@ -13,6 +13,7 @@ from jax.tree_util import DictKey, keystr
 from .. import cell as cells
 from ..cell import Cell
 from ..containers import describe
+from ..memory import owned
 from ..parameter import as_array
 from ..stateful import Builder, Node
 from ..tracing import unaliased
@@ -203,7 +204,7 @@ class JointOptimizer(Optimizer):
         params = {names[cell]: arrays.get(cell, cell.value) for cell in trainable}
         try:
             with cells.full_width(arrays.values()):
-                begun = self._rule.init({name: jnp.asarray(array) for name, array in params.items()})
+                begun = self._rule.init({name: jnp.asarray(owned(array)) for name, array in params.items()})
         except Exception as error:
             if params:
                 given = ", ".join(listed)

@@ -17,6 +17,7 @@ from ..cell import Cell
 from ..clip import norm
 from ..kept import Kept
 from ..live import LiveList
+from ..memory import owned
 from ..module import Module
 from ..pack import stored_cells
 from ..parameter import is_narrow, wide_dtype
@@ -230,7 +231,7 @@ def begin_states(
     for cell in trainable:
         if cell not in state or not state[cell][1] or opt._grows:
             with cells.full_width([arrays.get(cell, cell.value)]):
-                p = jnp.asarray(arrays[cell]) if cell in arrays else cell.value
+                p = jnp.asarray(owned(arrays[cell])) if cell in arrays else cell.value
                 if settings[groups[cell]].master_weights and is_narrow(p):
                     p = p.astype(jnp.float32)
                 leaves, tree = jax.tree.flatten(type(opt).init_state(p, settings[groups[cell]]))

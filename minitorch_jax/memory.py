@@ -1,0 +1,70 @@
+"""Memory that belongs to the caller: what a call is given is copied before the call returns.
+
+JAX copies a NumPy array later, in the background, or uses its memory as it is. A caller who fills one buffer with batch
+after batch would then train on the wrong one. So every array that is not JAX's passes through `owned` on its way in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+_ALIGNMENT = 64  # bytes: XLA uses memory that begins at a multiple of this, where it copies any other once more
+SMALL = 4096  # bytes: below, copying twice costs less than finding such a place
+_IMMUTABLE = (jax.Array, np.generic, bool, int, float, complex, str, bytes, type(None))
+_immutable: set[type] = set()  # the types of these that were met: a set answers faster than isinstance
+
+
+def owned(value: Any) -> Any:
+    """`value`, with what the caller can still write to copied; JAX arrays, numbers and objects are returned as they are.
+
+    Copied are NumPy arrays (read-only ones too: they may be views of memory that is written to), what shares its memory
+    with NumPy (torch tensors and others with `__array__`, memoryviews), and these in lists, tuples, dicts and pytrees.
+    """
+    kind = type(value)
+    if kind in _immutable:
+        return value
+    if isinstance(value, np.ndarray):
+        return _copied(value)
+    if isinstance(value, _IMMUTABLE):
+        _immutable.add(kind)
+        return value
+    if kind is list or kind is tuple:
+        items = [owned(item) for item in value]
+        return value if _same(items, value) else kind(items)
+    if kind is dict:
+        named = {key: owned(item) for key, item in value.items()}
+        return value if _same(named.values(), value.values()) else named
+    if isinstance(value, memoryview) or (hasattr(kind, "__array__") and not hasattr(kind, "__jax_array__")):
+        return _copied(np.asarray(value))
+    if getattr(kind, "_holds_cells", False) or jax.tree_util.all_leaves([value]):
+        return value  # modules and optimizers keep arrays of their own
+    leaves, treedef = jax.tree.flatten(value, is_leaf=_holds_state)
+    mine = [owned(leaf) for leaf in leaves]
+    return value if _same(mine, leaves) else jax.tree.unflatten(treedef, mine)
+
+
+def _holds_state(value: Any) -> bool:
+    return getattr(type(value), "_holds_cells", False)
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    return all([a is b for a, b in zip(mine, theirs, strict=True)])
+
+
+def _copied(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A copy, in C order and where XLA need not copy it again."""
+    if array.nbytes < SMALL or type(array) is not np.ndarray or array.dtype.hasobject:
+        return np.array(array, order="C", subok=True)
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
+
+
+def owned_data(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The data of a compiled call, `owned`: one comparison of types where nothing is to be copied."""
+    return data if _immutable.issuperset(map(type, data)) else tuple(map(owned, data))
