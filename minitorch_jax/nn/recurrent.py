@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ class _Recurrent(Module):
     """What RNN, LSTM and GRU share: layers of one or two scans over time."""
 
     _gates: int
-    _step: Any  # (W_ih x + b_ih, state, W_hh, b_hh) to the next state
+    _step: Any  # (W_ih x + b_ih, state, W_hh, b_hh) to the next state; a function that is always the same object
     _has_cell = False
     _bias_inside = False  # whether b_hh must be added at each step, not once to all inputs
 
@@ -106,18 +107,25 @@ class _Recurrent(Module):
         if self.bias and not self._bias_inside:
             b_ih, b_hh = b_ih + b_hh, None
 
-        def step(state: Any, x: Any) -> Any:
-            h, *cell = self._step(x, state, w_hh, b_hh)
-            h = h if w_hr is None else F.linear(h, w_hr)
-            return (h, *cell), h
-
-        return jax.lax.scan(step, start, F.linear(x, w_ih, b_ih), reverse=end.endswith("_reverse"))
+        return _scan(self._step, end.endswith("_reverse"), start, F.linear(x, w_ih, b_ih), w_hh, b_hh, w_hr)
 
     def extra_repr(self) -> str:
         plain = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
         plain |= {"bidirectional": False}
         shown = [f"{name}={getattr(self, name)}" for name, value in plain.items() if getattr(self, name) != value]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scan(rule: Any, reverse: bool, start: Any, x: jax.Array, w_hh: jax.Array, b_hh: Any, w_hr: Any) -> Any:
+    """A rule's steps over time. JAX compiles an eager scan anew for each new function: here it is called once a shape."""
+
+    def step(state: Any, x: Any) -> Any:
+        h, *cell = rule(x, state, w_hh, b_hh)
+        h = h if w_hr is None else F.linear(h, w_hr)
+        return (h, *cell), h
+
+    return jax.lax.scan(step, start, x, reverse=reverse)
 
 
 class RNN(_Recurrent):
@@ -171,8 +179,9 @@ class RNN(_Recurrent):
         self.nonlinearity = check_nonlinearity(nonlinearity)
         self._declare(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, dtype, key)
 
-    def _step(self, x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
-        return ELMAN[self.nonlinearity](x, state, w_hh, b_hh)
+    @property
+    def _step(self) -> Any:
+        return ELMAN[self.nonlinearity]
 
 
 class LSTM(_Recurrent):

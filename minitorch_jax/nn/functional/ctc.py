@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def ctc_loss(
     wrong = (real & ((labels < 0) | (labels >= classes))).any(1)
     wrong |= (inputs < 0) | (inputs > time) | (lengths < 0) | (lengths > labels.shape[1])
     labels = jnp.where(real, labels, blank)
-    loss = _negative_log_likelihood(log_probs.astype(jnp.float32), labels, inputs, lengths, blank)
+    loss = _negative_log_likelihood(log_probs.astype(jnp.float32), labels, inputs, lengths, int(blank))
     loss = jnp.where(loss > -0.5 * _NEVER, 0 if zero_infinity else jnp.inf, loss)
     loss = jnp.where(wrong, jnp.nan, loss).astype(log_probs.dtype)
     if reduction == "mean":
@@ -102,6 +103,7 @@ def _padded(targets: jax.Array, given: Any, lengths: jax.Array) -> jax.Array:
     return jnp.take(targets, places, mode="fill", fill_value=-1)
 
 
+@partial(jax.jit, static_argnums=4)  # JAX compiles an eager scan anew for each new function, as its step is
 def _negative_log_likelihood(
     log_probs: jax.Array, labels: jax.Array, input_lengths: jax.Array, target_lengths: jax.Array, blank: int
 ) -> jax.Array:
