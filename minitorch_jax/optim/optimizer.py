@@ -30,7 +30,10 @@ from .hyper import Hyperparameters
 from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
 # The last: within a traced run the modules that there were at its start.
-_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None, "_traced": None}
+_CACHES: dict[str, Any] = {
+    **{"_plan": None, "_cached_walk": None, "_walked_plan": None, "_traced": None},
+    "_own_changes": frozenset(),  # the paths of values that a schedule or the rule itself changes
+}
 
 
 class Options(TypedDict, total=False):
@@ -215,6 +218,8 @@ class Optimizer(Stateful):
         else:
             others = grads, self._hyper.cell.stored
             plan.pipeline.run((*others, (), (), *extra) if extra else others)
+        if plan.reading.is_new:
+            vars(self)["_own_changes"] = plan.reading.own_changes()
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
@@ -347,7 +352,7 @@ class Optimizer(Stateful):
             look()
         if plan is not None:
             _look(self._lists, plan.ids)
-        if plan is None or plan.version is not structure.version:
+        if plan is None or plan.version is not structure.version or plan.reading.changed():
             with interrupts.held:  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan

@@ -26,6 +26,7 @@ from ..stateful import join, walk_of
 from ..tracing import unaliased
 from .foreign import Foreign, overlapping
 from .hyper import Layout, complement
+from .reading import Reading
 from .units import Unit, make_units, over_packs, single
 
 
@@ -69,7 +70,8 @@ class Plan:
             Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
             for g in range(len(opt._lists))
         ]
-        self.rule = opt._form or type(opt), tuple(settings), hyper.layout
+        self.reading = Reading(opt)
+        self.rule = opt._form or type(opt), tuple(settings), hyper.layout, self.reading.key
         self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self, self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
@@ -345,7 +347,7 @@ def _update_for(plan: Plan, key: Any) -> tuple[Compiled, Callable[..., Any]]:
     found = _updates.get(key)
     if found is None:
         users: WeakSet[Plan] = WeakSet()
-        update = _make_update(lambda: next(iter(users)).rule, *key[3:])
+        update = _make_update(lambda: next(iter(users)).rule, *key[4:])
         found = _updates.set(key, (Compiled(update, f"{key[0].__name__}_step"), update, users))
     compiled, update, users = found
     users.add(plan)
@@ -402,7 +404,7 @@ class Settings(NamedTuple):
 
 
 def _make_update(
-    source: Callable[[], tuple[Any, Sequence[Settings], Layout]],
+    source: Callable[[], tuple[Any, Sequence[Settings], Layout, Any]],
     num_native: int,
     structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any]],
     num_steps: int,
@@ -410,19 +412,20 @@ def _make_update(
 ) -> Callable[..., Any]:
     """Lift a rule on one array to all of an optimizer's: `(owned, gradients, hyperparameters) -> owned`.
 
-    `source` gives the rule, the settings of each group, and their layout, while it is traced: it keeps none of them alive.
+    `source` gives the rule, the settings of each group, their layout, and a key of what is read by name, while it is
+    traced: it keeps none of them alive.
     """
     ticks = np.zeros(num_steps + 2, np.int32)
     ticks[[*(i for _, positions, *_ in structures for i in positions), num_steps]] = 1
 
     def each(params: Any, grads: Any, states: Any, values: Any, steps: Any) -> tuple[list[Any], list[Any]]:
-        rule, settings, layout = source()
+        rule, settings, layout, reads = source()
         numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
         clocks = {clock: jnp.minimum(steps[clock], LAST - 1) + 1 for _, _, clock, _, _ in structures}
         new_params, new_states = [], []
         for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
             mine = numbers[group] | masked_decay(numbers[group], decayed)
-            new_p, new_s = _one(rule, settings[group].flags)(p, g, s, mine, clocks[clock])
+            new_p, new_s = _one(rule, settings[group].flags, reads)(p, g, s, mine, clocks[clock])
             new_params.append(new_p)
             new_states += jax.tree.leaves(new_s)
         return new_params, new_states
@@ -446,7 +449,7 @@ def _make_update(
         foreign_grads: Sequence[Any],
         extra: Mapping[str, Any],
     ) -> list[Any]:
-        rule, settings, _ = source()
+        rule, settings, *_ = source()
         skip_nonfinite, tracks = (
             any(dict(group.flags)[flag] for group in settings) for flag in ("skip_nonfinite", "track_grad_norm")
         )
@@ -490,9 +493,9 @@ def masked_decay(numbers: dict[str, Any], decayed: Any) -> dict[str, Any]:
     return {"weight_decay": decay if chosen[0] else jnp.zeros_like(decay)}
 
 
-def _one(rule: Any, flags: tuple[tuple[str, Any], ...]) -> Callable[..., tuple[Any, Any]]:
+def _one(rule: Any, flags: tuple[tuple[str, Any], ...], reads: Any) -> Callable[..., tuple[Any, Any]]:
     """A rule's update of one parameter; jitted, so that it is traced once for all of a shape."""
-    known: Callable[..., tuple[Any, Any]] | None = _rules.get((rule, flags))
+    known: Callable[..., tuple[Any, Any]] | None = _rules.get((rule, flags, reads))
     if known is not None:
         return known
 
@@ -500,7 +503,7 @@ def _one(rule: Any, flags: tuple[tuple[str, Any], ...]) -> Callable[..., tuple[A
         return lifted(rule, p, g, s, numbers, dict(flags), t)
 
     update.__name__ = rule.__name__
-    made: Callable[..., tuple[Any, Any]] = _rules.set((rule, flags), jax.jit(update))
+    made: Callable[..., tuple[Any, Any]] = _rules.set((rule, flags, reads), jax.jit(update))
     return made
 
 
