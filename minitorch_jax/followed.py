@@ -54,7 +54,7 @@ _NOT_CALLED = frozenset(
 _OF_INSTANCES = (types.MemberDescriptorType, types.GetSetDescriptorType)  # slots, `__dict__`, `__weakref__`
 _CONSTRUCTORS = ("__init__", "__new__", "__post_init__")
 _FUNCTIONS = types.FunctionType | types.MethodType
-_CONTAINERS = list | tuple | dict | set | frozenset | deque
+_CONTAINERS: Any = list | tuple | dict | set | frozenset | deque
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 
@@ -310,7 +310,8 @@ class _Search:
         if mutable:
             self.found.places.append(size)
         if isinstance(value, set | frozenset):
-            held = frozenset(set.__iter__(value) if mutable else frozenset.__iter__(value))
+            base: Any = set if mutable else frozenset
+            held = frozenset(base.__iter__(value))
             self.found.entries[path] = "container", kind, frozenset([constant(each) or Same(each) for each in held])
             if mutable and kind is set:
                 self.found.places.append(Place(frozenset, value, None, held))
@@ -529,7 +530,8 @@ def _imported(name: str, level: int, package: Any) -> Any:
 
 def _opaque(value: Any) -> Any:
     """A library's object as a key: by value where the library compares by value, else by identity."""
-    if is_library(type(value).__module__) and type(value).__hash__ is not object.__hash__:
+    by_value: Any = type(value).__hash__
+    if is_library(type(value).__module__) and by_value is not object.__hash__:
         try:
             hash(value)
         except TypeError:

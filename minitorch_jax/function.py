@@ -81,8 +81,8 @@ class Shortcut:
             return False
         stream = self.stream
         if stream is not None:
-            current = random.local.stream if random.innermost_block.get() is None else random.current()
-            if stream is not current or stream.cell.stored.sharding != self.sharding:
+            current: Any = random.local.stream if random.innermost_block.get() is None else random.current()
+            if stream is not current or current.cell.stored.sharding != self.sharding:
                 return False
         for place, reference in self.objects:
             if reference() is not args[place]:
@@ -323,12 +323,12 @@ class Function:
         reached = self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
         key = self._binding_key(call)
-        binding = walks[0].bindings.get(key)
-        reads = None if binding is None else self.reads.get(binding)
+        binding: Any = walks[0].bindings.get(key)
+        reads: Any = None if binding is None else self.reads.get(binding)
         named = None
         if reads is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
-            named = self._read(binding, reads)
-        while named is None:
+            named = None if reads.watch.rebound() else self._read(binding, reads)
+        while named is None:  # more than once only if another thread rebinds an array at this moment
             binding = self._bind_slowly(call, reached, walks)
             walks, reads = [walk_of(obj) for obj in call.objects], self.reads[binding]
             named = self._read(binding, reads)
@@ -340,8 +340,6 @@ class Function:
 
     def _read(self, binding: Binding, reads: Reads) -> tuple[Any, ...] | None:
         """The arrays that a bound program reads by name; None if it has to be bound anew."""
-        if reads.watch.rebound():
-            return None
         partition = binding.program.version[1]
         if binding.partition is not partition:
             binding.regroup()

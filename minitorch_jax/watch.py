@@ -136,7 +136,7 @@ def constant(value: Any) -> Any:
         return None
     for base in (int, float, complex, str, bytes):  # a user's subclass of one
         if isinstance(value, base):
-            return kind, base.__repr__(value)  # type: ignore[operator]
+            return kind, base.__repr__(value)
     return None
 
 
