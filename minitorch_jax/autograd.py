@@ -167,9 +167,9 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     Args:
         loss_fn: a function of `args` and `kwargs` giving a scalar floating loss; also a module, or a module's method.
         *args: arrays and numbers are traced (a new value does not compile again, a new shape or dtype does); modules
-            are lifted; strings, booleans, functions and other hashable values are static. Whatever else `loss_fn`
-            reads (arrays and numbers that are globals, closure variables, attributes of objects that are no modules) is
-            a constant of the program and stays what it was when that was compiled: give what changes as an argument.
+            are lifted; strings, booleans, functions and other hashable values are static. What else the code of
+            `loss_fn` names is followed: JAX arrays are inputs, other values and the code itself are part of what is
+            compiled for (`docs/following.md` says what exactly).
         has_aux: whether `loss_fn` returns `(loss, aux)`.
         **kwargs: as `args`.
 

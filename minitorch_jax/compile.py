@@ -198,8 +198,7 @@ def jit(
 
     A second model or optimizer of the same structure uses the same program, as do new values, data and
     hyperparameters; a new shape, dtype, `training` mode or static attribute compiles another (`num_compiles` counts
-    them). From the sixth on, a `RecompileWarning` says what changed. Arrays and numbers that it reads by
-    name are constants, as in `backward`.
+    them). From the sixth on, a `RecompileWarning` says what changed. What its code names is followed, as in `backward`.
 
     Args:
         fn: the function; without it, `jit` gives a decorator. Methods and modules are fine.
