@@ -13,7 +13,7 @@ from .pack import View
 
 
 def safe_to_donate(donated: Sequence[Any], others: Any) -> list[Any]:
-    """The arrays that a call gives away; copies of those that are among `others` (a pytree) too, or twice, or held by a cell."""
+    """The arrays that a call gives away; copies of those that are among `others` (a pytree), or twice, or held by a cell."""
     if not donated:
         return []
     held, lent = _held()

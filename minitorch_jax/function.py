@@ -11,8 +11,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-import jax
-
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
