@@ -133,7 +133,15 @@ class Compiled:
         """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up."""
         if not (_config.jax_disable_jit or is_debugging()):  # then nothing is donated anyway
             lowered = self.donating.trace(owned, others).lower()
+            _forget_refusals(self.donating)
             self.calls_back = self.calls_back or _calls_back(lowered.compiler_ir("stablehlo").operation)
+
+
+def _forget_refusals(jitted: Any) -> None:
+    """Have JAX take its fast path again: with inputs for which a call has raised, as FirstRun is, it never would."""
+    clear = getattr(jitted, "_clear_cache", None)  # of the fast path; what was traced and compiled stays
+    if clear is not None:
+        clear()
 
 
 def _calls_back(operation: Any) -> bool:
