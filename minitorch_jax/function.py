@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, cast
 
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
-from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
+from .cell import Cell, get_stored, is_concrete, structure
 from .containers import holds_state
 from .donation import safe_to_donate
+from .lending import gradients, lendings
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, is_debugging, join_mesh, placement
 from .program import Binding, Program, Repartition
@@ -94,13 +95,14 @@ class Shortcut:
         data = args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data])
         if settled:
             try:
-                results = binding.run_again(data)
+                results = binding.run_again(data, self.settled)
             except TypeError:  # JAX takes something for no data, before anything is done
                 return None
-            if binding.program.writes_gradients:
-                gradients.last = object()
-                self.gradients = self.gradients and gradients.last
-            return results, binding
+            if results is not None:
+                if binding.program.writes_gradients:
+                    gradients.last = object()
+                    self.gradients = self.gradients and gradients.last
+                return results, binding
         if self.types != tuple(map(type, args)):
             return None
         others = list(map(get_stored, binding.read)), data
