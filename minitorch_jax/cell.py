@@ -27,6 +27,11 @@ import numpy as np
 from .encoding import Encoding, from_halves
 from .jax_private import at_top_level as at_top_level
 from .jax_private import trace_state
+from .lending import gradients as gradients
+from .lending import lend as lend
+from .lending import lendings as lendings
+from .lending import overridden, overrides, taken
+from .lending import using as using
 from .memory import owned
 
 TWO_SPELLINGS = (
@@ -75,25 +80,6 @@ structure = _Structure()
 def structure_changed() -> None:
     """Record that a static part of some module or optimizer has changed. A fresh object cannot lose a race."""
     structure.version = object()
-
-
-class _Lendings:
-    __slots__ = ("last",)
-
-    def __init__(self) -> None:
-        self.last = object()
-
-
-lendings = _Lendings()  # its `last` is another object after each lending: while it is the same, nothing was lent
-
-
-gradients = _Lendings()  # its `last` is another object after a gradient was given a value outside of `mt.jit`
-
-
-def lend(cell: Cell) -> None:
-    """Record that someone outside may hold this cell's buffer from now on."""
-    cell.lent = True
-    lendings.last = object()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +250,9 @@ class Cell:
     def value(self) -> Any:
         """What code that runs in this thread sees, and changes by assigning."""
         frame = _frame_of(self)
-        return self.stored if frame is None else frame.values[self]
+        if frame is None:
+            return overridden(self) if overrides else self.stored
+        return frame.values[self]
 
     @value.setter
     def value(self, new: Any) -> None:
@@ -274,18 +262,18 @@ class Cell:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
         """A new cell with a copy of the array: neither shares a buffer that someone may donate."""
-        value = _copied(self.value)
+        value = using(self, _copied)
         new = Cell(value, self.kind, trainable=self.trainable, encoding=self.encoding, birth=birth_here())
         memo[id(self)] = new
         if self.grad is not None and new.grad is not None:
-            new.grad.value = CONSUMED if held(self.grad) is CONSUMED else _copied(gradient(self.grad))
+            new.grad.value = CONSUMED if held(self.grad) is CONSUMED else using(self.grad, _copied_gradient)
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored_cell, (_to_numpy(self.value), self.kind, self.trainable, self.encoding), self._grad_state()
+        return _restored_cell, (using(self, _to_numpy), self.kind, self.trainable, self.encoding), self._grad_state()
 
     def _grad_state(self) -> Any:
-        return None if self.grad is None or self.grad.value is None else (_to_numpy(self.grad.value),)
+        return None if self.grad is None or self.grad.value is None else (using(self.grad, _to_numpy),)
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
@@ -309,6 +297,10 @@ def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
 
 def _copied(value: Any) -> Any:
     return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
+
+
+def _copied_gradient(value: Any) -> Any:
+    return _copied(unless_consumed(value))
 
 
 def _to_numpy(value: Any) -> Any:
@@ -411,15 +403,13 @@ def is_lifted(cell: Cell) -> bool:
 def read(cell: Cell, owner: Any = None) -> Any:
     """The value for a caller outside: it is theirs from now on, so it is never donated without a copy."""
     frame = local.frame
-    if frame is None:
-        lend(cell)
-    else:
+    if frame is not None:
         frame.touch(cell, owner)
     if cell.kind == "gradient":
         if cell.birth is not None:
             cell.birth.dirty.pop(id(cell), None)
-        return gradient(cell)
-    value = cell.stored if frame is None else cell.value
+        return unless_consumed(taken(cell)) if frame is None else gradient(cell)
+    value = taken(cell) if frame is None else cell.value
     if cell.encoding is None:
         return value
     if cell.unseen:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from . import archive, interrupts, random
 from . import cell as cells
 from .description import Schedule, described, text_of, value_of
 from .files import replacing
+from .lending import steadily
+from .stateful import Stateful
 
 
 def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
@@ -102,7 +105,13 @@ def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """Objects and the random stream in JSON's terms, and their arrays by place.
 
     The arrays are as they are: JAX's are lent (a step copies them before it changes them), NumPy's are the caller's own.
+    All are of one moment between two calls, whatever other threads do.
     """
+    held = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
+    return steadily([*held, random.current().cell], partial(_snapshot, objects))  # type: ignore[no-any-return]
+
+
+def _snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     arrays: dict[str, Any] = {}
     entries = {}
     for name, value in objects.items():

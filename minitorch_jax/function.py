@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 from . import closures, interrupts, random
 from .arguments import DATA, FLAT, OBJECT, Arguments
-from .cell import Cell, get_stored, gradients, is_concrete, lendings, structure
+from .cell import Cell, get_stored, is_concrete, structure
 from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
 from .jax_private import is_debugging
 from .kept import Kept, Weaken
+from .lending import gradients, lendings
 from .memory import owned_data
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, join_mesh, placement
@@ -108,13 +109,14 @@ class Shortcut:
             data += named
         if settled:
             try:
-                results = binding.run_again(data)
+                results = binding.run_again(data, self.settled)
             except TypeError:  # JAX takes something for no data, before anything is done
                 return None
-            if binding.program.writes_gradients:
-                gradients.last = object()
-                self.gradients = self.gradients and gradients.last
-            return results, binding
+            if results is not None:
+                if binding.program.writes_gradients:
+                    gradients.last = object()
+                    self.gradients = self.gradients and gradients.last
+                return results, binding
         if self.types != tuple(map(type, args)):
             return None
         others = list(map(get_stored, binding.read)), data

@@ -15,6 +15,7 @@ from . import cell as cells
 from .cell import Cell
 from .containers import TrackedDict, TrackedList, convert, describe, is_array
 from .eager import given
+from .lending import steadily
 from .live import LiveList
 from .pack import release
 from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked, same_values
@@ -437,7 +438,12 @@ class Module(Stateful):
             >>> {name: array.shape for name, array in nn.Linear(3, 2, key=jax.random.key(0)).state_dict().items()}
             {'weight': (2, 3), 'bias': (2,)}
         """
-        return {path: cells.read(cell, module) for path, module, _, cell in self._entries()}
+        entries = list(self._entries())
+
+        def read_all() -> dict[str, jax.Array]:
+            return {path: cells.read(cell, module) for path, module, _, cell in entries}
+
+        return steadily([cell for *_, cell in entries], read_all) if cells.is_eager() else read_all()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Replace parameters and buffers by the arrays of `state_dict`.

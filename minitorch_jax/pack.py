@@ -87,11 +87,12 @@ class Pack:
             return flat
         if self._parts[0] is not flat:
             self._parts = flat, WeakKeyDictionary()
-        found = self._parts[1].get(view)
+        parts = self._parts[1]
+        found = parts.get(view)
         if found is None:
             place = self.places[view]
             with interrupts.held, jax.ensure_compile_time_eval():
-                found = self._parts[1][view] = _part(flat, place.start, place.shape)
+                found = parts[view] = cells.using(self.cell, lambda flat: _part(flat, place.start, place.shape))
         return found
 
     def parts(self) -> list[Any]:

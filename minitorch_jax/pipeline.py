@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from . import interrupts
-from .cell import CONSUMED, Cell, get_stored, gradients, is_concrete, lend, lendings, store, store_all
+from .cell import CONSUMED, Cell, get_stored, is_concrete, store, store_all
 from .jax_private import is_debugging
+from .lending import flights, get_ident, gradients, lend, lendings
 
 _config: Any = jax.config
 from_iterable = chain.from_iterable
@@ -115,7 +116,15 @@ class Compiled:
         """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up."""
         if not (_config.jax_disable_jit or is_debugging()):  # then nothing is donated anyway
             lowered = self.donating.trace(owned, others).lower()
+            _forget_refusals(self.donating)
             self.calls_back = self.calls_back or _calls_back(lowered.compiler_ir("stablehlo").operation)
+
+
+def _forget_refusals(jitted: Any) -> None:
+    """Have JAX take its fast path again: with inputs for which a call has raised, as FirstRun is, it never would."""
+    clear = getattr(jitted, "_clear_cache", None)  # of the fast path; what was traced and compiled stays
+    if clear is not None:
+        clear()
 
 
 def _calls_back(operation: Any) -> bool:
@@ -142,19 +151,28 @@ def _allowed() -> Iterator[None]:
         _tracing.allowed = before
 
 
-def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any], list[Any]]:
+def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any, object], list[Any] | None]:
     """`Pipeline.run` for calls before which all is as it was after the last one, so that nothing is to be compiled either.
 
-    Gives a function of the data; `read` are the cells whose values come before those. What it needs is in its closure,
-    where Python finds it fastest.
+    Gives a function of the data, and of what `lendings.last` was then: None if something has been lent since. `read` are
+    the cells whose values come before the data. It is for the thread that makes it. What it needs is in its closure, where
+    Python finds it fastest.
     """
     call, stored, owned = pipeline.compiled.donating, pipeline.stored, pipeline.owned
+    ident = get_ident()
 
-    def run_again(data: Any) -> list[Any]:
-        inputs = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
-        results = from_iterable(starmap(call, (inputs,)))
-        deque(map(store, stored, results), 0)
-        return list(results)
+    def run_again(data: Any, last: object) -> list[Any] | None:
+        flights[ident] = pipeline
+        try:
+            if lendings.last is not last:
+                return None
+            inputs = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
+            results = from_iterable(starmap(call, (inputs,)))
+            deque(map(store, stored, results), 0)
+            return list(results)
+        finally:
+            if ident in flights:
+                del flights[ident]
 
     return run_again
 
@@ -185,33 +203,39 @@ class Pipeline:
         """
         if self.compiled.calls_back or is_debugging():
             return self._run_slowly(others, donated)
-        last = lendings.last
-        values = list(map(get_stored, self.owned))
-        if self.last_seen is not last:
-            self._copy_lent(values)
-        values += donated
-        results = from_iterable(starmap(self.compiled.donating, ((values, others),)))
+        ident = get_ident()
         try:
-            if self.dropped:
-                new = chain(islice(results, len(self.stored)), repeat(CONSUMED))
-                deque(map(store, chain(self.stored, self.dropped), new), 0)
-            else:
-                deque(map(store, self.stored, results), 0)
-            rest = list(results)
+            flights[ident] = self  # before the look at what is lent; see `lending.py`
+            try:
+                last = lendings.last
+                values = list(map(get_stored, self.owned))
+                if self.last_seen is not last:
+                    self._copy_lent(values)
+                values += donated
+                results = from_iterable(starmap(self.compiled.donating, ((values, others),)))
+                if self.dropped:
+                    new = chain(islice(results, len(self.stored)), repeat(CONSUMED))
+                    deque(map(store, chain(self.stored, self.dropped), new), 0)
+                else:
+                    deque(map(store, self.stored, results), 0)
+                rest = list(results)
+                gradients.last = object()
+                if self.last_seen is not last:
+                    for cell in self.stored:  # their arrays are new, and ours alone
+                        cell.lent = False
+                    self.last_seen = last
+                return rest
+            finally:
+                if ident in flights:
+                    del flights[ident]
         except FirstRun:
             if self.compiled.asks or _tracing.allowed:
                 raise
             with _allowed():
-                self.compiled.prepare(values, others)
+                self.compiled.prepare([*map(get_stored, self.owned), *donated], others)
                 return self.run(others, donated)
         finally:
             interrupts.release()
-        gradients.last = object()
-        if self.last_seen is not last:
-            for cell in self.stored:  # their arrays are new, and ours alone
-                cell.lent = False
-            self.last_seen = last
-        return rest
 
     def _copy_lent(self, values: list[Any]) -> None:
         """Put copies into `values` for what someone else may hold; the cells keep the original until results come."""
@@ -252,5 +276,9 @@ class Pipeline:
         for cell in self.stored:
             lend(cell)
         new = [*results[: len(self.stored)], *repeat(CONSUMED, len(self.dropped))]
-        store_all([*self.stored, *self.dropped], new)
+        flights[get_ident()] = self
+        try:
+            store_all([*self.stored, *self.dropped], new)
+        finally:
+            flights.pop(get_ident(), None)
         return list(results[len(self.stored) :])

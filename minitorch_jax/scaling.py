@@ -247,12 +247,16 @@ class LossScaler(Stateful):
             cells.local.frame.touch(cell, self)
         return cell.value
 
+    def _look(self, cell: Cell, function: Callable[[Any], Any]) -> Any:
+        self._read(cell)
+        return cells.using(cell, function)
+
     # -- settings and state -------------------------------------------------------------------------------------------
 
     @property
     def scale(self) -> Any:
         """The scale: a float, in compiled code an array. Assign it to start from another one."""
-        return _plain(self._read(self._scale))
+        return self._look(self._scale, _plain)
 
     @scale.setter
     def scale(self, value: Any) -> None:
@@ -263,7 +267,7 @@ class LossScaler(Stateful):
     @property
     def skipped(self) -> Any:
         """How many steps have been left out: an integer, in compiled code an array."""
-        return _plain(self._read(self._counts)[..., _SKIPPED])
+        return self._look(self._counts, lambda counts: _plain(counts[..., _SKIPPED]))
 
     @property
     def growth_factor(self) -> float:
@@ -282,7 +286,7 @@ class LossScaler(Stateful):
 
     def state_dict(self) -> dict[str, Any]:
         """Scale, settings and counts as plain numbers, by torch's names, and `skipped`."""
-        tracker = _plain(self._read(self._counts)[..., _TRACKER])
+        tracker = self._look(self._counts, lambda counts: _plain(counts[..., _TRACKER]))
         settings = dict(zip(_SETTINGS, self._settings, strict=True))
         return {"scale": self.scale, **settings, "_growth_tracker": tracker, "skipped": self.skipped}
 

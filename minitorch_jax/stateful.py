@@ -6,9 +6,10 @@ some structure changes. A Spec is the pytree's static part; from it and new leav
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import jax
@@ -17,6 +18,7 @@ from jax.tree_util import GetAttrKey
 from . import cell as cells
 from .cell import Birth, Cell
 from .containers import TrackedDict, TrackedList, check_source, watched
+from .lending import is_steady, steadily
 
 Node = tuple[Any, ...]
 
@@ -226,6 +228,30 @@ class Stateful:
         """The values of the walk's cells, as they are leaves of the pytree."""
         return list(map(cells.get_value, walk.cells))
 
+    def _held_cells(self) -> list[Cell]:
+        """Every cell that it holds."""
+        return walk_of(self).with_gradients()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of its state between two calls, whatever other threads do."""
+
+        def copied(memo: dict[int, Any]) -> Self:
+            new: Self = copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
+            return new
+
+        if is_steady() or not cells.is_eager():
+            return copied(memo)
+        tried: list[dict[int, Any]] = []
+
+        def anew() -> Self:
+            tried.append(dict(memo))
+            return copied(tried[-1])
+
+        new = steadily(self._held_cells(), anew)
+        memo.setdefault(id(memo), []).append(tried)  # what it was copied from lives as long as its ids are known
+        memo.update({key: value for key, value in tried[-1].items() if key != id(tried[-1])})
+        return new
+
 
 def change_class(obj: Any, cls: type) -> None:
     """Give an object another class, as a notebook's autoreload does."""
@@ -277,7 +303,9 @@ def _flatten(obj: Any) -> tuple[list[Any], Spec]:
         for cell in walk.cells:
             cells.local.frame.touch(cell, obj)
     cells.mark_used(walk.cells)
-    return obj._leaves(walk), walk.spec
+    if not cells.is_eager():
+        return obj._leaves(walk), walk.spec
+    return steadily(walk.cells, partial(obj._leaves, walk)), walk.spec
 
 
 def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:

@@ -921,3 +921,34 @@ def test_a_list_that_somebody_still_holds_is_looked_at_in_the_quickest_calls(mon
     reference = weakref.ref(holder)
     del holder
     assert reference() is None
+
+
+def test_every_shape_takes_the_fast_path_of_jax() -> None:
+    """A call that is stopped where JAX is to trace must not leave its inputs to JAX's slow path for ever."""
+    from jax._src import config
+
+    class Vector(mt.Module):
+        def __init__(self, size: int) -> None:
+            self.weight = mt.Parameter(jnp.ones(size))
+
+    def loss(model: Any, x: Any) -> Any:
+        return (model.weight.sum() * x).sum()
+
+    models = [Vector(size) for size in (2, 3)]
+    opts = [optim.SGD([model], lr=0.1, momentum=0.9) for model in models]
+    compiled = mt.jit(lambda model, opt, x: (opt.zero_grad(), mt.backward(loss, model, x), opt.step())[1])
+    xs = [jnp.ones(size) for size in (1, 4)]
+
+    def train() -> None:
+        for model, opt in zip(models, opts, strict=True):
+            for x in xs:
+                compiled(model, opt, x)
+            opt.zero_grad()
+            for x in xs:
+                mt.backward(loss, model, x)
+            opt.step()
+
+    for _ in range(4):
+        train()
+    with config.no_tracing(True):  # then JAX raises wherever it leaves its fast path
+        train()

@@ -20,6 +20,8 @@ import numpy as np
 from .. import cell as cells
 from .. import interrupts
 from ..cell import Cell, get_stored, get_value, structure
+from ..lending import steadily
+from ..module import Module
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, change_class, join
 from ..tracing import Met
@@ -257,21 +259,21 @@ class Optimizer(Stateful):
             >>> float(opt.grad_norm), bool(opt.grads_finite)
             (5.0, True)
         """
-        return self._last_seen()[..., 0]
+        return self._last_seen(lambda seen: seen[..., 0])
 
     @property
     def grads_finite(self) -> jax.Array:
         """Whether all gradients of the last step were finite, a boolean scalar; True before. See `grad_norm`."""
-        return self._last_seen()[..., 1] > 0
+        return self._last_seen(lambda seen: seen[..., 1] > 0)
 
-    def _last_seen(self) -> Any:
+    def _last_seen(self, function: Callable[[Any], Any]) -> Any:
         self._plan_now()
         if self._seen is None:
             raise RuntimeError(
                 f"{type(self).__name__} takes no note of its gradients: construct it with `track_grad_norm=True`, or"
                 " assign `opt.track_grad_norm = True`"
             )
-        return self._seen.value
+        return cells.using(self._seen, function)
 
     def _check_writable(self, plan: Plan) -> None:
         """Within a trace: raise unless what a step changes belongs to this very trace."""
@@ -500,7 +502,7 @@ class Optimizer(Stateful):
         """Steps taken and skipped: integers, or for a traced or stacked optimizer arrays."""
         self._touch()
         steps = self._steps.value
-        steps = steps if isinstance(steps, jax.core.Tracer) else jax.device_get(steps)
+        steps = steps if isinstance(steps, jax.core.Tracer) else cells.using(self._steps, jax.device_get)
         pair = steps[..., -2], steps[..., -1]
         return pair if steps.ndim > 1 or isinstance(steps, jax.core.Tracer) else (int(pair[0]), int(pair[1]))
 
@@ -616,7 +618,9 @@ class Optimizer(Stateful):
             >>> {path: sorted(state) for path, state in opt.state_dict()["state"].items()}
             {'0.weight': ['momentum_buffer', 'step'], '0.bias': ['momentum_buffer', 'step']}
         """
-        return state.state_dict(self, self._known("state_dict"))
+        plan = self._known("state_dict")
+        read_all = partial(state.state_dict, self, plan)
+        return steadily(self._held_cells(), read_all) if cells.is_eager() else read_all()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what another optimizer's `state_dict()` gave. Load the modules' own states first.
@@ -656,6 +660,19 @@ class Optimizer(Stateful):
             vars(self)["_hyper"] = before
             raise
         cells.structure_changed()
+
+    def _held_cells(self) -> list[Cell]:
+        plan = self._plan_now()
+        states = [cell for _, held in self._state.values() for cell in held]
+        own = [
+            *states,
+            *self._shared.values(),
+            *([] if self._seen is None else [self._seen]),
+            self._steps,
+            self._hyper.cell,
+        ]
+        native = [cell for module in self.modules if isinstance(module, Module) for cell in module._held_cells()]
+        return list(dict.fromkeys([*native, *plan.named.values(), *plan.grads, *own]))
 
     def __getstate__(self) -> dict[str, Any]:
         self._plan_now()
