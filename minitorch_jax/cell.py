@@ -300,6 +300,13 @@ def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if wide else nullcontext()
 
 
+def constants() -> AbstractContextManager[Any]:
+    """Around eager code of ours that brings numbers of its own to a device, for users of `jax.transfer_guard`."""
+    guarded: Any = jax.config
+    guarded = guarded.jax_transfer_guard_host_to_device not in (None, "allow")
+    return jax.transfer_guard_host_to_device("allow") if guarded else nullcontext()
+
+
 def _copied(value: Any) -> Any:
     return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
 

@@ -130,7 +130,7 @@ class Optimizer(Stateful):
         given = {name: value for name, value in _tuples(type(self), settings).items() if name not in flags}
         lists, own = split(type(self).__name__, as_list(modules))
         own = [self._checked(mine, given, flags) for mine in own]
-        steps = Cell(jnp.zeros(2, jnp.int32), "steps", birth=cells.birth_here())
+        steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=cells.birth_here())
         self._setup(lists, Hyperparameters(type(self).__name__, self._ranges, given, flags, own), steps)
         self._validate_now()
         self._plan_now()
@@ -345,7 +345,7 @@ class Optimizer(Stateful):
         if plan is not None:
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version:
-            with interrupts.held:  # states and step counts change together
+            with interrupts.held, cells.constants():  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
         return plan
