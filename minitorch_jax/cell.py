@@ -282,7 +282,7 @@ class Cell:
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
-            with full_width(state):
+            with full_width(state), constants():
                 self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(state[0])
 
     def __repr__(self) -> str:
@@ -316,7 +316,7 @@ def _to_numpy(value: Any) -> Any:
 
 
 def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
-    with full_width([value]):
+    with full_width([value]), constants():
         value = jnp.array(value) if isinstance(value, np.ndarray) else value
     return Cell(value, kind, trainable=trainable, encoding=encoding)
 

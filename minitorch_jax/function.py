@@ -330,12 +330,19 @@ class Function:
                     program = self.program(self.name, self.purpose, self.compilations, traced, lifted, donated)
             binding = Binding(program, walks, lifted)
             self.programs.set(key, program)
-            _keep(binding, walks[0].bindings, self._binding_key(args))
+            bindings, kept = walks[0].bindings, []
+            kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
+            _keep(binding, bindings, kept[0])
             return binding
 
-    def _binding_key(self, args: Arguments) -> Any:
-        """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
-        template = Weaken()(args.template) if any([type(code) is tuple for code in args.template]) else args.template
+    def _binding_key(self, args: Arguments, gone: Callable[[Any], Any] | None = None) -> Any:
+        """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own.
+
+        `gone` is called when a static argument of the call has gone, which the key does not keep.
+        """
+        template: Any = args.template
+        if any([type(code) is tuple for code in template]):
+            template = Weaken(gone)(template)
         return self.token, args.treedef, template, threading.get_ident()
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any) -> Any:

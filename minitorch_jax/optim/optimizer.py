@@ -252,12 +252,14 @@ class Optimizer(Stateful):
             >>> float(opt.grad_norm), bool(opt.grads_finite)
             (5.0, True)
         """
-        return self._last_seen()[..., 0]
+        with cells.constants():
+            return self._last_seen()[..., 0]
 
     @property
     def grads_finite(self) -> jax.Array:
         """Whether all gradients of the last step were finite, a boolean scalar; True before. See `grad_norm`."""
-        return self._last_seen()[..., 1] > 0
+        with cells.constants():
+            return self._last_seen()[..., 1] > 0
 
     def _last_seen(self) -> Any:
         self._plan_now()
@@ -266,6 +268,7 @@ class Optimizer(Stateful):
                 f"{type(self).__name__} takes no note of its gradients: construct it with `track_grad_norm=True`, or"
                 " assign `opt.track_grad_norm = True`"
             )
+        self._touch()
         return self._seen.value
 
     def _check_writable(self, plan: Plan) -> None:
