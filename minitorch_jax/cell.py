@@ -277,7 +277,7 @@ class Cell:
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
-            with full_width(state):
+            with full_width(state), constants():
                 self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(owned(state[0]))
 
     def __repr__(self) -> str:
@@ -295,6 +295,13 @@ def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if wide else nullcontext()
 
 
+def constants() -> AbstractContextManager[Any]:
+    """Around eager code of ours that brings numbers of its own to a device, for users of `jax.transfer_guard`."""
+    guarded: Any = jax.config
+    guarded = guarded.jax_transfer_guard_host_to_device not in (None, "allow")
+    return jax.transfer_guard_host_to_device("allow") if guarded else nullcontext()
+
+
 def _copied(value: Any) -> Any:
     return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
 
@@ -308,7 +315,7 @@ def _to_numpy(value: Any) -> Any:
 
 
 def _restored_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
-    with full_width([value]):
+    with full_width([value]), constants():
         value = jnp.array(owned(value)) if isinstance(value, np.ndarray) else value
     return Cell(value, kind, trainable=trainable, encoding=encoding)
 

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import archive, interrupts, random
@@ -193,7 +192,7 @@ def bring_back(
             current = random.current()
             if saved.stream.shape != current.cell.value.shape:
                 raise ValueError(f"{source} does not fit; nothing was loaded. Its random stream is no {saved.impl} key")
-            cells.write(current.cell, jnp.asarray(saved.stream), "the random stream", current)
+            cells.write(current.cell, jax.device_put(saved.stream, may_alias=False), "the random stream", current)
         except BaseException as error:
             for name in ordered:
                 try:

@@ -389,7 +389,10 @@ class Function:
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
             self.reads[binding] = Reads(followed, reached.places, binding.partition)
-            _keep(binding, walks[0].bindings, self._binding_key(args))
+            bindings: dict[Any, Binding] = walks[0].bindings
+            kept: list[Any] = []
+            kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
+            _keep(binding, bindings, kept[0])
             return binding
 
     def _trace(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
@@ -419,9 +422,14 @@ class Function:
                 return program
         return None
 
-    def _binding_key(self, args: Arguments) -> Any:
-        """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own."""
-        template = Weaken()(args.template) if any([type(code) is tuple for code in args.template]) else args.template
+    def _binding_key(self, args: Arguments, gone: Callable[[Any], Any] | None = None) -> Any:
+        """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own.
+
+        `gone` is called when a static argument of the call has gone, which the key does not keep.
+        """
+        template: Any = args.template
+        if any([type(code) is tuple for code in template]):
+            template = Weaken(gone)(template)
         return self.token, args.treedef, template, threading.get_ident()
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:

@@ -91,7 +91,7 @@ class Pack:
         found = parts.get(view)
         if found is None:
             place = self.places[view]
-            with interrupts.held, jax.ensure_compile_time_eval():
+            with interrupts.held, jax.ensure_compile_time_eval(), cells.constants():
                 found = parts[view] = cells.using(self.cell, lambda flat: _part(flat, place.start, place.shape))
         return found
 
@@ -111,7 +111,7 @@ class Pack:
             return None
         if any(value is CONSUMED for _, value in pairs):
             return CONSUMED
-        with interrupts.held, jax.ensure_compile_time_eval(), cells.full_width([self]):
+        with interrupts.held, jax.ensure_compile_time_eval(), cells.full_width([self]), cells.constants():
             if flat is None:
                 flat = jnp.zeros(self.length, self.dtype)
             for place, value in pairs:
@@ -167,7 +167,7 @@ def make_pack(parts: Sequence[Cell], places: Sequence[Place], length: int, dtype
             whole[place.start : place.end] = 0 if value is None else np.asarray(value).reshape(-1)
         committed = [value for value in arrays if value.committed]
         with cells.full_width([whole]):
-            flat = jax.device_put(whole, committed[0].sharding, may_alias=False) if committed else jnp.array(whole)
+            flat = jax.device_put(whole, committed[0].sharding if committed else None, may_alias=False)
     elif values and values[0] is CONSUMED:
         flat = CONSUMED
     pack = Pack(Cell(flat, kind), length, dtype)

@@ -147,7 +147,10 @@ def is_narrow(value: Any) -> bool:
 def read_gradient(param: Cell, owner: Any = None) -> Any:
     """The accumulated gradient of a parameter: zeros where there is none."""
     value = cells.read(param.grad, owner)
-    return jnp.zeros_like(param.value) if value is None else value
+    if value is not None:
+        return value
+    with cells.constants():
+        return jnp.zeros_like(param.value)
 
 
 def write_gradient(param: Cell, value: Any, label: str, owner: Any = None) -> None:

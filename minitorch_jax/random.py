@@ -219,7 +219,8 @@ def _key_of(n: Any, name: str) -> jax.Array:
     number = n.__index__()
     if not -(2**31) <= number < 2**32:
         raise ValueError(f"{name}() takes an integer of 32 bits; got {number}")
-    return jax.random.key(number)
+    with cells.constants():
+        return jax.random.key(number)
 
 
 @contextmanager

@@ -82,8 +82,8 @@ class LossScaler(Stateful):
         scale = np.float32(_number("init_scale", init_scale, 0.0))
         birth = cells.birth_here()
         self._setup(
-            Cell(jnp.asarray(scale), "state", birth=birth),
-            Cell(jnp.zeros(4, jnp.int32), "state", birth=birth),
+            Cell(jax.device_put(scale), "state", birth=birth),
+            Cell(jax.device_put(np.zeros(4, np.int32), may_alias=False), "state", birth=birth),
             settings,
         )
 
@@ -242,6 +242,12 @@ class LossScaler(Stateful):
         cells.write(self._scale, scale, "the scale of a LossScaler", self)
         cells.write(self._counts, new, "the scale of a LossScaler", self)
 
+    def _count_of(self, place: int) -> Any:
+        def count(counts: Any) -> Any:
+            return _plain((counts if isinstance(counts, jax.core.Tracer) else jax.device_get(counts))[..., place])
+
+        return self._look(self._counts, count)
+
     def _read(self, cell: Cell) -> Any:
         if cells.local.frame is not None:
             cells.local.frame.touch(cell, self)
@@ -261,13 +267,13 @@ class LossScaler(Stateful):
     @scale.setter
     def scale(self, value: Any) -> None:
         if not isinstance(value, jax.core.Tracer):
-            value = np.float32(_number("scale", value, 0.0))
-        cells.write(self._scale, jnp.asarray(value, jnp.float32), "the scale of a LossScaler", self)
+            value = jax.device_put(np.float32(_number("scale", value, 0.0)))
+        cells.write(self._scale, value.astype(jnp.float32), "the scale of a LossScaler", self)
 
     @property
     def skipped(self) -> Any:
         """How many steps have been left out: an integer, in compiled code an array."""
-        return self._look(self._counts, lambda counts: _plain(counts[..., _SKIPPED]))
+        return self._count_of(_SKIPPED)
 
     @property
     def growth_factor(self) -> float:
@@ -286,7 +292,7 @@ class LossScaler(Stateful):
 
     def state_dict(self) -> dict[str, Any]:
         """Scale, settings and counts as plain numbers, by torch's names, and `skipped`."""
-        tracker = self._look(self._counts, lambda counts: _plain(counts[..., _TRACKER]))
+        tracker = self._count_of(_TRACKER)
         settings = dict(zip(_SETTINGS, self._settings, strict=True))
         return {"scale": self.scale, **settings, "_growth_tracker": tracker, "skipped": self.skipped}
 
@@ -310,7 +316,7 @@ class LossScaler(Stateful):
             cells.check_restructurable(self._birth, "LossScaler", "was given other settings")
             self._settings = settings
             cells.structure_changed()
-        new = [jnp.asarray(scale), jnp.asarray([*counts, 0, 0], jnp.int32)]
+        new = jax.device_put([scale, np.asarray([*counts, 0, 0], np.int32)], may_alias=False)
         for cell in (self._scale, self._counts):
             cells.lend(cell)
         cells.store_all([self._scale, self._counts], new)

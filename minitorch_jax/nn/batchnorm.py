@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..cell import constants
 from ..parameter import Buffer, counted
 from . import functional as F  # noqa: N812
 from . import init
@@ -101,6 +102,10 @@ class _BatchNorm(_RunningNorm):
 
     def forward(self, input: jax.Array) -> jax.Array:
         self._check(input, 1)
+        with constants():
+            return self._normalized(input)
+
+    def _normalized(self, input: jax.Array) -> jax.Array:
         if not self.training and self.running_mean is not None:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         out, mean, var = batch_norm_by_input(input, self.weight, self.bias, self.eps)

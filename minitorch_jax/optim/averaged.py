@@ -86,7 +86,7 @@ class AveragedModel(Module):
             )
         self.decay = None if decay is None else _checked_decay(decay)
         self.use_buffers = bool(use_buffers)
-        self.num_averaged = Buffer(0)
+        self.num_averaged = Buffer(jax.device_put(np.int32(0)))
         leaves = jax.tree.leaves(model)  # arrays are shared until the first update
         self.module = build(walk_of(model).spec, leaves, cells.birth_here()).freeze()
         self.averages = _Averages()
@@ -112,8 +112,8 @@ class AveragedModel(Module):
         if not isinstance(model, Module):
             raise TypeError(f"AveragedModel.update takes a Module; got {model!r} ({type(model).__name__})")
         decay = None if self.decay is None else _checked_decay(self.decay)
-        weight = None if decay is None else np.float32(1 - decay)
         plan = self._plan_for(model)
+        weight = plan.weight_for(decay)
         source = [walk_of(model).cells[i] for i in plan.order]
         if cells.is_eager() and plan.pipeline is not None:
             plan.pipeline.run((plan.values_of(source), weight))
@@ -160,6 +160,7 @@ class _Plan:
             tuple([cell is not None for cell in wide]),
         )
         self.pipeline: Pipeline | None = None
+        self.weight: tuple[float | None, Any] = None, None
         self.moves = False
         if cells.is_eager() and all(cell.pack is None for cell in self.owned):
             join_mesh(self.owned)
@@ -168,6 +169,14 @@ class _Plan:
             compiled = _compiled_for(self.how, None if self.moves else Layout(source), placement(self.owned))
             self.pipeline = Pipeline(compiled, self.owned, self.owned)
         self.version = structure.version
+
+    def weight_for(self, decay: float | None) -> Any:
+        """The weight of the new values, on the device."""
+        if decay is None or not cells.is_eager():
+            return None if decay is None else np.float32(1 - decay)
+        if self.weight[0] != decay:
+            self.weight = decay, jax.device_put(np.float32(1 - decay))
+        return self.weight[1]
 
     def values_of(self, source: list[Cell]) -> list[Any]:
         """The source's arrays: packed ones whole; those on other devices moved."""

@@ -263,7 +263,7 @@ class Hyperparameters:
         stacked = np.empty((*self.members, len(numbers)))
         for i, number in enumerate(numbers):
             stacked[..., i] = number
-        return jax.device_put(np.concatenate(_split(stacked, dtype), -1))
+        return jax.device_put(np.concatenate(_split(stacked, dtype), -1), may_alias=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "exact": self.exact is self.cell.value}

@@ -179,7 +179,7 @@ class LBFGS(Optimizer):
         return len(known.ro) == int(self.history_size) and known.d.dtype == _wide_dtype(plan.params)
 
     def _begin(self, plan: Plan) -> None:
-        with cells.full_width([cell.value for cell in plan.params]):
+        with cells.full_width([cell.value for cell in plan.params]), cells.constants():
             self._begin_wide(plan)
 
     def _begin_wide(self, plan: Plan) -> None:
@@ -256,7 +256,7 @@ class LBFGS(Optimizer):
             steps = np.array(self._steps.value)
             ticking = [*map(self._order.index, plan.params), -2]
             steps[ticking] = np.minimum(steps[ticking], LAST - 1) + 1
-            cells.store_all([*held, self._steps], [*state, jnp.asarray(steps)])
+            cells.store_all([*held, self._steps], [*state, jax.device_put(steps, may_alias=False)])
             done = True
         finally:
             if not done:
@@ -307,7 +307,7 @@ class LBFGS(Optimizer):
             if evals >= max_eval or x.g_max <= tolerance_grad or small or abs(x.f - last_f) < tolerance_change:
                 break
         counts = (jnp.asarray(min(count, LAST), jnp.int32) for count in (n_iter, total))
-        with cells.full_width([d]):
+        with cells.full_width([d]), cells.constants():
             return LBFGSState(d, jnp.asarray(t, d.dtype), last_g, *(memory or state[3:8]), *counts)
 
 
@@ -318,7 +318,8 @@ def _wide_dtype(params: Sequence[Cell]) -> Any:
 
 def _array(number: Any, dtype: Any) -> Any:
     """A number as an array, so that its type does not compile again."""
-    return number if isinstance(number, jax.Array) else np.asarray(number, dtype)
+    with cells.full_width([np.empty(0, dtype)]):
+        return number if isinstance(number, jax.Array) else jax.device_put(np.asarray(number, dtype))
 
 
 def _numbers(results: Sequence[Any], first: int) -> list[Any]:

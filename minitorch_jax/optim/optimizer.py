@@ -137,7 +137,7 @@ class Optimizer(Stateful):
         given = {name: value for name, value in _tuples(type(self), settings).items() if name not in flags}
         lists, own = split(type(self).__name__, as_list(modules))
         own = [self._checked(mine, given, flags) for mine in own]
-        steps = Cell(jnp.zeros(2, jnp.int32), "steps", birth=cells.birth_here())
+        steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=cells.birth_here())
         self._setup(lists, Hyperparameters(type(self).__name__, self._ranges, given, flags, own), steps)
         self._validate_now()
         self._plan_now()
@@ -259,12 +259,14 @@ class Optimizer(Stateful):
             >>> float(opt.grad_norm), bool(opt.grads_finite)
             (5.0, True)
         """
-        return self._last_seen(lambda seen: seen[..., 0])
+        with cells.constants():
+            return self._last_seen(lambda seen: seen[..., 0])
 
     @property
     def grads_finite(self) -> jax.Array:
         """Whether all gradients of the last step were finite, a boolean scalar; True before. See `grad_norm`."""
-        return self._last_seen(lambda seen: seen[..., 1] > 0)
+        with cells.constants():
+            return self._last_seen(lambda seen: seen[..., 1] > 0)
 
     def _last_seen(self, function: Callable[[Any], Any]) -> Any:
         self._plan_now()
@@ -273,6 +275,7 @@ class Optimizer(Stateful):
                 f"{type(self).__name__} takes no note of its gradients: construct it with `track_grad_norm=True`, or"
                 " assign `opt.track_grad_norm = True`"
             )
+        self._touch()
         return cells.using(self._seen, function)
 
     def _check_writable(self, plan: Plan) -> None:
@@ -355,7 +358,7 @@ class Optimizer(Stateful):
         if plan is not None:
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version or plan.reading.changed():
-            with interrupts.held:  # states and step counts change together
+            with interrupts.held, cells.constants():  # states and step counts change together
                 plan = make_plan(self)
                 vars(self)["_plan"] = plan
         return plan

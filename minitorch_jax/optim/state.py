@@ -57,7 +57,9 @@ def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     opt._load_hyperparameters(hyper, own)
     for cell, _ in new:
         cells.lend(cell)
-    cells.store_all([*(cell for cell, _ in new), opt._steps], [*(v for _, v in new), jax.device_put(steps)])
+    cells.store_all(
+        [*(cell for cell, _ in new), opt._steps], [*(v for _, v in new), jax.device_put(steps, may_alias=False)]
+    )
     cells.structure_changed()  # other parameters may have taken as many steps as each other
 
 
