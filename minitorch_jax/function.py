@@ -104,6 +104,7 @@ class Shortcut:
             return results, binding
         if self.types != tuple(map(type, args)):
             return None
+        binding.look()
         others = list(map(get_stored, binding.read)), data
         results = binding.pipeline.run(others, binding.program.calls_back)
         self.settled = None if binding.program.calls_back else binding.pipeline.last_seen
@@ -180,6 +181,7 @@ class Function:
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding]:
         """`run`, the long way, and for a program's first run with these shapes."""
         binding, data, reached = self._bind(fn, args, kwargs)
+        binding.look()
         program = binding.program
         donated, data = data[: program.num_donated], data[program.num_donated :]
         others = list(map(get_stored, binding.read)), data

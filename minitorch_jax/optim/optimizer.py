@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache, partial
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
 
@@ -17,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cell as cells
-from .. import interrupts
-from ..cell import Cell, get_stored, get_value, structure
+from .. import habits, interrupts
+from ..cell import Cell, get_stored, get_value, lendings, structure
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, join
 from ..tracing import Met
@@ -27,7 +28,7 @@ from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
 from .plan import Plan, begin_states, begins_state, field_names, ids_of, make_plan
 
-_CACHES: dict[str, Any] = {"_plan": None, "_cached_walk": None, "_walked_plan": None}
+_CACHES: dict[str, Any] = {"_plan": None, "_planner": None, "_cached_walk": None, "_walked_plan": None}
 
 
 class Options(TypedDict, total=False):
@@ -90,8 +91,8 @@ class Optimizer(Stateful):
     lr: Any
     skip_nonfinite: bool
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    @classmethod
+    def _register(cls) -> None:
         if "elementwise" not in vars(cls) and not {"update", "init_state"}.isdisjoint(vars(cls)):
             cls.elementwise = False  # not known: it may use norms
         for name in ("init_state", "update"):
@@ -100,6 +101,7 @@ class Optimizer(Stateful):
                     f"{cls.__name__}.{name} must be a @staticmethod, a pure function of one array: one compiled program"
                     " serves every optimizer of the class, so what it needs comes in `h`"
                 )
+        super()._register()
 
     def __init__(
         self,
@@ -202,6 +204,8 @@ class Optimizer(Stateful):
             self._look_for_missing(plan, list(map(cells.gradient, plan.grads)))
             self._step_inline(plan, *extra)
             return
+        if plan.looked is not lendings.last:
+            habits.look(plan, zip(plan.paths, plan.params, strict=True))
         if plan.pipeline is None:
             plan.compile(self)
         grads = list(map(get_stored, plan.held_grads))
@@ -340,8 +344,18 @@ class Optimizer(Stateful):
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version:
             self._have_lifted()  # a plan makes states, which are to be arrays, and to last
+            if self._planner == get_ident():
+                name = type(self).__name__
+                raise RuntimeError(
+                    f"this {name} trains a module that holds the {name} itself, so each would be a part of the other. Keep"
+                    f" the optimizer outside of it, or have it train the parts: `{name}([self.net])`."
+                )
             with interrupts.held:  # states and step counts change together
-                plan = make_plan(self)
+                vars(self)["_planner"] = get_ident()
+                try:
+                    plan = make_plan(self)
+                finally:
+                    vars(self)["_planner"] = None
                 vars(self)["_plan"] = plan
         return plan
 
