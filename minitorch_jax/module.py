@@ -101,7 +101,7 @@ class Module(Stateful):
                 f"{type(self).__name__}.{name} is a property, whose code raised an AttributeError that Python does not pass"
                 f" on: `type(module).{name}.fget(module)` shows it"
             )
-        known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_"))]
+        known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_") and n != name)]
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{hint}")

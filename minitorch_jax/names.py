@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import cell as cells
-from .containers import convert, find_hidden, holds_state, is_array, is_declaration
+from .containers import convert, find_hidden, holds_state, is_array, is_declaration, stateful_in
+from .stateful import walk_of
 
 _MISSING = object()
 _OURS = ("_cells", "_walk", "_birth")
@@ -28,7 +29,7 @@ class Declared:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         cell = None if instance is None else instance._cells.get(self.name)
-        return self.default if cell is None else cells.read(cell, instance)
+        return self.default if cell is None else instance.__getattr__(self.name)
 
 
 class Derived(functools.cached_property):  # type: ignore[type-arg]
@@ -38,10 +39,23 @@ class Derived(functools.cached_property):  # type: ignore[type-arg]
         if instance is None:
             return self
         value, name = self.func(instance), str(self.attrname)
-        if cells.is_eager() and not _leads_to_arrays(value):
-            label = f"{type(instance).__name__}.{name}"
+        label = f"{type(instance).__name__}.{name}"
+        if _leads_to_arrays(value):
+            return value
+        try:
+            kept = convert(value, label)
+        except TypeError:  # nothing that a module may keep
+            return value
+        parts = list(stateful_in(kept))
+        made = [part for part in parts if id(part) not in walk_of(instance).objects] if parts else []
+        if made and not cells.is_eager():
+            raise TypeError(
+                f"{label} is a cached_property that made a {type(made[0]).__name__} while code was traced, so nothing would"
+                " keep it or train it: make it in `__init__`"
+            )
+        if cells.is_eager() and (made or not parts):  # parts that are there already would get another name
             cells.structure_changed()
-            value = vars(instance)[name] = convert(value, label)
+            value = vars(instance)[name] = kept
         return value
 
 

@@ -12,12 +12,13 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .cell import Cell
 
 PLAIN = frozenset({str, bytes, int, float, bool, complex, type(None), type(Ellipsis)})  # lead nowhere, and have a hash
-_MOST = 10_000  # values that are looked at
+_MOST, _MOST_OF_ONE = 10_000, 2_000  # values that are looked at, in all and of one container
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque, functools.partial)
 _LIBRARIES = ("jax", "jaxlib")
 
@@ -36,11 +37,12 @@ def find(value: Any, holds_state: Callable[[Any], bool], is_array: Callable[[Any
     (the state of a NumPy generator). Globals are not followed.
     """
     seen = {id(value)}
-    queue = deque([(value, "", False)])
-    while queue and len(seen) < _MOST:
+    queue, looked_at = deque([(value, "", False)]), 0
+    while queue and looked_at < _MOST:
         outer, way, in_function = queue.popleft()
         constant = in_function or type(outer) is types.FunctionType or _is_opaque(outer)
-        for step, inner in _inside(outer):
+        for step, inner in islice(_inside(outer), _MOST_OF_ONE):
+            looked_at += 1
             if type(inner) in PLAIN or id(inner) in seen:
                 continue
             array = is_array(inner)
@@ -71,11 +73,11 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     if issubclass(kind, type | types.ModuleType | types.CodeType):
         return
     if issubclass(kind, dict | types.MappingProxyType):
-        yield from (("", item) for item in list(value.values()))
+        yield from (("", item) for item in list(islice(value.values(), _MOST_OF_ONE)))
     elif issubclass(kind, list):
         yield from (("", item) for item in list.__iter__(value))  # of `parameters()`, the cells
     elif issubclass(kind, tuple | set | frozenset | deque):
-        yield from (("", item) for item in list(value))
+        yield from (("", item) for item in list(islice(value, _MOST_OF_ONE)))
     elif issubclass(kind, functools.partial):
         yield "", value.func
         yield from (("an argument of it", item) for item in (*value.args, *value.keywords.values()))

@@ -331,6 +331,8 @@ def slots():
             self.weight = Parameter(jnp.full(self.size, 2.0))
             assert self.inner[0].training
             del self.size
+            with pytest.raises(AttributeError, match=r"Net has no attribute `size`$"):
+                self.size  # noqa: B018
 
     return Net
 
@@ -592,6 +594,44 @@ def test_a_cached_property_of_numbers_is_computed_once_and_again_when_deleted():
     del net.table
     assert net.table == [2] and len(calls) == 2
     assert jax.jit(lambda m: m.table[0] + jnp.zeros(()))(net) == 2
+
+
+def test_a_cached_property_of_what_no_module_may_keep_is_computed_at_each_use():
+    class Net(Module):
+        @functools.cached_property
+        def names(self):
+            return {0: {"a"}}
+
+    net = Net()
+    assert net.names == {0: {"a"}} and net.names is not net.names
+    assert jax.tree.leaves(net) == []
+
+
+def test_a_cached_property_that_makes_a_module():
+    class Net(Module):
+        def __init__(self):
+            self.layers = [nn.Linear(3, 3)]
+
+        @functools.cached_property
+        def head(self):
+            return nn.Linear(3, 2)
+
+        @functools.cached_property
+        def first(self):
+            return self.layers[:1]
+
+        def forward(self, x):
+            return self.head(self.first[0](x))
+
+    with pytest.raises(
+        TypeError, match=r"Net\.head is a cached_property that made a Linear while code was traced.*__init__"
+    ):
+        mt.backward(lambda m, x: m(x).sum(), Net(), X)
+    net = Net()
+    assert net.head is net.head and net.first == [net.layers[0]]
+    assert [*net.state_dict()] == ["layers.0.weight", "layers.0.bias", "head.weight", "head.bias"]
+    mt.backward(lambda m, x: m(x).sum(), net, X)
+    assert all(np.any(grad) for grad in net.grads())
 
 
 class Frozen(NamedTuple):
