@@ -144,9 +144,9 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign], dict[Cell, in
             walk = walk_of(module)
             for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
                 if cell.kind == "parameter":
-                    known = native.setdefault(cell, join(str(i), path))
+                    found_at = native.setdefault(cell, join(str(i), path))
                     if groups.setdefault(cell, group_of[i]) != group_of[i]:
-                        raise _in_two_groups(opt, known, groups[cell], join(str(i), path), group_of[i])
+                        raise _in_two_groups(opt, found_at, groups[cell], join(str(i), path), group_of[i])
             continue
         has_both = callable(getattr(module, "parameters", None)) and callable(getattr(module, "grads", None))
         if not has_both or isinstance(module, type):
