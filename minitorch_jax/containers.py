@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-import types
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -14,6 +11,8 @@ import jax
 import numpy as np
 
 from . import cell as cells
+from .cell import Cell
+from .reach import PLAIN, Found, find, leads_somewhere
 
 
 class TrackedList(list[Any]):
@@ -70,16 +69,17 @@ for _cls, _names in (
 
 def _convert_items(container: Any) -> None:
     """Track what was put into a tracked container, without passing through its tracked methods."""
+    label = container._label
     if isinstance(container, list):
         for i, item in enumerate(container):
-            list.__setitem__(container, i, convert(item, f"[{i}]"))
+            list.__setitem__(container, i, convert(item, f"{label}[{i}]"))
     else:
         for key, item in dict.items(container):
             if not isinstance(key, str):
                 raise TypeError(
                     f"a dict held by a module needs string keys, for the paths of its parameters; got {key!r}"
                 )
-            dict.__setitem__(container, key, convert(item, f"[{key!r}]"))
+            dict.__setitem__(container, key, convert(item, f"{label}[{key!r}]"))
 
 
 def convert(value: Any, label: str) -> Any:
@@ -88,8 +88,9 @@ def convert(value: Any, label: str) -> Any:
     if kind is list or kind is dict:
         new: Any = TrackedList() if kind is list else TrackedDict()
         (list.extend if kind is list else dict.update)(new, value)
+        new._label = label
         _convert_items(new)
-        new._source, new._snapshot, new._birth, new._label = value, _items(value), cells.birth_state(), label
+        new._source, new._snapshot, new._birth = value, _items(value), cells.birth_state()
         return new
     if kind is tuple:
         return tuple(convert(item, f"{label}[{i}]") for i, item in enumerate(value))
@@ -156,54 +157,81 @@ def holds_state(value: Any) -> bool:
     return getattr(type(value), "_holds_cells", False)
 
 
+def stateful_in(value: Any) -> Iterator[Any]:
+    """The modules and optimizers in what `convert` gives: itself, or those in its lists, tuples and dicts."""
+    if holds_state(value):
+        yield value
+    elif type(value) in (TrackedList, TrackedDict, tuple):
+        for item in value.values() if type(value) is TrackedDict else value:
+            yield from stateful_in(item)
+
+
+def is_declaration(value: Any) -> bool:
+    """Whether `value` is a Parameter or a Buffer."""
+    return getattr(type(value), "_declares", False)
+
+
 def check_static(value: Any, label: str) -> None:
     """Raise unless `value` may be a static part of a module: a module, or hashable and without arrays inside."""
-    if holds_state(value):
+    if type(value) in PLAIN or holds_state(value):
         return
     if is_array(value):
         raise bare_array(label, value)
-    if type(value).__name__ in ("Parameter", "Buffer") and hasattr(value, "_cell"):
+    if is_declaration(value):
         raise TypeError(
             f"{label}: a {type(value).__name__} inside a list, tuple or dict has no name of its own. Assign each one to"
             " an attribute (`setattr(self, f'weight{i}', Parameter(...))`), or wrap it in a small Module."
         )
-    found = _find_hidden(value, 0)
+    found = find_hidden(value)
     if found is not None:
-        what = "an array" if is_array(found) else f"a {type(found).__name__}"
-        raise TypeError(
-            f"{label}: a {type(value).__name__} that holds {what} would hide it from parameters(), state_dict() and"
-            " every optimizer. Assign modules to attributes directly, or in lists, tuples and dicts with string keys;"
-            " declare arrays as Parameter(...) or Buffer(...)."
-        )
-    try:
-        hash(value)
-    except TypeError:
+        raise _hidden(value, found, label)
+    if not _has_hash(value):
         raise TypeError(
             f"{label}: a static attribute of a module must be hashable, since it is part of what a compiled program"
             f" depends on; got {type(value).__name__}. Use a tuple or a frozen dataclass instead."
-        ) from None
+        )
 
 
-def _find_hidden(value: Any, depth: int) -> Any:
-    """A module or an array inside a value, a few levels down, or None."""
-    for inner in _inside(value):
-        if holds_state(inner) or is_array(inner):
-            return inner
-        if depth < 3 and (found := _find_hidden(inner, depth + 1)) is not None:
-            return found
-    return None
+def find_hidden(value: Any) -> Found | None:
+    """A module, an optimizer or an array that `value` leads to, or None."""
+    return find(value, holds_state, is_array)
 
 
-def _inside(value: Any) -> Iterable[Any]:
-    """What `value` holds one level down, where a module or an array could hide."""
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return list(value)
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, types.MethodType):
-        return [value.__self__]
-    if isinstance(value, type | types.ModuleType | types.FunctionType) or type(value).__module__.startswith("jax"):
-        return []
-    return list(vars(value).values()) if hasattr(value, "__dict__") else []
+def _hidden(value: Any, found: Found, label: str) -> TypeError:
+    inner = found.value
+    what = "an array" if is_array(inner) else f"a {'parameter' if isinstance(inner, Cell) else type(inner).__name__}"
+    holds = f"{label}: a {type(value).__name__} that holds {what}"
+    hides = "would hide it from parameters(), state_dict() and every optimizer"
+    if callable(value) and not is_array(inner):
+        name = label.rpartition(".")[2].partition("[")[0]
+        way = f" ({found.way})" if found.way else ""
+        return TypeError(
+            f"{holds}{way} {hides}, and copies of this module, as jax.grad, jax.jit and copy.deepcopy make them, would"
+            f" go on using that very one. Write a method in its place, `def {name}(self, ...)`, and assign each module"
+            " that it uses to an attribute (`self.net = net`)."
+        )
+    return TypeError(
+        f"{holds} {hides}. Assign modules to attributes directly, or in lists, tuples and dicts with string keys;"
+        " declare arrays as Parameter(...) or Buffer(...)."
+    )
+
+
+def check_walked(value: Any, path: str) -> None:
+    """Raise if a static value that a walk has met is none: put there past `__setattr__`, or a closure bound since."""
+    kind = type(value)
+    if is_array(value) or is_declaration(value) or kind in (list, dict) or not _has_hash(value):
+        raise TypeError(
+            f"{path} holds a {kind.__name__} that came there past `Module.__setattr__` (by `vars(module)[...] = ...`, by"
+            " `object.__setattr__`, or by a `__setattr__` of the class that does not call `super().__setattr__`), so"
+            " nothing tracks it. Assign it: `module.name = ...`, arrays as Parameter(...) or Buffer(...)."
+        )
+    if callable(value) and leads_somewhere(value):
+        check_static(value, path)
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

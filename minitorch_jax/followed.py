@@ -1,7 +1,7 @@
 """The values that a compiled function reads by name: a key of what is static among them, and the places of JAX arrays.
 
-The search begins at a function and goes through what its code names (`names.py`): globals, closure variables, attributes of
-plain objects, items of containers, and the code of functions and methods found there. A plain value is part of what a
+The search begins at a function and goes through what its code names (`code_names.py`): globals, closure variables, attributes
+of plain objects, items of containers, and the code of functions and methods found there. A plain value is part of what a
 program is compiled for. A JAX array is an input of the program if its trace turns out to hold it as a constant.
 `closures.py` looks for modules and optimizers in the same way, but everywhere, not only where the code names them.
 """
@@ -24,9 +24,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from .code_names import Names, names_in
 from .containers import holds_state
 from .libraries import is_installed, is_library, is_namespace, is_users_code, is_wrapper, top
-from .names import Names, names_in
 from .watch import (
     GETTERS,
     LENGTHS,

@@ -119,6 +119,7 @@ class Shortcut:
                 return results, binding
         if self.types != tuple(map(type, args)):
             return None
+        binding.look()
         others = list(map(get_stored, binding.read)), data
         results = binding.pipeline.run(others)
         self.settled = None if binding.pipeline.compiled.calls_back else binding.pipeline.last_seen
@@ -244,6 +245,7 @@ class Function:
             self.add_reached(call)
             return self.program.plainly(self, call), None
         binding, data, reached = self._bind(fn, args, kwargs)
+        binding.look()
         program, data = binding.program, tuple(owned_data(data))
         donated, data = data[: program.num_donated], data[program.num_donated :]
         others = list(map(get_stored, binding.read)), data

@@ -9,11 +9,14 @@ import jax
 
 from . import cell as cells
 from .cell import Cell
+from .habits import note_read
 from .parameter import assign, checked, read_gradient, write_gradient
 
 
 class LiveList(list[Any]):
     """The arrays of `parameters()` or `grads()`. Reading an item reads the module; assigning one writes to it."""
+
+    __slots__ = ("_paths", "_gradients", "_owner")
 
     def __init__(self, params: Iterable[Cell], paths: Iterable[str], gradients: bool, owner: Any) -> None:
         super().__init__(params)  # the cells themselves, so that the list keeps no array alive
@@ -26,7 +29,11 @@ class LiveList(list[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
-        return [self._read(cell) for cell in found] if isinstance(index, slice) else self._read(found)
+        if isinstance(index, slice):
+            return [self._read(cell) for cell in found]
+        array = self._read(found)
+        note_read(found, array, type(self._owner), self._paths[index])
+        return array
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, slice):

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import cell as cells
+from . import habits, names
 from .cell import Cell
-from .containers import TrackedDict, TrackedList, convert, describe, is_array
+from .containers import TrackedDict, TrackedList, convert, describe, is_array, stateful_in
 from .eager import given
 from .lending import steadily
 from .live import LiveList
 from .pack import release
 from .parameter import Buffer, Parameter, assign, checked, declared, encode_checked, same_values
-from .stateful import Builder, Node, Stateful, Walker, change_class, join, walk_of
+from .reach import PLAIN
+from .stateful import Builder, Node, Stateful, Walker, join, walk_of
+from .structures import difference
 
 
 class IncompatibleKeys(NamedTuple):
@@ -61,7 +64,9 @@ class Module(Stateful):
     training: bool
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self = object.__new__(cls)
+        if "_is_prepared" not in cls.__dict__:
+            names.prepare(cls, Module)
+        self = super().__new__(cls)
         object.__setattr__(self, "_cells", {})
         object.__setattr__(self, "_walk", None)
         object.__setattr__(self, "_birth", cells.birth_state())
@@ -84,16 +89,23 @@ class Module(Stateful):
 
     def __getattr__(self, name: str) -> Any:
         if name in Module.__slots__ or name in Stateful.__slots__ or name.startswith("__"):
-            raise AttributeError(name)
+            raise AttributeError(
+                f"{name}: a `__new__` of {type(self).__name__} must make the object by `super().__new__(cls)`"
+            )
         cell = self._cells.get(name)
         if cell is not None:
-            return cells.read(cell, self)
+            value = cells.read(cell, self)
+            if cells.local.frame is None:
+                habits.note_read(cell, value, type(self), name)
+            return value
+        if name in vars(self):  # the class has a slot of that name
+            return vars(self)[name]
         if _is_property(type(self), name):
             raise AttributeError(
                 f"{type(self).__name__}.{name} is a property, whose code raised an AttributeError that Python does not pass"
                 f" on: `type(module).{name}.fget(module)` shows it"
             )
-        known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_"))]
+        known = [*self._cells, *vars(self), *(n for n in dir(type(self)) if not n.startswith("_") and n != name)]
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{hint}")
@@ -101,21 +113,25 @@ class Module(Stateful):
     def __setattr__(self, name: str, value: Any) -> None:
         label = f"{type(self).__name__}.{name}"
         cell = self._cells.get(name)
-        if name == "__class__":
-            change_class(self, value)
+        if cell is not None and (is_array(value) or isinstance(value, int | float | np.generic)):
+            assign(cell, value, label, self)
+            if cells.local.frame is None:
+                habits.warn_of_untied(cell, value, type(self), name)
+        elif type(value) in PLAIN and name in vars(self):
+            self._set_static(name, value, label)
+        elif names.settle(type(self), name, value, label, vars(Module)):
+            object.__setattr__(self, name, value)
+            if name in ("__class__", "__dict__"):
+                cells.structure_changed()
         elif isinstance(value, Parameter | Buffer):
             self._restructure(label)
             vars(self).pop(name, None)
             self._cells[name] = value._cell
-        elif cell is not None and (is_array(value) or isinstance(value, int | float | np.generic)):
-            assign(cell, value, label, self)
         elif cell is not None and value is not None:
             raise TypeError(
                 f"{label} is a {cell.kind}: it takes an array, a Parameter or a Buffer, not a"
                 f" {type(value).__name__}. `del` it first to use the name for something else."
             )
-        elif _is_property(type(self), name):
-            object.__setattr__(self, name, value)
         else:
             self._set_static(name, value, label)
 
@@ -126,6 +142,13 @@ class Module(Stateful):
         if old is value and not isinstance(value, list | dict):
             return
         new = convert(value, label)
+        for other in stateful_in(new):
+            if not isinstance(other, Module) and id(self) in walk_of(other).objects:
+                kind = type(other).__name__
+                raise TypeError(
+                    f"{label}: this {kind} trains the {type(self).__name__} itself, so each would be a part of the other."
+                    f" Keep the optimizer outside of the module, or have it train the parts: `{kind}([self.net])`."
+                )
         if not isinstance(new, Stateful | TrackedList | TrackedDict) and _typed(old) == _typed(new):
             return
         if name in self._cells or _has_structure(new) or _has_structure(old):
@@ -145,7 +168,10 @@ class Module(Stateful):
     def __delattr__(self, name: str) -> None:
         self._restructure(f"{type(self).__name__}.{name}")
         if self._cells.pop(name, None) is None:
-            object.__delattr__(self, name)
+            if name in vars(self):
+                del vars(self)[name]
+            else:
+                object.__delattr__(self, name)
 
     def _restructure(self, label: str) -> None:
         """About to change which cells or modules there are: not while compiled code runs, unless it made this one."""
@@ -252,6 +278,8 @@ class Module(Stateful):
 
     def _live(self, gradients: bool) -> LiveList:
         walk = walk_of(self)
+        if walk.looked is not cells.lendings.last:
+            habits.look(walk, walk.named())
         found = [(p, c) for p, c in zip(walk.spec.paths, walk.cells, strict=True) if c.trainable]
         return LiveList([cell for _, cell in found], [path for path, _ in found], gradients, self)
 
@@ -277,7 +305,9 @@ class Module(Stateful):
         walk = walk_of(self)
         for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
             if cell.trainable:
-                yield path, cells.read(cell, self)
+                array = cells.read(cell, self)
+                habits.note_read(cell, array, type(self), path)
+                yield path, array
 
     def named_buffers(self) -> Iterator[tuple[str, jax.Array]]:
         """`(path, array)` of each buffer, each once."""
@@ -301,6 +331,8 @@ class Module(Stateful):
         """Reset all gradients of this module and those below it to zeros."""
         walk = walk_of(self)
         if cells.is_eager():
+            if walk.looked is not cells.lendings.last:
+                habits.look(walk, walk.named())
             cells.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
             return
         grads = [c.grad for c in walk.params if c.trainable or cells.held(c.grad) is not None]
@@ -331,12 +363,9 @@ class Module(Stateful):
         if isinstance(grads, Module):
             theirs = walk_of(grads)
             if theirs.spec != walk.spec:
-                mine_only = [p for p in walk.spec.paths if p not in theirs.spec.paths]
-                other = [p for p in theirs.spec.paths if p not in walk.spec.paths]
                 raise ValueError(
                     f"the gradients are a {type(grads).__name__} of another structure than this {type(self).__name__}:"
-                    f" missing {mine_only or 'nothing'}, unexpected {other or 'nothing'} (a different `training` mode or"
-                    " static attribute counts too). Take them with respect to this very module."
+                    f" {difference(theirs.spec, walk.spec)}. Take them with respect to this very module."
                 )
             values = [cell.value for cell, mine in zip(theirs.cells, walk.cells, strict=True) if mine.trainable]
             cells.mark_used(theirs.cells)
@@ -388,9 +417,7 @@ class Module(Stateful):
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Call `fn` on every submodule, then on this one; gives the module."""
-        for child in self.children():
-            child.apply(fn)
-        fn(self)
+        _apply(self, fn, ())
         return self
 
     def to(self, target: Any) -> Self:
@@ -493,6 +520,8 @@ class Module(Stateful):
     def __setstate__(self, state: Any) -> None:
         vars(self).update(state[0])
         self._cells.update(state[1])
+        for name in self._cells:
+            names.declare(type(self), name)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -563,4 +592,11 @@ def _typed(value: Any) -> Any:
 
 
 def _is_property(cls: type, name: str) -> bool:
-    return isinstance(getattr(cls, name, None), property)
+    return isinstance(names.class_attribute(cls, name), property)
+
+
+def _apply(module: Module, fn: Callable[[Module], Any], above: tuple[int, ...]) -> None:
+    for child in list(module.children()):
+        if id(child) not in above and child is not module:  # else a cycle
+            _apply(child, fn, (*above, id(module)))
+    fn(module)

@@ -1,119 +1,169 @@
-"""What a code object names: globals, attributes, constant keys, imports, and what it stores.
+"""What a module's class has by the name of an attribute: a default, a method, a property, a slot.
 
-A compiled function follows the values that its code can name, and only those (`followed.py`), so that a counter or a
-history on the same object compiles nothing.
+Python looks for data descriptors on the class, then in the object, then for anything else on the class, and calls
+`__getattr__` last. Parameters and buffers are found by `__getattr__`, so what the class has by their name would hide them.
 """
 
 from __future__ import annotations
 
-import dis
+import functools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
-_READS_WHOLE = frozenset({"items", "values", "keys", "copy"})  # methods by which all of a dict is read
-_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD", "LOAD_CLASSDEREF"})
-_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD", "IMPORT_FROM"})
-_STORES = frozenset({"STORE_ATTR", "STORE_GLOBAL", "STORE_NAME", "STORE_DEREF", "DELETE_ATTR", "DELETE_GLOBAL"})
-_IGNORED = frozenset({"CACHE", "EXTENDED_ARG", "PRECALL", "NOP", "RESUME"})
+from . import cell as cells
+from .containers import convert, find_hidden, holds_state, is_array, is_declaration, stateful_in
+from .stateful import walk_of
 
-
-class Names:
-    """The names in some code, that of functions defined inside it included."""
-
-    __slots__ = ("globals", "imports", "attributes", "keys", "whole", "stores")
-
-    def __init__(self) -> None:
-        self.globals: dict[str, None] = {}  # in the order of the code, which is the same in every process
-        self.imports: dict[tuple[str, int], None] = {}  # (module, level) of imports in the body
-        self.attributes: set[str] = set()
-        self.keys: set[str] = set()  # string constants: keys of dicts, and names for `getattr`
-        self.whole: set[str] = set()  # variables and attributes that are iterated, or indexed by a variable
-        self.stores: set[str] = set()
-
-    def add(self, other: Names) -> None:
-        """Take in what other code names. Its globals are its own."""
-        self.attributes |= other.attributes
-        self.keys |= other.keys
-        self.whole |= other.whole
-        self.stores |= other.stores
-
-    def size(self) -> int:
-        """Grows whenever `add` finds something new."""
-        return len(self.attributes) + len(self.keys) + len(self.whole) + len(self.stores)
-
-    def may_be_attribute(self, name: str) -> bool:
-        """True if the code reads an attribute of this name, or may do so by `getattr`."""
-        return name in self.attributes or name in self.keys
-
-    def selected(self, name: str, keys: Iterable[Any]) -> list[Any]:
-        """Which keys of the dict `name` the code reads: those that it names, or all if it names none or reads it whole."""
-        keys = list(keys)
-        if name in self.whole or not _READS_WHOLE.isdisjoint(self.attributes):
-            return keys
-        named = [key for key in keys if type(key) is not str or key in self.keys]
-        return named if any(type(key) is str for key in named) else keys
+_MISSING = object()
+_OURS = ("_cells", "_walk", "_birth")
 
 
-def names_in(code: types.CodeType) -> Names:
-    """What `code` names; worked out once per code object."""
-    known = _known.get(code)
-    if known is None:
-        known = _known[code] = Names()
-        for inner in _nested(code):
-            _collect(inner, known)
-    return known
+class Declared:
+    """A class attribute of a name by which objects declare a parameter or buffer: of those the array, else the default."""
+
+    __slots__ = ("name", "default")
+
+    def __init__(self, name: str, default: Any) -> None:
+        self.name, self.default = name, default
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        cell = None if instance is None else instance._cells.get(self.name)
+        return self.default if cell is None else instance.__getattr__(self.name)
 
 
-_known: WeakKeyDictionary[types.CodeType, Names] = WeakKeyDictionary()
+class Derived(functools.cached_property):  # type: ignore[type-arg]
+    """A cached_property of a module. It keeps no arrays, and nothing while code is traced: those would grow old."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        value, name = self.func(instance), str(self.attrname)
+        label = f"{type(instance).__name__}.{name}"
+        if _leads_to_arrays(value):
+            return value
+        try:
+            kept = convert(value, label)
+        except TypeError:  # nothing that a module may keep
+            return value
+        parts = list(stateful_in(kept))
+        made = [part for part in parts if id(part) not in walk_of(instance).objects] if parts else []
+        if made and not cells.is_eager():
+            raise TypeError(
+                f"{label} is a cached_property that made a {type(made[0]).__name__} while code was traced, so nothing would"
+                " keep it or train it: make it in `__init__`"
+            )
+        if cells.is_eager() and (made or not parts):  # parts that are there already would get another name
+            cells.structure_changed()
+            value = vars(instance)[name] = kept
+        return value
 
 
-def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _nested(constant)
+def _leads_to_arrays(value: Any) -> bool:
+    found = None if is_array(value) or holds_state(value) else find_hidden(value)
+    return is_array(value) or (found is not None and is_array(found.value))
 
 
-def _collect(code: types.CodeType, found: Names) -> None:
-    for constant in code.co_consts:
-        found.keys.update(_strings(constant))
-    steps = [step for step in dis.get_instructions(code) if step.opname not in _IGNORED]
-    for step, after, next_but_one in zip(steps, [*steps[1:], None], [*steps[2:], None, None], strict=False):
-        name: Any = step.argval
-        if step.opname in _GLOBALS:
-            found.globals[name] = None
-        elif step.opname in _ATTRIBUTES:
-            found.attributes.add(name)
-        elif step.opname in _STORES:
-            found.stores.add(name)
-        elif step.opname == "IMPORT_NAME":
-            found.imports[name, _level(steps, step)] = None
-        if step.opname in _LOADS and after is not None and _reads_whole(after, next_but_one):
-            found.whole.add(name)
+def class_attribute(cls: type, name: str) -> Any:
+    """What a class has by a name, without calling any descriptor."""
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return _MISSING
 
 
-def _reads_whole(after: dis.Instruction, next_but_one: dis.Instruction | None) -> bool:
-    """True if what was just loaded is iterated, spread, or indexed by something that is no constant."""
-    if after.opname in ("GET_ITER", "DICT_MERGE", "DICT_UPDATE"):
+def declare(cls: type, name: str) -> None:
+    """Have objects find a parameter or buffer of this name, also where the class has a plain value by it."""
+    held = class_attribute(cls, name)
+    if held is not _MISSING and type(held) not in (Declared, types.MemberDescriptorType):
+        setattr(cls, name, Declared(name, held))
+
+
+def settle(cls: type, name: str, value: Any, label: str, methods: Mapping[str, Any]) -> bool:
+    """Look at what the class has by the name of an attribute that is assigned. True: a property or the like takes the value.
+
+    `methods` are those that every module has.
+
+    Raises:
+        TypeError: if the value would be hidden by a method, or would hide one that modules need.
+    """
+    tracked = is_declaration(value) or holds_state(value) or isinstance(value, list | tuple | dict)
+    if name in _OURS or (tracked and name == "training"):
+        raise TypeError(f"{label}: modules keep something of their own by that name; choose another one")
+    held = class_attribute(cls, name)
+    if held is _MISSING or type(held) in (Declared, types.MemberDescriptorType):
+        return False
+    if hasattr(type(held), "__set__"):
         return True
-    indexed = next_but_one is not None and (
-        next_but_one.opname == "BINARY_SUBSCR" or (next_but_one.opname == "BINARY_OP" and next_but_one.argrepr == "[]")
-    )
-    return indexed and after.opname != "LOAD_CONST"
+    if hasattr(type(held), "__get__"):
+        kind = "cached_property" if isinstance(held, functools.cached_property) else "method"
+        needed = name in methods and not callable(value)
+        if tracked or needed or (name.startswith("__") and name.endswith("__")):
+            raise TypeError(
+                f"{label}: {cls.__name__} has a {kind} `{name}`, which the {type(value).__name__} assigned by that name"
+                " would hide, or be hidden by. Choose another name."
+            )
+    elif is_declaration(value):
+        declare(cls, name)
+    return False
 
 
-def _level(steps: list[dis.Instruction], step: dis.Instruction) -> int:
-    """How many packages up an import begins: the constant that was loaded two instructions before it."""
-    level = steps[max(steps.index(step) - 2, 0)].argval
-    return level if type(level) is int else 0
+def prepare(cls: type, module: type) -> None:
+    """Look through a class of modules when its first object is made: by then decorators have done their work.
+
+    Raises:
+        TypeError: if the class itself holds a module, a Parameter or a Buffer, or is a frozen dataclass.
+    """
+    parameters = getattr(cls, "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen:
+        raise TypeError(
+            f"{cls.__name__} is a frozen dataclass, and modules change: training steps, train(), load_state_dict()."
+            " Leave `frozen=True` out."
+        )
+    seen: set[str] = set()
+    for base in cls.__mro__[: cls.__mro__.index(module)]:
+        for name, value in list(vars(base).items()):
+            if name not in seen and not name.startswith("__"):
+                _check_class_attribute(value, f"{base.__name__}.{name}")
+                if isinstance(value, functools.cached_property) and type(value) is not Derived:
+                    derived = Derived(value.func)
+                    derived.__set_name__(cls, name)
+                    setattr(cls, name, derived)
+            seen.add(name)
+    users = class_attribute(cls, "__getattr__")
+    if isinstance(users, types.FunctionType) and users.__code__ not in (_code_of(module), _CELLS_FIRST):
+        cls.__getattr__ = _cells_first(users, module.__getattr__)  # type: ignore[attr-defined]
+    cls._is_prepared = True  # type: ignore[attr-defined]
 
 
-def _strings(constant: Any) -> Iterator[str]:
-    if type(constant) is str:
-        yield constant
-    elif isinstance(constant, tuple | frozenset):
-        for item in constant:
-            yield from _strings(item)
+def _check_class_attribute(value: Any, label: str) -> None:
+    found = find_hidden(value) if isinstance(value, list | tuple | set | dict) else None
+    inner = value if found is None else found.value
+    if holds_state(inner) or is_declaration(inner) or isinstance(inner, cells.Cell):
+        kind = "Parameter" if isinstance(inner, cells.Cell) else type(inner).__name__
+        raise TypeError(
+            f"{label} is or holds a {kind}, which belongs to the class: no optimizer would train it, train(), eval() and"
+            " state_dict() would not reach it, and all objects would share it. Assign it in `__init__`"
+            " (`self.name = ...`), frozen by `freeze()` if it is not to be trained; in a dataclass use"
+            " `field(default_factory=...)`."
+        )
+
+
+def _cells_first(users: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's `__getattr__` that is not asked for what was declared."""
+
+    @functools.wraps(users)
+    def __getattr__(self: Any, name: str) -> Any:
+        if not name.startswith("__") and name not in _OURS and (name in self._cells or name in vars(self)):
+            return ours(self, name)
+        return users(self, name)
+
+    return __getattr__
+
+
+def _code_of(module: Any) -> types.CodeType:
+    code: types.CodeType = module.__getattr__.__code__
+    return code
+
+
+_CELLS_FIRST = _cells_first(lambda self, name: None, lambda self, name: None).__code__

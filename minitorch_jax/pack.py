@@ -95,6 +95,10 @@ class Pack:
                 found = parts[view] = cells.using(self.cell, lambda flat: _part(flat, place.start, place.shape))
         return found
 
+    def known_part(self, view: Cell) -> Any:
+        """A view's value if it has been cut out already, else None."""
+        return self._parts[1].get(view) if self._parts[0] is self.cell.value else None
+
     def parts(self) -> list[Any]:
         """The parts that have been cut out of the present array."""
         return list(self._parts[1].values())

@@ -54,7 +54,17 @@ def placed_as(value: Any, old: Any) -> Any:
 class _Declaration:
     """What Parameter and Buffer share: a new cell, on its way into a module."""
 
+    __slots__ = ("_cell",)
     _cell: Cell
+    _declares = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_cell":
+            raise AttributeError(
+                f"a {type(self).__name__} is a declaration, with no `{name}` to set: give it the array when you make it,"
+                " and `Parameter(array, trainable=False)` for one that is not to be trained"
+            )
+        object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({describe(self._cell.value)})"
@@ -82,6 +92,8 @@ class Parameter(_Declaration):
         >>> Scale(3)(2.0)
         Array([2., 2., 2.], dtype=float32)
     """
+
+    __slots__ = ()
 
     def __init__(self, array: Any, trainable: bool = True) -> None:
         value = as_array(array)
@@ -120,6 +132,8 @@ class Buffer(_Declaration):
         >>> int(counter.count)
         2
     """
+
+    __slots__ = ()
 
     def __init__(self, array: Any) -> None:
         value = as_array(array)

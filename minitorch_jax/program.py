@@ -9,11 +9,13 @@ import threading
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
 
 from . import cell as cells
+from . import habits
 from .arguments import Arguments
 from .cell import Cell, structure_changed
 from .followed import Followed, random_state
@@ -207,7 +209,9 @@ class Program:
 class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
-    __slots__ = ("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "__weakref__")
+    __slots__ = (
+        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "looked", "__weakref__"),
+    )
 
     def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
         self.program = program
@@ -218,6 +222,7 @@ class Binding:
                     cells.check_encoded(cell, cell.value, f"{walk.spec.node[1].__name__}.{path}")
         self.cells = lifted
         self.stored = stored_cells(lifted)
+        self.looked: object = None  # see `habits.look`
         self.regroup()
 
     def regroup(self) -> None:
@@ -227,6 +232,12 @@ class Binding:
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
         self.run_again = repeated(self.pipeline, self.read)
         self.mark_reached()
+
+    def look(self) -> None:
+        """Notice what does nothing on arrays that were lent since the last look."""
+        if self.looked is not cells.lendings.last:
+            walks = [walk for reference in self.walks if (walk := reference()) is not None]
+            habits.look(self, chain.from_iterable(walk.named() for walk in walks))
 
     def mark_reached(self) -> None:
         """Note of which parameters the program gives gradients."""

@@ -18,6 +18,7 @@ from .arguments import DATA, OBJECT, Arguments
 from .containers import holds_state
 from .followed import Followed
 from .stateful import join, walk_of
+from .structures import short, statics
 
 MANY = 6  # the number of programs of one function from which on each new one is explained
 _REMEMBERED = 32
@@ -170,7 +171,7 @@ def _describe(
         if code is OBJECT:
             names.setdefault(id(leaf), name)
         else:
-            found[name] = _describe_leaf(leaf) if code is DATA else _short(leaf)
+            found[name] = _describe_leaf(leaf) if code is DATA else short(leaf)
     shown: set[int] = set()
     for obj in objects:
         if id(obj) not in shown:
@@ -216,14 +217,9 @@ def _describe_array(array: Any) -> str:
     return f"{array.dtype}[{','.join(map(str, array.shape))}]" + (f" on {sharding}" if spread else "")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _describe_object(obj: Any, label: str, lifted: set[int]) -> Description:
     walk = walk_of(obj)
-    found = dict(_statics(walk.spec.node, label))
+    found = dict(statics(walk.spec.node, label))
     for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
         if hasattr(cell.value, "shape"):
             frozen = ", frozen" if cell.kind == "parameter" and not cell.trainable else ""
@@ -234,22 +230,6 @@ def _describe_object(obj: Any, label: str, lifted: set[int]) -> Description:
                 _describe_array(value) if hasattr(value, "shape") else "zeros that were never written"
             )
     return found
-
-
-def _statics(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """The static values in a Spec's node, by path."""
-    if node[0] == "static":
-        yield path, _short(node[2])
-    elif node[0] == "object":
-        for inner_path, inner in node[1]._statics(node[2], path):
-            yield from _statics(inner, inner_path)
-    elif node[0] in ("list", "tuple"):
-        yield f"len({path})", str(len(node[1]))
-        for i, inner in enumerate(node[1]):
-            yield from _statics(inner, join(path, str(i)))
-    elif node[0] == "dict":
-        for key, inner in node[1]:
-            yield from _statics(inner, join(path, key))
 
 
 # -- functions that are made anew at each call ------------------------------------------------------------------------

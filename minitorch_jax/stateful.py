@@ -17,8 +17,9 @@ from jax.tree_util import GetAttrKey
 
 from . import cell as cells
 from .cell import Birth, Cell
-from .containers import TrackedDict, TrackedList, check_source, watched
+from .containers import TrackedDict, TrackedList, check_source, check_walked, watched
 from .lending import is_steady, steadily
+from .reach import PLAIN
 
 Node = tuple[Any, ...]
 
@@ -79,8 +80,7 @@ class Walk:
 
     __slots__ = (
         *("version", "spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
-        "optimizers",
-        *("bindings", "__weakref__"),
+        *("optimizers", "bindings", "looked", "__weakref__"),
     )
 
     def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
@@ -98,6 +98,11 @@ class Walk:
             ReferenceType[Any]
         ] = []  # those in the tree, of which code that is traced may change settings
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
+        self.looked: object = None  # see `habits.look`
+
+    def named(self) -> Iterator[tuple[str, Cell]]:
+        """The cells with their paths."""
+        return zip(self.spec.paths, self.cells, strict=True)
 
     def with_gradients(self) -> list[Cell]:
         """The cells, and the gradients that are not among them."""
@@ -151,6 +156,8 @@ class Walker:
             return ("dict", tuple([(k, self.visit(v, join(path, k))) for k, v in value.items()]))
         if kind is tuple:
             return ("tuple", tuple([self.visit(v, join(path, str(i))) for i, v in enumerate(value)]))
+        if kind not in PLAIN:
+            check_walked(value, path)
         return ("static", kind, value)
 
     def _watch(self, container: Any, path: str) -> None:
@@ -195,17 +202,30 @@ class Stateful:
 
     __slots__ = ("_walk", "_birth", "__weakref__")  # `_birth`: the trace in which it was made
     _holds_cells = True
+    _is_registered = False
     _entry_points: tuple[str, ...] = ()  # the methods by which compiled code comes to a user's subclass
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._register()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if "_is_registered" not in cls.__dict__:  # an `__init_subclass__` of the user's did not call `super()`
+            cls._register()
+        return object.__new__(cls)
+
+    @classmethod
+    def _register(cls) -> None:
+        """Make the class a pytree for JAX."""
         jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflatten, _flatten)
+        cls._is_registered = True
 
     def __hash__(self) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
-            f"{name} objects change, so they have no hash: they can be neither static arguments nor what `jax.jit` is"
-            f" called on. Pass the object as an argument: `jax.jit(lambda model, x: model(x))(model, x)`."
+            f"{name} objects change, so they have no hash: they can be neither keys (of a dict, or of `functools.cache` on"
+            " a method) nor static arguments nor what `jax.jit` is called on. Pass the object as an argument:"
+            " `jax.jit(lambda model, x: model(x))(model, x)`."
         )
 
     def _describe(self, walker: Walker, path: str) -> Node:

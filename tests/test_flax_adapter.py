@@ -1184,9 +1184,9 @@ def test_no_tracer_is_left_in_a_variable_whose_wrapper_is_gone():
 def test_names_that_an_nnx_module_has_are_refused():
     class Net(mt.Module):
         def __init__(self):
-            self.train = nn.Linear(2, 1)
+            self.sow = nn.Linear(2, 1)
 
-    with pytest.raises(ValueError, match=r"to_flax: train\.weight would be in the place of an attribute"):
+    with pytest.raises(ValueError, match=r"to_flax: sow\.weight would be in the place of an attribute"):
         to_flax(Net())
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import lru_cache, partial
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
 from weakref import ref
@@ -18,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cell as cells
-from .. import interrupts
+from .. import habits, interrupts
 from ..cell import Cell, get_stored, get_value, structure
-from ..lending import steadily
+from ..lending import lendings, steadily
 from ..module import Module
 from ..pipeline import Pipeline
 from ..stateful import Builder, Node, Stateful, Walk, Walker, change_class, join
@@ -31,10 +32,11 @@ from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
 from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
-# The last: within a traced run the modules that there were at its start.
+# `_traced`: within a traced run, the modules that there were at its start. `_own_changes`: the paths of values that a
+# schedule or the rule itself changes.
 _CACHES: dict[str, Any] = {
-    **{"_plan": None, "_cached_walk": None, "_walked_plan": None, "_traced": None},
-    "_own_changes": frozenset(),  # the paths of values that a schedule or the rule itself changes
+    **{"_plan": None, "_planner": None, "_cached_walk": None, "_walked_plan": None, "_traced": None},
+    "_own_changes": frozenset(),
 }
 
 
@@ -99,8 +101,8 @@ class Optimizer(Stateful):
     lr: Any
     skip_nonfinite: bool
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    @classmethod
+    def _register(cls) -> None:
         if "elementwise" not in vars(cls) and not {"update", "init_state"}.isdisjoint(vars(cls)):
             cls.elementwise = False  # not known: it may use norms
         forget_older(cls)
@@ -110,6 +112,7 @@ class Optimizer(Stateful):
                     f"{cls.__name__}.{name} must be a @staticmethod, a pure function of one array: one compiled program"
                     " serves every optimizer of the class, so what it needs comes in `h`"
                 )
+        super()._register()
 
     def __init__(
         self,
@@ -210,6 +213,8 @@ class Optimizer(Stateful):
         if not cells.is_eager():
             self._step_inline(plan, *extra)
             return
+        if plan.looked is not lendings.last:
+            habits.look(plan, zip(plan.paths, plan.params, strict=True))
         if plan.pipeline is None:
             plan.compile(self)
         grads = list(map(get_stored, plan.held_grads))
@@ -358,8 +363,18 @@ class Optimizer(Stateful):
         if plan is not None:
             _look(self._lists, plan.ids)
         if plan is None or plan.version is not structure.version or plan.reading.changed():
+            if self._planner == get_ident():
+                name = type(self).__name__
+                raise RuntimeError(
+                    f"this {name} trains a module that holds the {name} itself, so each would be a part of the other. Keep"
+                    f" the optimizer outside of it, or have it train the parts: `{name}([self.net])`."
+                )
             with interrupts.held, cells.constants():  # states and step counts change together
-                plan = make_plan(self)
+                vars(self)["_planner"] = get_ident()
+                try:
+                    plan = make_plan(self)
+                finally:
+                    vars(self)["_planner"] = None
                 vars(self)["_plan"] = plan
         return plan
 

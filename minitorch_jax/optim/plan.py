@@ -53,6 +53,7 @@ class Plan:
         self.paths = [native[cell] for cell in self.params]
         self.grads = [cell.grad for cell in self.params]
         self.fresh = True  # no step has been taken with this plan
+        self.looked: object = None  # see `habits.look`
         self.extra: list[Cell] = []
         for module in foreign:
             self.extra += module.cells
@@ -146,8 +147,9 @@ def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign], dict[Cell, in
             walk = walk_of(module)
             for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
                 if cell.kind == "parameter":
-                    native.setdefault(cell, join(str(i), path))
-                    groups.setdefault(cell, group_of[i])
+                    found_at = native.setdefault(cell, join(str(i), path))
+                    if groups.setdefault(cell, group_of[i]) != group_of[i]:
+                        raise _in_two_groups(opt, found_at, groups[cell], join(str(i), path), group_of[i])
             continue
         has_both = callable(getattr(module, "parameters", None)) and callable(getattr(module, "grads", None))
         if not has_both or isinstance(module, type):
@@ -181,6 +183,13 @@ def _twice(opt: Any, first: str, second: str, why: str = "") -> ValueError:
     return ValueError(
         f"{type(opt).__name__}: the same parameter is reached twice through modules, as {first} and as {second}{why}."
         " List only one of the two."
+    )
+
+
+def _in_two_groups(opt: Any, first: str, its_group: int, second: str, group: int) -> ValueError:
+    return ValueError(
+        f"{type(opt).__name__}: one tied parameter is in two groups, as {first} in groups[{its_group}] and as {second} in"
+        f" groups[{group}], and it can have the settings of one only. Put the modules that share it into one group."
     )
 
 
