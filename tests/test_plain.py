@@ -216,6 +216,16 @@ def test_arrays_that_were_read_stay(form: Callable[[Trainer], Any]) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_a_scaled_loss() -> None:
+    trainer, scaler = Trainer(), mt.LossScaler(4.0)
+    loss, aux = scaler.backward(lambda x: (trainer.loss(x), {"model": trainer.model}), X, has_aux=True)
+    assert aux["model"] is trainer.model and float(loss) > 0
+    before = np.array(trainer.model[0].weight)
+    scaler.step(trainer.opt)
+    assert scaler.skipped == 0 and not np.array_equal(before, trainer.model[0].weight)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_static_attributes_must_change_back_as_in_compiled_code() -> None:
     trainer = Trainer()
 
