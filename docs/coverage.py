@@ -3,7 +3,7 @@
     python docs/coverage.py          # writes the page
     python docs/coverage.py --check  # fails if the page is not what it would write
 
-It needs torch: pip install -e ".[test]"
+It needs torch: pip install -e ".[oracles]"
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ in float64, where rounding has no say: what still differs there is a difference 
     python examples/compare_optimizers.py --steps 100 --x64 --output table.md
     python examples/compare_optimizers.py --search  # how the learning rates were chosen
 
-It needs scikit-learn, rich, torch and optax: pip install -e ".[test]"
+It needs scikit-learn, rich, torch and optax: pip install -e ".[oracles]"
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ try:
     from rich.table import Table
     from sklearn.datasets import load_digits
 except ImportError as error:
-    raise SystemExit(f'{error}. This example needs more packages: pip install -e ".[test]"') from None
+    raise SystemExit(f'{error}. This example needs more packages: pip install -e ".[oracles]"') from None
 
 FEATURES, HIDDEN, CLASSES, BATCH = 64, 64, 10, 32
 torch.set_num_threads(1)  # arrays are tiny: more threads would only wait for each other

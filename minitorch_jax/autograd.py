@@ -94,7 +94,7 @@ class _GradientProgram(Program):
             if cls.accumulate:
                 return list(accumulate_inline(function, call))
             loss, aux, by_cell, objects = _inline(function, call, False)
-            return [loss, unwrap_output(aux, objects), by_cell]
+            return [loss, aux, (by_cell, objects)]
 
         return plain.all_or_nothing(call.objects, run)
 
@@ -192,8 +192,10 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
         loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
     function = _accumulating[has_aux].get(loss_fn)
     if is_eager():
-        (loss, aux), _ = function.run(loss_fn, args, kwargs)
-        return (loss, unwrap_output(aux, objects_of(function, loss_fn, args, kwargs))) if has_aux else loss
+        (loss, aux), binding = function.run(loss_fn, args, kwargs)
+        if has_aux and binding is not None:
+            aux = unwrap_output(aux, objects_of(function, loss_fn, args, kwargs))
+        return (loss, aux) if has_aux else loss
     loss, aux = accumulate_inline(function, Arguments(loss_fn, args, kwargs))
     return (loss, aux) if has_aux else loss
 
@@ -301,8 +303,10 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
         function = _returning[has_aux].get(inner)
         if is_eager():
             (loss, aux, grads), binding = function.run(inner, args, kwargs)
-            by_cell = grads if binding is None else _by_cell(binding, grads)
-            objects = objects_of(function, inner, args, kwargs)
+            if binding is None:
+                by_cell, objects = grads
+            else:
+                by_cell, objects = _by_cell(binding, grads), objects_of(function, inner, args, kwargs)
         else:
             loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)
         gradients = _as_modules(objects, by_cell)

@@ -12,12 +12,11 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from operator import getitem
 from typing import Any
 
 from .containers import holds_state
 from .libraries import is_library, is_namespace, is_users_code, is_wrapper
-from .watch import Place, contents, item, itself
+from .watch import Place, contents, getter, item, items, itself, length
 
 _FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
@@ -87,17 +86,15 @@ def _value(value: Any, place: Place | None, found: list[Place], seen: dict[int, 
         look(value, found, seen, depth + 1)
         leads = seen[id(value)] = len(found) > before
         if leads and isinstance(value, list | dict | deque):
-            found.append(Place(len, value, None, len(value)))
+            found.append(length(value))
     if leads:
         found.append(Place(itself, value, None, value) if place is None else place)
 
 
 def _inside(value: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
     """Look through what a container, or a user's object, holds."""
-    if isinstance(value, list | tuple | deque):
-        places = [Place(getitem, value, i, inner) for i, inner in enumerate(islice(value, 100))]
-    elif isinstance(value, dict):
-        places = [item(value, key) for key in list(value)[:100]]
+    if isinstance(value, list | tuple | deque | dict):
+        places = [Place(getter(value), value, key, inner) for key, inner in islice(items(value), 100)]
     elif isinstance(value, types.ModuleType):
         return
     else:

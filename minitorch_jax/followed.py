@@ -18,7 +18,6 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import getitem
 from typing import Any
 
 import jax
@@ -28,8 +27,6 @@ from .code_names import Names, names_in
 from .containers import holds_state
 from .libraries import is_installed, is_library, is_namespace, is_users_code, is_wrapper, top
 from .watch import (
-    GETTERS,
-    LENGTHS,
     Place,
     Same,
     code_of,
@@ -37,8 +34,11 @@ from .watch import (
     content_of,
     contents,
     defaults_of,
+    getter,
     item,
+    items,
     keyword_defaults_of,
+    length,
 )
 
 MAX_ITEMS = 100  # of a container that are looked at one by one
@@ -104,10 +104,10 @@ class Followed:
                 paths.setdefault(id(place.was), []).append(path)
         left = wanted - paths.keys()
         for path, container in self.long.items() if left else ():
-            for key, value in _items(container):
+            for key, value in items(container):
                 if id(value) in left:
                     found = f"{path}[{key!r}]"
-                    self.arrays[found] = Place(_getter(container), container, key, value)
+                    self.arrays[found] = Place(getter(container), container, key, value)
                     paths.setdefault(id(value), []).append(found)
         return tuple(map(tuple, paths.values()))
 
@@ -120,9 +120,9 @@ class Followed:
         """Where an array is; KeyError if there is none at this path."""
         if path not in self.arrays:
             for long, container in self.long.items():
-                for key, value in _items(container) if path.startswith(f"{long}[") else ():
+                for key, value in items(container) if path.startswith(f"{long}[") else ():
                     if f"{long}[{key!r}]" == path and isinstance(value, jax.Array):
-                        self.arrays[path] = Place(_getter(container), container, key, value)
+                        self.arrays[path] = Place(getter(container), container, key, value)
         return self.arrays[path]
 
     def fits(self, named: Iterable[Sequence[str]], others: dict[str, weakref.ref[Any]]) -> bool:
@@ -306,7 +306,7 @@ class _Search:
 
     def container(self, value: Any, path: str, depth: int, rule: bool) -> None:
         kind, mutable = type(value), not isinstance(value, tuple | frozenset)
-        size = _length(value)
+        size = length(value)
         if mutable:
             self.found.places.append(size)
         if isinstance(value, set | frozenset):
@@ -316,25 +316,25 @@ class _Search:
             if mutable and kind is set:
                 self.found.places.append(Place(frozenset, value, None, held))
             return
-        items = list(_items(value))
+        inside = list(items(value))
         if isinstance(value, dict):
             name = path.rpartition(".")[2]
-            chosen = set(map(id, self.names.selected(name, [key for key, _ in items])))
-            items = [(key, inner) for key, inner in items if id(key) in chosen]
+            chosen = set(map(id, self.names.selected(name, [key for key, _ in inside])))
+            inside = [(key, inner) for key, inner in inside if id(key) in chosen]
             self.found.entries[path] = (
                 "container",
                 kind,
-                tuple([constant(key) or Same(key) for key, _ in items[:MAX_ITEMS]]),
+                tuple([constant(key) or Same(key) for key, _ in inside[:MAX_ITEMS]]),
             )
         else:
             self.found.entries[path] = "container", kind, size.was
-        if len(items) > MAX_ITEMS:
+        if len(inside) > MAX_ITEMS:
             self.found.long[path] = value
-            if any(not isinstance(inner, jax.Array) for _, inner in items):
+            if any(not isinstance(inner, jax.Array) for _, inner in inside):
                 self.found.cut.append(path)
-            items = [(key, inner) for key, inner in items[:MAX_ITEMS] if not isinstance(inner, jax.Array)]
-        for key, inner in items:
-            self.value(inner, f"{path}[{key!r}]", Place(_getter(value), value, key, inner), depth + 1, rule)
+            inside = [(key, inner) for key, inner in inside[:MAX_ITEMS] if not isinstance(inner, jax.Array)]
+        for key, inner in inside:
+            self.value(inner, f"{path}[{key!r}]", Place(getter(value), value, key, inner), depth + 1, rule)
 
     # -- code ---------------------------------------------------------------------------------------------------------
 
@@ -479,27 +479,6 @@ def _closed_over(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, variable.cell_contents
         except ValueError:
             continue
-
-
-def _getter(container: Any) -> Callable[[Any, Any], Any]:
-    """What looks up an item, without any method of a user's class."""
-    if type(container) in (list, tuple, dict, deque):
-        return getitem
-    return next(get for kind, get in GETTERS.items() if isinstance(container, kind))
-
-
-def _length(container: Any) -> Place:
-    """The length of a container, without any method of a user's class."""
-    kind = next(kind for kind in LENGTHS if isinstance(container, kind))
-    look = len if type(container) is kind else LENGTHS[kind]
-    return Place(look, container, None, look(container))
-
-
-def _items(container: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(container, dict):
-        return iter(list(dict.items(container)))
-    kind: Any = next(kind for kind in GETTERS if isinstance(container, kind))
-    return enumerate(list(kind.__iter__(container)))
 
 
 def _dict_of(value: Any) -> dict[str, Any] | None:

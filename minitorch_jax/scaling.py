@@ -112,7 +112,7 @@ class LossScaler(Stateful):
         args = (*args, self._read(self._scale))
         if is_eager():
             (_, out), binding = function.run(target, args, kwargs)
-            if binding.program.wraps:
+            if binding is not None and binding.program.wraps:
                 out = unwrap_output(out, objects_of(function, target, args, kwargs))
         else:
             _, out = accumulate_inline(function, Arguments(target, args, kwargs))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, getitem, is_
 from typing import Any, NamedTuple
 from weakref import ref
@@ -45,6 +45,28 @@ class Place(NamedTuple):
 def item(of: Any, key: Any) -> Place:
     """An item of a dict, a list, a namespace."""
     return Place(getitem, of, key, of[key])
+
+
+def getter(container: Any) -> Callable[[Any, Any], Any]:
+    """What looks up an item, without any method of a user's class."""
+    if type(container) in (list, tuple, dict, deque):
+        return getitem
+    return next(get for kind, get in GETTERS.items() if isinstance(container, kind))
+
+
+def length(container: Any) -> Place:
+    """The length of a container, without any method of a user's class."""
+    kind = next(kind for kind in LENGTHS if isinstance(container, kind))
+    look = len if type(container) is kind else LENGTHS[kind]
+    return Place(look, container, None, look(container))
+
+
+def items(container: Any) -> Iterator[tuple[Any, Any]]:
+    """The keys, or places, and items of a container, without any method of a user's class."""
+    if isinstance(container, dict):
+        return iter(list(dict.items(container)))
+    kind: Any = next(kind for kind in GETTERS if isinstance(container, kind))
+    return enumerate(list(kind.__iter__(container)))
 
 
 def itself(value: Any) -> Any:

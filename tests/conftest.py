@@ -15,6 +15,7 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and versi
 
 import jax
 import jax.numpy as jnp
+import oracle
 import pytest
 
 import minitorch_jax as mt
@@ -31,6 +32,18 @@ MAPPED, TESTS = Path("/proc/self/maps"), itertools.count()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
+
+
+collect_ignore_glob = [] if oracle.HAS_TORCH else [f"{name}*.py" for name in oracle.OF_TORCH]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-torch", action="store_true", help="write what torch gives to `tests/torch_record/`")
+    parser.addini("least_without_torch", "how many tests of the whole suite must run where there is no torch")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(oracle.Plugin(config), "oracle")
 
 
 def pytest_collection_modifyitems(items):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import torch
 from training import Line, Scale, everything
 
 import minitorch_jax as mt
@@ -38,8 +39,7 @@ def assign(model: Any, new: list[Any]) -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("pack", [False, True])
 def test_torchs_numbers(decay: float | None, pack: bool) -> None:
-    torch = pytest.importorskip("torch")
-    from torch.optim import swa_utils
+    swa_utils = torch.optim.swa_utils
 
     model = mlp()
     theirs = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
@@ -64,8 +64,7 @@ def test_torchs_numbers(decay: float | None, pack: bool) -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_buffers(decay: float | None, use_buffers: bool) -> None:
-    torch = pytest.importorskip("torch")
-    from torch.optim import swa_utils
+    swa_utils = torch.optim.swa_utils
 
     theirs = torch.nn.BatchNorm1d(1, affine=True)
     how = {} if decay is None else {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(decay)}

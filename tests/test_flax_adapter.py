@@ -264,6 +264,11 @@ ZOO: dict[Any, tuple[Callable[[Any], Any], tuple[Any, ...]]] = {
     nnx.WeightNorm: (lambda r: nnx.WeightNorm(nnx.Linear(3, 2, rngs=r), rngs=r), (_x,)),
     nnx.Dropout: (lambda r: nnx.Sequential(nnx.Linear(3, 4, rngs=r), nnx.Dropout(0.5, rngs=r)), (_x,)),
 }
+if hasattr(nnx, "RoPE"):  # in newer versions of flax
+    ZOO[nnx.RoPE] = (
+        lambda r: nnx.Sequential(nnx.Linear(3, 4, rngs=r), nnx.RoPE()),
+        (_sequence,),
+    )
 NO_LAYERS = {
     **dict.fromkeys([nnx.Pytree, nnx.Object, nnx.Module, nnx.RNNCellBase], "bases of layers"),
     **dict.fromkeys([nnx.Rngs, nnx.RngStream], "part of layers such as Dropout"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import torch
 from training import everything
 
 import minitorch_jax as mt
@@ -73,7 +74,6 @@ OWN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("own", OWN, ids=lambda own: "-".join(own))
 def test_groups_are_torchs(own: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
     net, opt = make(own, weight_decay=0.05)
     body, head = ([torch.tensor(np.asarray(p)) for p in part.parameters()] for part in (net.body, net.head))
     theirs = torch.optim.SGD([{"params": body, **own}, {"params": head}], lr=0.1, momentum=0.9, weight_decay=0.05)

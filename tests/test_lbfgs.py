@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import torch
 from training import everything
 
 import minitorch_jax as mt
@@ -141,7 +142,6 @@ def ours(problem: str, steps: int, dtype: Any, settings: dict[str, Any]) -> tupl
 
 
 def theirs(problem: str, steps: int, dtype: Any, settings: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
-    torch = pytest.importorskip("torch")
     function, start = PROBLEMS[problem]
     params = [torch.tensor(array.astype(dtype), requires_grad=True) for array in start]
     opt, calls, found = torch.optim.LBFGS(params, **{"history_size": 3, **settings}), 0, []

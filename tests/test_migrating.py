@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import actual as torch
 from training import as_jax_comes
 
 import minitorch_jax as mt

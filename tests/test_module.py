@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from oracle import HAS_TORCH, NEEDS_TORCH
+from oracle import actual as torch
 
 import minitorch_jax as mt
 from minitorch_jax import Buffer, Module, Parameter, nn, optim
+
+of_torch = pytest.mark.skipif(not HAS_TORCH, reason=NEEDS_TORCH)
 
 
 class Box(Module):
@@ -140,7 +143,9 @@ def test_a_wrong_dtype_is_refused_for_an_integer_buffer():
     assert box.count.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("array", [jnp.ones(2), np.ones(2), torch.ones(2)], ids=["jax", "numpy", "torch"])
+@pytest.mark.parametrize(
+    "array", [jnp.ones(2), np.ones(2), pytest.param(torch.ones(2), marks=of_torch)], ids=["jax", "numpy", "torch"]
+)
 @pytest.mark.parametrize("wrap", [lambda a: a, lambda a: [a], lambda a: (a,), lambda a: {"k": a}])
 def test_a_bare_array_is_refused_with_both_fixes(array, wrap):
     box = Box()
@@ -1233,7 +1238,7 @@ def test_to_a_sharding_spreads_every_array(batch):
     assert layer.weight.sharding.is_equivalent_to(rows, 2)
 
 
-@pytest.mark.parametrize("target", [jnp.bfloat16, "cuda", torch.float32])
+@pytest.mark.parametrize("target", [jnp.bfloat16, "cuda", pytest.param(torch.float32, marks=of_torch)])
 def test_to_takes_devices_and_shardings_only(target):
     with pytest.raises(TypeError, match=r"Device or Sharding.*astype\(dtype\)"):
         linear().to(target)

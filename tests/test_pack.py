@@ -1543,6 +1543,17 @@ INTERRUPTS = textwrap.dedent(
         fired[0] = True
         signal.raise_signal(signal.SIGINT)
 
+    def repeat():  # by itself: Python 3.13 may handle a signal at the very end of a `try`, when nothing is caught any more
+        global stage, before
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 2e-3))
+        while not fired[0]:
+            stage = "zero"; opt.zero_grad()
+            stage = "backward"; mt.backward(loss_fn, model)
+            before = opt.num_steps
+            stage = "step"; opt.step()
+            stage = "read"; model.p1
+            stage = "assign"; model.p2 = model.p2
+
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, fire)
     for _ in range(3):
@@ -1553,14 +1564,7 @@ INTERRUPTS = textwrap.dedent(
         fired[0] = False
         stage, before = "", opt.num_steps
         try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 2e-3))
-            while not fired[0]:
-                stage = "zero"; opt.zero_grad()
-                stage = "backward"; mt.backward(loss_fn, model)
-                before = opt.num_steps
-                stage = "step"; opt.step()
-                stage = "read"; model.p1
-                stage = "assign"; model.p2 = model.p2
+            repeat()
         except (KeyboardInterrupt, SystemError):
             hit += 1
             stages.add(stage)

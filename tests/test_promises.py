@@ -114,6 +114,14 @@ INTERRUPTS = textwrap.dedent(
         fired[0] = True
         signal.raise_signal(signal.SIGINT)
 
+    def repeat():  # by itself: Python 3.13 may handle a signal at the very end of a `try`, when nothing is caught any more
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform({low}, {high}))
+        while not fired[0]:  # (one raised in a callback of the garbage collector is swallowed by Python)
+            opt.zero_grad()
+            mt.backward(loss_fn, model, x)
+            opt.step()
+            {each}
+
     signal.signal(signal.SIGALRM, fire)
     hit = tried = 0
     {warm}
@@ -122,13 +130,10 @@ INTERRUPTS = textwrap.dedent(
         tried += 1
         fired[0] = False
         try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform({low}, {high}))
-            while not fired[0]:  # (one raised in a callback of the garbage collector is swallowed by Python)
-                opt.zero_grad()
-                mt.backward(loss_fn, model, x)
-                opt.step()
-                {each}
-        except (KeyboardInterrupt, SystemError):  # NumPy may turn one raised while it calls Python into the other
+            repeat()
+        except BaseException as error:  # NumPy and MLIR may make another of one raised while they call Python
+            if not isinstance(error, (KeyboardInterrupt, SystemError)) and "KeyboardInterrupt" not in str(error):
+                raise
             hit += 1
         if opt.num_steps != int(model.calls):  # interrupted between backward and step: do that step again
             check()

@@ -104,6 +104,11 @@ INTERRUPTS = textwrap.dedent(
         fired[0] = True
         signal.raise_signal(signal.SIGINT)
 
+    def repeat():  # by itself: Python 3.13 may handle a signal at the very end of a `try`, when nothing is caught any more
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform({low}, {high}))
+        while not fired[0]:
+            run()
+
     signal.signal(signal.SIGALRM, fire)
     run()
     check()
@@ -112,9 +117,7 @@ INTERRUPTS = textwrap.dedent(
     while hit < {wanted} and time.monotonic() < deadline:
         fired[0] = False
         try:
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform({low}, {high}))
-            while not fired[0]:
-                run()
+            repeat()
         except KeyboardInterrupt:
             hit += 1
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

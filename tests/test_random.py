@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from oracle import torch
 
 import minitorch_jax as mt
 from minitorch_jax import Module, Parameter, nn, optim, random

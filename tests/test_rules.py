@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from oracle import signature, torch
 from test_sgd import SCALES, SHAPES, STEPS, Arrays
 from test_sides import discovered
 
@@ -358,7 +359,6 @@ def run_reference(rule: Rule, options: Options, scale: float) -> Run:
 
 
 def run_torch(name: str, rule: Rule, options: Options, scale: float) -> Run:
-    torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # arrays are tiny: a second thread would only wait
     start, gradients = problem(scale, rule.start, rule.shapes)
     params, steps = [torch.nn.Parameter(torch.tensor(p)) for p in start], []
@@ -372,7 +372,7 @@ def run_torch(name: str, rule: Rule, options: Options, scale: float) -> Run:
 
 
 def torch_class(name: str) -> Any:
-    optim = pytest.importorskip("torch").optim
+    optim = torch.optim
     return optim.SGD if name == "Optimizer" else getattr(optim, name, None)
 
 
@@ -501,7 +501,6 @@ def make_ours(name: str, options: Options) -> Any:
 
 
 def make_theirs(name: str, options: Options) -> Any:
-    torch = pytest.importorskip("torch")
     return torch_class(name)([torch.nn.Parameter(torch.ones(RULES[name].shapes[0]))], **options)
 
 
@@ -560,7 +559,7 @@ def test_the_signature_is_torchs(name: str) -> None:
     """Names, order and defaults; and what does not stand where it stands in torch is given by keyword alone."""
     how_torch_runs_it = {"foreach", "fused", "capturable", "differentiable"}
     first, mine = next(iter(inspect.signature(CLASSES[name]).parameters)), options_of(CLASSES[name])
-    their_first, *theirs = inspect.signature(torch_class(name)).parameters.values()
+    their_first, *theirs = signature(torch_class(name)).parameters.values()
     assert (first, their_first.name) == ("modules", "params")
     places = {p.name: i for i, p in enumerate(theirs) if p.kind is p.POSITIONAL_OR_KEYWORD}
     theirs = [p for p in theirs if p.name not in how_torch_runs_it]
@@ -576,7 +575,6 @@ def test_muon_is_for_matrices_as_in_torch() -> None:
     for shape in ((3,), (), (2, 2, 2)):
         with pytest.raises(ValueError, match="Muon: .*two axes"):
             CLASSES["Muon"]([Arrays([np.ones(shape, np.float32)])])
-        torch = pytest.importorskip("torch")
         with pytest.raises(ValueError, match="2D"):
             torch.optim.Muon([torch.nn.Parameter(torch.ones(shape))])
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import torch
 from training import Scale, assert_unchanged, everything
 
 import minitorch_jax as mt
@@ -42,7 +43,6 @@ def trio(pack: bool = False, dtype: Any = jnp.float32) -> Any:
 
 
 def test_torchs_scales_and_steps() -> None:
-    torch = pytest.importorskip("torch")
     model, opt, scaler = trio()
     theirs = torch.nn.Linear(3, 2)
     theirs.load_state_dict({name: torch.tensor(np.array(value)) for name, value in model.state_dict().items()})

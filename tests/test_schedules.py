@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import says, torch
 from training import X, Y, pair, step
 
 import minitorch_jax as mt
@@ -35,7 +36,6 @@ def staircase(t: Any) -> Any:
 
 def torch_rates(make: Callable[[Any, Any], Any], lr: float, num_steps: int) -> list[float]:
     """The rates that a scheduler of torch sets at steps 0, 1, ..."""
-    torch = pytest.importorskip("torch")
     opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = make(opt, torch.optim.lr_scheduler)
     rates = [float(opt.param_groups[0]["lr"])]
@@ -565,7 +565,6 @@ PLATEAUS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("options", PLATEAUS, ids=str)
 def test_plateau_against_torch(options: dict[str, Any], mode: str, kind: str) -> None:
-    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(3)
     metrics = {
         "falling": np.exp(-np.arange(60) / 8) + 0.02 * rng.normal(size=60),
@@ -624,9 +623,13 @@ def test_plateau_and_its_repr() -> None:
     )
 
 
+def set_rates(opt: Any, rates: list[float]) -> None:
+    for group, lr in zip(opt.param_groups, rates, strict=True):
+        group["lr"] = lr
+
+
 def test_plateau_with_groups() -> None:
     models = [pair()[0] for _ in range(3)]
-    torch = pytest.importorskip("torch")
     theirs = torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.5, 1e-3, 0.1)], lr=0.1
     )
@@ -634,8 +637,7 @@ def test_plateau_with_groups() -> None:
         opt = optim.SGD([{"modules": [m], **group} for m, group in zip(models, own, strict=True)], lr=0.1)
         plateau = optim.ReduceOnPlateau(opt, factor=0.5, patience=0, min_lr=4e-4)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, factor=0.5, patience=0, min_lr=4e-4)
-        for group, lr in zip(theirs.param_groups, (0.5, 1e-3, 0.1), strict=True):
-            group["lr"] = lr
+        says(set_rates, theirs, [0.5, 1e-3, 0.1])
         for _ in range(5):
             plateau.step(1.0)
             scheduler.step(1.0)
@@ -643,8 +645,7 @@ def test_plateau_with_groups() -> None:
     opt = optim.SGD([{"modules": [m]} for m in models], lr=0.1)
     plateau = optim.ReduceOnPlateau(opt, factor=0.1, patience=0, min_lr=[0.05, 0.01, 0.0])
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, factor=0.1, patience=0, min_lr=[0.05, 0.01, 0.0])
-    for group in theirs.param_groups:
-        group["lr"] = 0.1
+    says(set_rates, theirs, [0.1, 0.1, 0.1])
     for _ in range(4):
         plateau.step(1.0)
         scheduler.step(1.0)
