@@ -366,13 +366,10 @@ class _Search:
                     self.value(inner, f"{path}.{name}", None, depth + 1, rule)
             return
         entries[path] = "function", code
-        if root:  # whoever watches may not keep the function alive
-            reference = weakref.ref(fn)
-            for look in (code_of, defaults_of, keyword_defaults_of):
-                self.found.places.append(Place(_BY_REFERENCE[look], reference, None, look(fn)))
-        else:
-            for look in (code_of, defaults_of, keyword_defaults_of):
-                self.found.places.append(Place(look, fn, None, look(fn)))
+        watched = weakref.proxy(fn) if root else fn  # whoever watches may not keep the function alive
+        for look in (code_of, defaults_of, keyword_defaults_of):
+            if look(fn) is not None:
+                self.found.places.append(Place(look, watched, None, look(fn)))
         prefix = f"{path}." if path else ""
         variables = dict(zip(code.co_freevars, fn.__closure__ or (), strict=True))
         for name, value in _closed_over(fn):
@@ -487,14 +484,6 @@ def _dict_of(value: Any) -> dict[str, Any] | None:
     except AttributeError:
         return None
     return attributes if type(attributes) is dict else None
-
-
-def _by_reference(look: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same look at an object that is referred to weakly; AttributeError when it is gone."""
-    return lambda reference: look(reference())
-
-
-_BY_REFERENCE = {look: _by_reference(look) for look in (code_of, defaults_of, keyword_defaults_of)}
 
 
 def _imported(name: str, level: int, package: Any) -> Any:

@@ -9,7 +9,8 @@ import enum
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter, getitem, is_
+from functools import partial
+from operator import attrgetter, call, getitem, is_
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -77,69 +78,63 @@ def itself(value: Any) -> Any:
 GONE = (KeyError, IndexError, AttributeError, ValueError, ReferenceError)  # what looking raises where nothing is left
 
 
-class _Group:
-    """The places that one function looks at."""
-
-    __slots__ = ("look", "of", "keys", "known")
-
-    def __init__(self, look: Callable[..., Any]) -> None:
-        self.look = look
-        self.of: list[Any] = []
-        self.keys: list[Any] = []
-        self.known: list[Any] = []
-
-    def fetch(self) -> Iterable[Any]:
-        return map(self.look, self.of, self.keys) if self.keys else map(self.look, self.of)
-
-    def changed(self) -> bool:
-        """Compare by value what is not identical; remember what is equal, for the next time."""
-        now = list(self.fetch())
-        for i, (value, was) in enumerate(zip(now, self.known, strict=True)):
-            if value is not was:
-                known = constant(was)
-                if known is None or constant(value) != known:
-                    return True
-                self.known[i] = value
-        return False
-
-
 class Watch:
     """Notices when any of some places holds something else than it did."""
 
-    __slots__ = ("_same", "_equal")
+    __slots__ = ("_of", "_keys", "_items", "_looks", "_objects", "_seen", "_sizes", "_sized", "_contents")
 
     def __init__(self, places: Iterable[Place]) -> None:
-        groups: dict[Any, _Group] = {}
-        seen: set[tuple[Any, int, Any]] = set()
+        of, keys, held = [], [], []  # of dicts, lists and namespaces
+        looks, objects, seen = [], [], []  # of whatever else, to be compared by identity
+        sizes, sized, contents = [], [], []  # and by value: these results are new objects at each call
+        known: set[tuple[Any, int, int]] = set()
         for place in places:
-            if place.look is itself:
-                continue
             mark = place.look, id(place.of), id(place.key)
-            if mark in seen:
+            if place.look is itself or mark in known:
                 continue
-            seen.add(mark)
-            group = groups.get(place.look)
-            if group is None:
-                group = groups[place.look] = _Group(place.look)
-            group.of.append(place.of)
-            group.known.append(place.was)
-            if place.look in BINARY:
-                group.keys.append(place.key)
-        self._same = [group for look, group in groups.items() if look not in _BY_VALUE]
-        self._equal = [group for look, group in groups.items() if look in _BY_VALUE]
+            known.add(mark)
+            if place.look is getitem:
+                of.append(place.of)
+                keys.append(place.key)
+                held.append(place.was)
+            elif place.look in _BY_VALUE:
+                sizes.append(place.look)
+                sized.append(place.of)
+                contents.append(place.was)
+            else:
+                looks.append(partial(place.look, place.of) if place.look in BINARY else place.look)
+                objects.append(place.key if place.look in BINARY else place.of)
+                seen.append(place.was)
+        self._of, self._keys, self._items = of, keys, held
+        self._looks, self._objects, self._seen = looks, objects, seen
+        self._sizes, self._sized, self._contents = sizes, sized, contents
 
     def rebound(self) -> bool:
         """True if any does."""
         try:
-            for group in self._same:
-                if not all(map(is_, group.fetch(), group.known)) and group.changed():
+            if self._of and not all(map(is_, map(getitem, self._of, self._keys), self._items)):
+                if _differ(self._items, list(map(getitem, self._of, self._keys))):
                     return True
-            for group in self._equal:
-                if list(group.fetch()) != group.known:
+            if self._looks and not all(map(is_, map(call, self._looks, self._objects), self._seen)):
+                if _differ(self._seen, list(map(call, self._looks, self._objects))):
                     return True
+            return bool(self._sizes) and list(map(call, self._sizes, self._sized)) != self._contents
         except GONE:
             return True
-        return False
+
+    def __len__(self) -> int:
+        return len(self._items) + len(self._seen) + len(self._contents)
+
+
+def _differ(known: list[Any], now: list[Any]) -> bool:
+    """Compare by value what is not identical; remember what is equal, for the next time."""
+    for i, (value, was) in enumerate(zip(now, known, strict=True)):
+        if value is not was:
+            before = constant(was)
+            if before is None or constant(value) != before:
+                return True
+            known[i] = value
+    return False
 
 
 def constant(value: Any) -> Any:
