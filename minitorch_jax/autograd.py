@@ -164,6 +164,9 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     argument (anywhere in a pytree) or reached by closure. What else the call changes (buffers, such as running
     statistics) is written back. Either all of this happens, or, if anything is raised, nothing.
 
+    A parameter that the loss does not use keeps its gradient, zeros at first, never None as in torch. A step still moves
+    it by momentum, weight decay or Adam's averages: `freeze()` it, or leave it to an optimizer of its own.
+
     Args:
         loss_fn: a function of `args` and `kwargs` giving a scalar floating loss; also a module, or a module's method.
         *args: arrays and numbers are traced (a new value does not compile again, a new shape or dtype does); modules

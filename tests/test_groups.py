@@ -379,3 +379,42 @@ def test_any_hyperparameter_may_follow_a_schedule() -> None:
     opt.weight_decay = 0.0
     opt.step()
     assert_array_equal(layer.bias, np.full(3, 0.5))
+
+
+MOVING = {
+    "momentum": (lambda o, m: o.SGD(m, lr=0.1, momentum=0.9)),
+    "decay": (lambda o, m: o.SGD(m, lr=0.1, weight_decay=0.1)),
+    "adam": (lambda o, m: o.Adam(m, lr=0.1)),
+    "adamw": (lambda o, m: o.AdamW(m, lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_an_unread_parameter_is_stepped_with_zeros_and_a_frozen_one_is_not(name: str) -> None:
+    """What the pages say: torch does the same where its gradient is zeros, not None."""
+    torch = pytest.importorskip("torch")
+    body, head = Layer(0.5), Layer(-0.3)
+    opt = MOVING[name](optim, [body, head])
+    theirs = torch.nn.Parameter(torch.tensor(np.asarray(head.weight)))
+    peer = MOVING[name](torch.optim, [theirs])
+
+    def step(*read: Layer) -> None:
+        opt.zero_grad()
+        mt.backward(lambda *layers: sum(layer(X).sum() for layer in layers), *read)
+        theirs.grad = torch.tensor(np.asarray(head.grads()[0])) if head.grads() else None
+        opt.step()
+        peer.step()
+
+    step(body, head)
+    before = np.asarray(head.weight)
+    step(body)  # zeros, for the head
+    assert np.abs(np.asarray(head.weight) - before).max() > 1e-4
+    assert_allclose(head.weight, theirs.detach(), rtol=1e-5)
+    head.freeze()
+    before, moved = np.asarray(head.weight), np.asarray(body.weight)
+    step(body)
+    assert_array_equal(head.weight, before)
+    assert np.abs(np.asarray(body.weight) - moved).max() > 1e-4
+    head.unfreeze()
+    step(body, head)  # with the state that it had
+    assert_allclose(head.weight, theirs.detach(), rtol=1e-5)

@@ -13,6 +13,7 @@ from ..module import Module
 from ..random import next_key
 from .container import ModuleList, Sequential
 from .functional.cross_entropy import class_mask
+from .functional.softmax import log_softmax_of
 from .linear import Linear
 
 
@@ -89,7 +90,7 @@ class AdaptiveLogSoftmaxWithLoss(Module):
             self.tail.append(Sequential(linear(in_features, hidden), linear(hidden, high - low)))
 
     def forward(self, input_: jax.Array, target_: jax.Array) -> AdaptiveLoss:
-        input, target = input_, jnp.asarray(target_).astype(jnp.int32)
+        input, target = jnp.asarray(input_), jnp.asarray(target_).astype(jnp.int32)
         if not 1 <= input.ndim <= 2 or target.shape != input.shape[:-1]:
             raise ValueError(
                 "AdaptiveLogSoftmaxWithLoss takes an input (N, in_features) and class numbers (N,), or"
@@ -99,19 +100,19 @@ class AdaptiveLogSoftmaxWithLoss(Module):
         output = jnp.where((target < 0) | (target >= self.n_classes), jnp.nan, jnp.zeros(target.shape, input.dtype))
         for i, (low, high) in enumerate(pairwise(self.cutoffs)):
             here = (target >= low) & (target < high)
-            own = _picked(jax.nn.log_softmax(self.tail[i](input)), target - low)
+            own = _picked(log_softmax_of(self.tail[i](input), -1), target - low)
             output += jnp.where(here, own, 0)
             in_head = jnp.where(here, self.shortlist_size + i, in_head)
-        output += _picked(jax.nn.log_softmax(self.head(input)), in_head)
+        output += _picked(log_softmax_of(self.head(input), -1), in_head)
         return AdaptiveLoss(output, -output.mean())
 
     def log_prob(self, input: jax.Array) -> jax.Array:
         """The log-probabilities of all classes, `(N, n_classes)`."""
-        head = jax.nn.log_softmax(self.head(input))
+        head = log_softmax_of(self.head(input), -1)
         parts = [head[..., : self.shortlist_size]]
         for i, cluster in enumerate(self.tail):
             own = head[..., self.shortlist_size + i, None]
-            parts.append(jax.nn.log_softmax(cluster(input)) + own)
+            parts.append(log_softmax_of(cluster(input), -1) + own)
         return jnp.concatenate(parts, -1)
 
     def predict(self, input: jax.Array) -> jax.Array:

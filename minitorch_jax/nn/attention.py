@@ -15,6 +15,7 @@ from . import functional as F  # noqa: N812
 from . import init
 from .functional.attention import attention, check_mask_dtype
 from .functional.dropout import probability
+from .functional.dtypes import of_one_dtype
 from .linear import Linear
 
 
@@ -169,6 +170,8 @@ class MultiheadAttention(Module):
                 f"MultiheadAttention({self.embed_dim}, {self.num_heads}) takes query, key and value of shapes"
                 f" {wanted.format(*sizes)}, or without N; got {got}"
             )
+        weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight
+        of_one_dtype("MultiheadAttention", query=query, key=key, value=value, in_proj_weight=weight)
 
     def _project(self, query: jax.Array, key: jax.Array, value: jax.Array) -> list[jax.Array]:
         """Queries, keys and values, by one product for as many as come from one array."""

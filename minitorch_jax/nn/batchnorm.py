@@ -13,6 +13,7 @@ from ..parameter import Buffer, counted
 from . import functional as F  # noqa: N812
 from . import init
 from .functional.batchnorm import batch_norm_by_input, instance_norm_by_input
+from .functional.dtypes import check_parameters
 from .normalization import Affine
 
 
@@ -54,6 +55,8 @@ class _RunningNorm(Affine):
             self.num_batches_tracked = jnp.zeros_like(self.num_batches_tracked)
 
     def _check(self, input: jax.Array, axis: int) -> None:
+        arrays = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        check_parameters(type(self).__name__, input, **arrays)
         if input.ndim not in self._ranks:
             raise ValueError(
                 f"{type(self).__name__}: expected {' or '.join(f'{n}D' for n in self._ranks)} input (got {input.ndim}D"

@@ -77,7 +77,7 @@ class _Recurrent(Module):
     def forward(self, input: jax.Array, hx: Any = None) -> Any:
         shapes = "(N, L, H_in) or (L, H_in)" if self.batch_first else "(L, N, H_in) or (L, H_in)"
         dtype = self.weight_ih_l0.dtype
-        check_input(self, input, self.input_size, dtype, (2, 3), shapes)
+        input = check_input(self, input, self.input_size, "weight_ih_l0", (2, 3), shapes)
         swap = self.batch_first and input.ndim == 3
         x = jnp.swapaxes(input, 0, 1) if swap else input
         if x.shape[0] == 0:

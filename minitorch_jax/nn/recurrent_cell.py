@@ -14,6 +14,7 @@ from ..parameter import fresh_parameter
 from ..random import next_key
 from . import functional as F  # noqa: N812
 from . import init
+from .functional.dtypes import DtypeMismatch, with_dtype
 
 # One step of each kind: (W_ih x + b_ih, the state (h,) or (h, c), W_hh, b_hh) to the next state.
 
@@ -57,7 +58,8 @@ def uniform(module: Module, shapes: dict[str, tuple[int, ...]], hidden_size: int
         setattr(module, name, fresh_parameter(init.uniform(k, shape, -bound, bound, dtype)))
 
 
-def check_input(layer: Module, input: Any, size: int, dtype: Any, ranks: tuple[int, int], shapes: str) -> None:
+def check_input(layer: Module, input: Any, size: int, name: str, ranks: tuple[int, int], shapes: str) -> Any:
+    """The input, checked, in the dtype of the weight of this name if it has none of its own."""
     if not hasattr(input, "ndim"):
         raise TypeError(
             f"{type(layer).__name__} takes an array of shape {shapes}; got a {type(input).__name__}. In place of a"
@@ -65,18 +67,21 @@ def check_input(layer: Module, input: Any, size: int, dtype: Any, ranks: tuple[i
         )
     if input.ndim not in ranks or input.shape[-1] != size:
         raise ValueError(f"{layer!r} takes inputs of shape {shapes} with H_in = {size}; got {tuple(input.shape)}")
+    dtype = getattr(layer, name).dtype
+    input = with_dtype(input, dtype)
     if input.dtype != dtype:
-        raise ValueError(
-            f"{layer!r} has parameters of {dtype}, and got an input of {input.dtype}: convert one of them,"
+        raise DtypeMismatch(
+            f"{layer!r} has parameters of {dtype}, and got an input of {input.dtype} for {name}: convert one of them,"
             f" `input.astype({dtype})` or `layer.astype({input.dtype})`"
         )
+    return input
 
 
 def initial_state(layer: Module, hx: Any, shapes: list[tuple[int, ...]], dtype: Any) -> tuple[Any, ...]:
     """The state to start from: `hx`, checked, or zeros."""
     if hx is None:
         return tuple(jnp.zeros(shape, dtype) for shape in shapes)
-    given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+    given = tuple(with_dtype(x, dtype) for x in (hx if isinstance(hx, tuple | list) else (hx,)))
     expected = [f"{dtype}{list(shape)}" for shape in shapes]
     if [describe(x) for x in given] != expected:
         names = "(h, c)" if len(shapes) == 2 else "h"
@@ -111,10 +116,9 @@ class _Cell(Module):
         uniform(self, shapes, hidden_size, dtype, key)
 
     def forward(self, input: jax.Array, hx: Any = None) -> Any:
-        dtype = self.weight_ih.dtype
-        check_input(self, input, self.input_size, dtype, (1, 2), "(N, H_in) or (H_in,)")
+        input = check_input(self, input, self.input_size, "weight_ih", (1, 2), "(N, H_in) or (H_in,)")
         shape = (*input.shape[:-1], self.hidden_size)
-        state = initial_state(self, hx, [shape] * (1 + self._has_cell), dtype)
+        state = initial_state(self, hx, [shape] * (1 + self._has_cell), self.weight_ih.dtype)
         new = self._step(F.linear(input, self.weight_ih, self.bias_ih), state, self.weight_hh, self.bias_hh)
         return new if self._has_cell else new[0]
 

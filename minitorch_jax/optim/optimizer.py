@@ -62,6 +62,9 @@ class Optimizer(Stateful):
     rule that treats each element by itself should say so with `elementwise = True`: then packed parameters (`mt.pack`)
     are updated as one array.
 
+    Unlike torch, a step takes parameters that no loss has used, too, with gradients of zeros: momentum, weight decay and
+    Adam's averages go on moving them. `freeze()` leaves them out.
+
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
             are updated in place; or a list of groups, `{"modules": [...], "lr": ...}`, with settings of their own (see

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ... import random
+from .dtypes import of_one_dtype, promoted_to_floats, wide
+from .spatial import floating
 
 
 def threshold(input: jax.Array, threshold: float, value: float, inplace: bool = False) -> jax.Array:
@@ -17,7 +19,8 @@ def threshold(input: jax.Array, threshold: float, value: float, inplace: bool = 
         >>> threshold(jnp.array([0.5, 2.0]), 1.0, 7.0)
         Array([7., 2.], dtype=float32)
     """
-    return jnp.where(input <= threshold, value, input)
+    limit, other = (jnp.asarray(number).astype(jnp.result_type(input)) for number in (threshold, value))
+    return jnp.where(input <= limit, other, input)
 
 
 def relu(input: jax.Array, inplace: bool = False) -> jax.Array:
@@ -34,7 +37,11 @@ def hardtanh(input: jax.Array, min_val: float = -1.0, max_val: float = 1.0, inpl
     """x clipped to [min_val, max_val]; its derivative at both ends is 0."""
     if min_val > max_val:
         raise ValueError(f"hardtanh needs min_val <= max_val; got {min_val} and {max_val}")
-    return jnp.where(input <= min_val, min_val, jnp.where(input >= max_val, max_val, input))
+    dtype = jnp.result_type(input)
+    if min_val < 0 and jnp.issubdtype(dtype, jnp.unsignedinteger):
+        raise ValueError(f"hardtanh of {dtype} needs min_val >= 0; got {min_val}. Convert the input: `.astype(float)`.")
+    low, high = (jnp.asarray(number).astype(dtype) for number in (min_val, max_val))
+    return jnp.where(input <= low, low, jnp.where(input >= high, high, input))
 
 
 def relu6(input: jax.Array, inplace: bool = False) -> jax.Array:
@@ -44,6 +51,7 @@ def relu6(input: jax.Array, inplace: bool = False) -> jax.Array:
 
 def leaky_relu(input: jax.Array, negative_slope: float = 0.01, inplace: bool = False) -> jax.Array:
     """x where x > 0, `negative_slope` x elsewhere."""
+    floating(input, "leaky_relu")
     return jnp.where(input > 0, input, negative_slope * input)
 
 
@@ -92,11 +100,14 @@ def prelu(input: jax.Array, weight: jax.Array) -> jax.Array:
 
     Raises:
         ValueError: if there are several slopes, but not one for each channel.
+        TypeError: if the dtypes differ, or are not floating.
 
     Example:
         >>> prelu(jnp.array([[-1.0, -1.0]]), jnp.array([0.5, 0.25]))
         Array([[-0.5 , -0.25]], dtype=float32)
     """
+    input, weight = of_one_dtype("prelu", input=input, weight=weight)
+    floating(input, "prelu")
     channels = input.shape[1] if input.ndim > 1 else 1
     if weight.ndim > 1 or weight.size not in (1, channels):
         raise ValueError(
@@ -109,11 +120,13 @@ def prelu(input: jax.Array, weight: jax.Array) -> jax.Array:
 
 def elu(input: jax.Array, alpha: float = 1.0, inplace: bool = False) -> jax.Array:
     """x where x > 0, alpha (exp(x) - 1) elsewhere (Clevert et al., 2015)."""
+    floating(input, "elu")
     return jax.nn.elu(input, alpha)
 
 
 def selu(input: jax.Array, inplace: bool = False) -> jax.Array:
     """scale elu(x, alpha), whose two constants keep mean 0 and variance 1 (Klambauer et al., 2017)."""
+    floating(input, "selu")
     return jax.nn.selu(input)
 
 
@@ -121,6 +134,7 @@ def celu(input: jax.Array, alpha: float = 1.0, inplace: bool = False) -> jax.Arr
     """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron, 2017)."""
     if alpha == 0:
         raise ValueError("celu divides by alpha, which must not be 0")
+    floating(input, "celu")
     return jax.nn.celu(input, alpha)
 
 
@@ -130,19 +144,27 @@ def gelu(input: jax.Array, approximate: str = "none") -> jax.Array:
     Args:
         input: any shape.
         approximate: "none" for the error function, "tanh" for the approximation by a tanh.
+
+    Raises:
+        ValueError: for another `approximate`.
+        TypeError: if the input is not floating, as most activations do.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh'; got {approximate!r}")
-    return jax.nn.gelu(input, approximate=approximate == "tanh")
+    input = jnp.asarray(input)
+    floating(input, "gelu")
+    return jax.nn.gelu(wide(input), approximate=approximate == "tanh").astype(input.dtype)
 
 
 def silu(input: jax.Array, inplace: bool = False) -> jax.Array:
     """x sigmoid(x), elementwise; also called swish."""
+    floating(input, "silu")
     return jax.nn.silu(input)
 
 
 def mish(input: jax.Array, inplace: bool = False) -> jax.Array:
     """x tanh(softplus(x)), elementwise (Misra, 2019)."""
+    floating(input, "mish")
     return jax.nn.mish(input)
 
 
@@ -163,22 +185,25 @@ def glu(input: jax.Array, dim: int = -1) -> jax.Array:
 
 def sigmoid(input: jax.Array) -> jax.Array:
     """1 / (1 + exp(-x)), elementwise."""
-    return jax.nn.sigmoid(input)
+    return jax.nn.sigmoid(*promoted_to_floats(input))
 
 
 def logsigmoid(input: jax.Array) -> jax.Array:
     """log(sigmoid(x)), elementwise, without overflow."""
+    floating(input, "logsigmoid")
     return jax.nn.log_sigmoid(input)
 
 
 def hardsigmoid(input: jax.Array, inplace: bool = False) -> jax.Array:
     """relu6(x + 3) / 6, elementwise."""
+    floating(input, "hardsigmoid")
     return relu6(input + 3) / 6
 
 
 def hardswish(input: jax.Array, inplace: bool = False) -> jax.Array:
     """x relu6(x + 3) / 6, elementwise (Howard et al., 2019)."""
-    return input * relu6(input + 3) / 6
+    floating(input, "hardswish")
+    return input * (relu6(input + 3) / 6)
 
 
 def tanh(input: jax.Array) -> jax.Array:
@@ -188,7 +213,8 @@ def tanh(input: jax.Array) -> jax.Array:
 
 def tanhshrink(input: jax.Array) -> jax.Array:
     """x - tanh(x), elementwise."""
-    return input - jnp.tanh(input)
+    (x,) = promoted_to_floats(input)
+    return x - jnp.tanh(x)
 
 
 def softsign(input: jax.Array) -> jax.Array:
@@ -198,12 +224,14 @@ def softsign(input: jax.Array) -> jax.Array:
 
 def softplus(input: jax.Array, beta: float = 1.0, threshold: float = 20.0) -> jax.Array:
     """log(1 + exp(beta x)) / beta, elementwise; x itself where beta x > threshold."""
+    floating(input, "softplus")
     scaled = beta * input
     return jnp.where(scaled > threshold, input, jax.nn.softplus(scaled) / beta)
 
 
 def hardshrink(input: jax.Array, lambd: float = 0.5) -> jax.Array:
     """x where |x| > lambd, 0 elsewhere."""
+    floating(input, "hardshrink")
     return jnp.where(abs(input) <= lambd, 0, input)
 
 
@@ -216,4 +244,5 @@ def softshrink(input: jax.Array, lambd: float = 0.5) -> jax.Array:
     """
     if lambd < 0:
         raise ValueError(f"softshrink needs lambd >= 0; got {lambd}")
+    floating(input, "softshrink")
     return jnp.where(abs(input) <= lambd, 0, input - lambd * jnp.sign(input))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import random
+from .dtypes import of_one_dtype
 from .pooling import avg_pool, max_pool
 from .spatial import Size, floating, over_batch, sizes, wide
 from .windows import first_maxima
@@ -127,6 +128,7 @@ def fractional_max_pool(
             raise ValueError(f"{name} cannot pool an input of axes {shape} to {target} with windows of {kernel}")
         expected = *x.shape[:2], ndim
         drawn = random.draw(jax.random.uniform, random.next_key(key), expected) if samples is None else samples
+        of_one_dtype(name, input=input, _random_samples=samples)
         if drawn.shape != expected:
             raise ValueError(f"{name} takes _random_samples of shape {expected} here; got {tuple(drawn.shape)}")
         found = _at_random(x, drawn, kernel, target)

@@ -11,6 +11,7 @@ import numpy as np
 from ...containers import describe
 from ...parameter import wide_dtype
 from .dropout import dropout, probability
+from .spatial import floating
 
 
 @jax.custom_jvp
@@ -102,7 +103,7 @@ def scaled_dot_product_attention(
 
     Raises:
         ValueError: if shapes or dtypes do not fit, or `dropout_p` is not in [0, 1].
-        TypeError: if the mask is neither boolean nor floating.
+        TypeError: if the mask is neither boolean nor floating, or the other arrays are not floating.
 
     Source: torch.nn.functional.scaled_dot_product_attention; Vaswani et al., "Attention is all you need", 2017.
 
@@ -118,6 +119,7 @@ def scaled_dot_product_attention(
         raise ValueError(f"query and key must be equal in the last axis, key and value in the one before; got {shapes}")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query, key and value must be of one dtype; got {shapes}")
+    floating(query, "scaled_dot_product_attention")
     if enable_gqa:
         heads = [x.shape[-3] if x.ndim > 2 else 1 for x in (query, key, value)]
         if heads[0] % max(heads[1], 1) or heads[1] != heads[2]:

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from .normalization import check_channels, moments, scaled, wide
+from .dtypes import wide
+from .normalization import check_channels, moments, scaled
 
 
 def _per_channel(array: jax.Array | None, ndim: int) -> Any:
@@ -29,6 +31,7 @@ def _by_running(
     """The input normalised by running statistics."""
     if running_mean is None or running_var is None:
         raise ValueError(f"{name} needs running_mean and running_var where the input's own statistics are not used")
+    input = jnp.asarray(input)
     check_channels(name, input, eps, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     x = wide(input)
     mean, var = (_per_channel(wide(array).astype(x.dtype), x.ndim) for array in (running_mean, running_var))
@@ -39,6 +42,7 @@ def _by_input(
     name: str, input: jax.Array, weight: Any, bias: Any, eps: float, axes: tuple[int, ...], what: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The input normalised by its own statistics along `axes`; the mean and the unbiased variance of each channel."""
+    input = jnp.asarray(input)
     check_channels(name, input, eps, weight=weight, bias=bias)
     count = math.prod(input.shape[axis] for axis in axes)
     if count == 1:
@@ -96,7 +100,6 @@ def batch_norm(
     running statistics are not updated.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> batch_norm(jnp.array([[1.0], [3.0]]), None, None, training=True)
         Array([[-0.999995],
                [ 0.999995]], dtype=float32)
@@ -138,7 +141,6 @@ def instance_norm(
     running statistics are not updated.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> instance_norm(jnp.array([[[1.0, 3.0], [0.0, 4.0]]]))[0, 0]
         Array([-0.999995,  0.999995], dtype=float32)
     """

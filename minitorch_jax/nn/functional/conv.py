@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from .dtypes import of_one_dtype
 from .spatial import Size, over_batch, sizes
 
 
@@ -25,7 +26,9 @@ def margins(padding: Any, kernel: Sequence[int], stride: Sequence[int], dilation
     return tuple((r // 2, r - r // 2) for r in reach)
 
 
-def _check(name: str, ndim: int, input: jax.Array, weight: jax.Array, bias: jax.Array | None, groups: int) -> None:
+def _checked(
+    name: str, ndim: int, input: jax.Array, weight: jax.Array, bias: jax.Array | None, groups: int
+) -> list[Any]:
     if weight.ndim != ndim + 2:
         raise ValueError(f"{name} takes a weight of {ndim + 2} dimensions; got shape {tuple(weight.shape)}")
     if groups < 1 or weight.shape[0] % groups:
@@ -33,9 +36,7 @@ def _check(name: str, ndim: int, input: jax.Array, weight: jax.Array, bias: jax.
             f"{name}: groups must be positive and divide the weight's first axis; got groups={groups} and a weight of"
             f" shape {tuple(weight.shape)}"
         )
-    given = {str(array.dtype) for array in (input, weight, bias) if array is not None}
-    if len(given) > 1:
-        raise TypeError(f"{name} takes arrays of one dtype; got {', '.join(sorted(given))}. Convert with `.astype`.")
+    return of_one_dtype(name, input=input, weight=weight, bias=bias)
 
 
 def _convolved(
@@ -82,7 +83,7 @@ def conv(
 ) -> jax.Array:
     """A convolution over `ndim` axes."""
     name = f"conv{ndim}d"
-    _check(name, ndim, input, weight, bias, groups)
+    input, weight, bias = _checked(name, ndim, input, weight, bias, groups)
     stride, dilation = sizes(stride, ndim, "stride", 1), sizes(dilation, ndim, "dilation", 1)
     pads = margins(padding, weight.shape[2:], stride, dilation)
     channels = weight.shape[1] * groups, weight.shape[0]
@@ -102,7 +103,7 @@ def conv_transpose(
 ) -> jax.Array:
     """A transposed convolution over `ndim` axes."""
     name = f"conv_transpose{ndim}d"
-    _check(name, ndim, input, weight, bias, groups)
+    input, weight, bias = _checked(name, ndim, input, weight, bias, groups)
     stride, dilation = sizes(stride, ndim, "stride", 1), sizes(dilation, ndim, "dilation", 1)
     padding, extra = sizes(padding, ndim, "padding", 0), sizes(output_padding, ndim, "output_padding", 0)
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):

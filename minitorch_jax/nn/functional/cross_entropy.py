@@ -8,8 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...parameter import wide_dtype
+from .dtypes import of_one_dtype, promoted, promoted_dtype, wide
 from .linear import linear
 from .loss import reduced
+from .softmax import log_softmax_of
+from .spatial import floating
 
 
 def class_mask(target: jax.Array, classes: int, axis: int) -> tuple[jax.Array, jax.Array]:
@@ -26,13 +30,13 @@ def _class_axis(input: jax.Array, name: str) -> int:
 
 
 def _class_weights(input: jax.Array, weight: jax.Array | None, axis: int) -> jax.Array:
-    """Of shape (C,), with as many axes as the input."""
+    """Of shape (C,), with as many axes as the input, in float32 at least."""
     across = [n if i == axis else 1 for i, n in enumerate(input.shape)]
     if weight is None:
-        return jnp.ones(across, input.dtype)
+        return jnp.ones(across, wide_dtype(input.dtype))
     if weight.shape != (input.shape[axis],):
         raise ValueError(f"weight must have shape ({input.shape[axis]},), one per class; got {weight.shape}")
-    return weight.astype(input.dtype).reshape(across)
+    return wide(weight).reshape(across)
 
 
 def _of_classes(
@@ -56,11 +60,13 @@ def _of_classes(
     classes = log_p.shape[axis]
     mask, valid = class_mask(jnp.where(kept, target, 0), classes, axis)
     own_weight = jnp.where(mask, weights, 0).sum(axis)
-    loss = -jnp.where(mask, log_p, 0).sum(axis) * own_weight
+    loss = -wide(jnp.where(mask, log_p, 0).sum(axis)) * own_weight
     if smoothing:
-        loss = (1 - smoothing) * loss - smoothing / classes * (weights * log_p).sum(axis)
+        loss = (1 - smoothing) * loss - smoothing / classes * (weights * wide(log_p)).sum(axis)
     loss = jnp.where(kept, jnp.where(valid, loss, jnp.nan), 0)
-    return loss.sum() / jnp.where(kept, own_weight, 0).sum() if reduction == "mean" else reduced(loss, reduction)
+    if reduction == "mean":
+        return (loss.sum() / jnp.where(kept, own_weight, 0).sum()).astype(log_p.dtype)
+    return reduced(loss, reduction, log_p.dtype)
 
 
 def nll_loss(
@@ -86,6 +92,7 @@ def nll_loss(
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
+        TypeError: if the input is not floating, or the weight has another dtype.
 
     Source: torch.nn.functional.nll_loss.
 
@@ -94,6 +101,8 @@ def nll_loss(
         Array(2., dtype=float32)
     """
     axis = _class_axis(input, "nll_loss")
+    floating(input, "nll_loss")
+    input, weight = of_one_dtype("nll_loss", input=input, weight=weight)
     weights = _class_weights(input, weight, axis)
     return _of_classes(input, jnp.asarray(target), weights, axis, ignore_index, 0.0, reduction)
 
@@ -123,6 +132,8 @@ def cross_entropy(
 
     Raises:
         ValueError: if shapes do not fit, or an argument is out of range.
+        TypeError: if the input is not floating, or, for class numbers, the weight has another dtype. With probabilities, the
+            result has the dtype that all promote to.
 
     Source: torch.nn.functional.cross_entropy.
 
@@ -133,17 +144,22 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
     target, axis = jnp.asarray(target), _class_axis(input, "cross_entropy")
-    weights = _class_weights(input, weight, axis)
-    log_p = jax.nn.log_softmax(input, axis=axis)
+    floating(input, "cross_entropy")
     if not jnp.issubdtype(target.dtype, jnp.floating):
+        input, weight = of_one_dtype("cross_entropy", input=input, weight=weight)
+        weights = _class_weights(input, weight, axis)
+        log_p = log_softmax_of(input, axis)
         return _of_classes(log_p, target, weights, axis, ignore_index, label_smoothing, reduction)
     if target.shape != input.shape:
         raise ValueError(f"probabilities must have the input's shape {input.shape}; got {target.shape}")
     if ignore_index >= 0:
         raise ValueError("ignore_index is for class numbers; these targets are probabilities")
-    smooth = target.astype(input.dtype) * (1 - label_smoothing) + label_smoothing / input.shape[axis]
+    input, target = promoted(input, target)
+    dtype = input.dtype if weight is None else promoted_dtype(input, weight)
+    weights, log_p, target = promoted(_class_weights(input, weight, axis), log_softmax_of(input, axis), target)
+    smooth = target * (1 - label_smoothing) + label_smoothing / input.shape[axis]
     loss = -(weights * smooth * log_p).sum(axis)
-    return loss.sum() / max(loss.size, 1) if reduction == "mean" else reduced(loss, reduction)
+    return (loss.sum() / max(loss.size, 1)).astype(dtype) if reduction == "mean" else reduced(loss, reduction, dtype)
 
 
 def linear_cross_entropy(

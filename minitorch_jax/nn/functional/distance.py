@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .dtypes import promoted, promoted_to_floats, wide
+from .spatial import floating
 
 
 def magnitude(x: jax.Array) -> jax.Array:
@@ -18,6 +22,11 @@ def norm(x: jax.Array, p: float, axis: int, keepdims: bool = False) -> jax.Array
     """sum(|x|^p)^(1/p) along one axis; the number of nonzeros for p = 0, the largest for p = inf."""
     if p < 0:
         raise ValueError(f"a norm needs p >= 0; got p={p}")
+    dtype, x = x.dtype, wide(x)
+    return _norm(x, p, axis, keepdims).astype(dtype)
+
+
+def _norm(x: jax.Array, p: float, axis: Any, keepdims: bool) -> jax.Array:
     size = magnitude(x)
     if p == 0:
         return (size != 0).sum(axis, keepdims=keepdims).astype(x.dtype)
@@ -25,12 +34,16 @@ def norm(x: jax.Array, p: float, axis: int, keepdims: bool = False) -> jax.Array
         return size.sum(axis, keepdims=keepdims)
     if p == math.inf:
         return size.max(axis, keepdims=keepdims)
-    if p == 2:
-        total = (x * x).sum(axis, keepdims=keepdims)
+    least = 16 * float(jnp.finfo(x.dtype).tiny)  # whose reciprocal is no subnormal number, which XLA makes 0
+    unit = jnp.clip(jax.lax.stop_gradient(size).max(axis, keepdims=True, initial=0), least, 1 / least)
+    if p == 2:  # in this unit, no power overflows
+        total = ((x / unit) ** 2).sum(axis, keepdims=True)
     else:
-        total = jnp.where(size == 0, 0, jnp.where(size == 0, 1, size) ** p).sum(axis, keepdims=keepdims)
+        size = size / unit
+        total = jnp.where(size == 0, 0, jnp.where(size == 0, 1, size) ** p).sum(axis, keepdims=True)
     safe = jnp.where(total == 0, 1, total)
-    return jnp.where(total == 0, 0, jnp.sqrt(safe) if p == 2 else safe ** (1 / p))
+    out = jnp.where(total == 0, 0, unit * (jnp.sqrt(safe) if p == 2 else safe ** (1 / p)))
+    return out if keepdims else out.squeeze(axis)
 
 
 def pairwise_distance(
@@ -57,8 +70,9 @@ def pairwise_distance(
         >>> pairwise_distance(jnp.array([3.0, 4.0]), jnp.zeros(2), eps=0.0)
         Array(5., dtype=float32)
     """
-    x1, x2 = jnp.broadcast_arrays(x1, x2)
-    return norm(x1 - x2 + eps, p, -1, keepdim)
+    x1, x2 = jnp.broadcast_arrays(*promoted(x1, x2))
+    (difference,) = promoted_to_floats(x1 - x2)
+    return norm(wide(difference) + eps, p, -1, keepdim).astype(difference.dtype)
 
 
 def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1e-8) -> jax.Array:
@@ -82,15 +96,17 @@ def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1
         >>> cosine_similarity(jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 2.0]]))
         Array([0.70710677], dtype=float32)
     """
-    x1, x2 = jnp.broadcast_arrays(x1, x2)
+    x1, x2 = jnp.broadcast_arrays(*promoted(x1, x2))
+    floating(x1, "cosine_similarity")
     if not -x1.ndim <= dim < x1.ndim:
         raise ValueError(f"cosine_similarity has no axis {dim} in inputs whose common shape is {tuple(x1.shape)}")
 
     def length(x: jax.Array) -> jax.Array:  # torch's gradient is that of the norm, even where eps replaces it
-        plain = norm(x, 2, dim)
-        return jax.lax.stop_gradient(jnp.maximum(plain, eps)) + (plain - jax.lax.stop_gradient(plain))
+        plain = norm(x, 2, dim, keepdims=True)
+        return jnp.where(plain < eps, eps + (plain - jax.lax.stop_gradient(plain)), plain)
 
-    return (x1 * x2).sum(dim) / (length(x1) * length(x2))
+    dtype, x1, x2 = x1.dtype, wide(x1), wide(x2)
+    return ((x1 / length(x1)) * (x2 / length(x2))).sum(dim).astype(dtype)
 
 
 def pdist(input: jax.Array, p: float = 2.0) -> jax.Array:
@@ -114,5 +130,7 @@ def pdist(input: jax.Array, p: float = 2.0) -> jax.Array:
     """
     if input.ndim != 2:
         raise ValueError(f"pdist takes an input of shape (N, M); got {tuple(input.shape)}")
-    every = norm(input[:, None] - input[None], p, -1)  # fused: the differences are never stored
+    floating(input, "pdist")
+    x = wide(input)
+    every = norm(x[:, None] - x[None], p, -1).astype(input.dtype)  # fused: the differences are never stored
     return every[np.triu_indices(len(input), 1)]

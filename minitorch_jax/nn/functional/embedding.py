@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from ...parameter import wide_dtype
 from .distance import norm
+from .dtypes import of_one_dtype
+from .spatial import floating
 
 
 @jax.custom_jvp
@@ -152,7 +154,8 @@ def embedding_bag(
         `(B, embedding_dim)`.
 
     Raises:
-        TypeError: if `input` or `offsets` are not of integers.
+        TypeError: if `input` or `offsets` are not of integers, the weight is, or `per_sample_weights` have
+            another dtype than it.
         ValueError: if shapes do not fit, `padding_idx` is out of range, or options exclude each other.
 
     Source: torch.nn.functional.embedding_bag. Differs from PyTorch as `embedding` does; and the gradient of a maximum
@@ -164,6 +167,7 @@ def embedding_bag(
                [2.]], dtype=float32)
     """
     input, weight = _checked("embedding_bag", input, weight)
+    floating(weight, "embedding_bag", "weight")
     check_dense(sparse)
     check_mode(mode, scale_grad_by_freq)
     if per_sample_weights is not None and mode != "sum":
@@ -173,6 +177,7 @@ def embedding_bag(
             f"per_sample_weights must have the shape of the input, {tuple(input.shape)}; got"
             f" {tuple(per_sample_weights.shape)}"
         )
+    weight, per_sample_weights = of_one_dtype("embedding_bag", weight=weight, per_sample_weights=per_sample_weights)
     bags = _Bags(input, offsets, include_last_offset)
     padding_idx = row_number(padding_idx, weight.shape[0])
     kept = jnp.expand_dims(jnp.ones_like(input, bool) if padding_idx is None else input != padding_idx, -1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from .dtypes import of_one_dtype
+
 
 def linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x W^T + b.
@@ -17,12 +19,16 @@ def linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -
     Returns:
         `(*, out_features)`, or `(*)`.
 
+    Raises:
+        TypeError: if the dtypes differ, as in torch.
+
     Source: torch.nn.functional.linear.
 
     Example:
         >>> linear(jnp.ones((5, 3)), jnp.ones((2, 3))).shape
         (5, 2)
     """
+    input, weight, bias = of_one_dtype("linear", input=input, weight=weight, bias=bias)
     out = input @ weight.T
     return out if bias is None else out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
 
@@ -39,11 +45,15 @@ def bilinear(input1: jax.Array, input2: jax.Array, weight: jax.Array, bias: jax.
     Returns:
         `(*, out_features)`.
 
+    Raises:
+        TypeError: if the dtypes differ, as in torch.
+
     Source: torch.nn.functional.bilinear.
 
     Example:
         >>> bilinear(jnp.ones((5, 3)), jnp.ones((5, 2)), jnp.ones((4, 3, 2))).shape
         (5, 4)
     """
+    input1, input2, weight, bias = of_one_dtype("bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
     out = jnp.einsum("...i,oij,...j->...o", input1, weight, input2)
     return out if bias is None else out + jnp.expand_dims(bias, tuple(range(out.ndim - 1)))

@@ -11,34 +11,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from .distance import magnitude
+from .dtypes import of_one_dtype, promoted, promoted_dtype, promoted_to_floats, wide
+from .spatial import floating
 
 
-def reduced(loss: jax.Array, reduction: str) -> jax.Array:
-    """The mean or the sum of the losses, or the losses."""
+def reduced(loss: jax.Array, reduction: str, dtype: Any = None) -> jax.Array:
+    """The mean or the sum of the losses, or the losses; in `dtype`, if one is given."""
+    dtype = loss.dtype if dtype is None else dtype
     if reduction == "none":
-        return loss
+        return loss.astype(dtype)
     if reduction == "sum":
-        return loss.sum()
+        return loss.sum().astype(dtype)
     if reduction == "mean":
-        return loss.mean()
+        return loss.mean().astype(dtype)
     raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
 
 
-def alike(input: jax.Array, target: Any) -> tuple[jax.Array, jax.Array]:
-    """Both with their common shape, in the input's dtype."""
-    input, target = jnp.broadcast_arrays(input, target)
-    return input, target.astype(input.dtype)
+def alike(name: str, *arrays: Any) -> tuple[list[jax.Array], Any]:
+    """Arrays with their common shape, in float32 at least, and the dtype of the result, floating: that of their promotion."""
+    arrays = tuple(promoted(*arrays))
+    floating(arrays[0], name)
+    return [wide(array) for array in jnp.broadcast_arrays(*arrays)], arrays[0].dtype
 
 
 def expanded(weight: Any, like: jax.Array, name: str = "weight") -> jax.Array:
-    """`weight` with the shape and dtype of `like`."""
+    """`weight` with the shape of `like`, in float32 at least."""
     shape = np.shape(weight)
     if len(shape) > like.ndim or any(n not in (1, m) for n, m in zip(shape[::-1], like.shape[::-1], strict=False)):
         raise ValueError(f"{name} must have a shape that broadcasts to the input's, {tuple(like.shape)}; got {shape}")
-    return jnp.broadcast_to(jnp.asarray(weight, like.dtype), like.shape)
+    (weight,) = promoted_to_floats(weight)
+    return jnp.broadcast_to(wide(weight), like.shape)
 
 
-def _warned(input: jax.Array, target: Any, name: str) -> tuple[jax.Array, jax.Array]:
+def _warned(input: jax.Array, target: Any, name: str) -> tuple[list[jax.Array], Any]:
     """`alike`, with torch's warning if the shapes differ."""
     if input.shape != np.shape(target):
         warnings.warn(
@@ -46,22 +51,31 @@ def _warned(input: jax.Array, target: Any, name: str) -> tuple[jax.Array, jax.Ar
             " which is seldom what was meant",
             stacklevel=3,
         )
-    return alike(input, target)
+    return alike(name, input, target)
 
 
-def _weighted(loss: jax.Array, input: jax.Array, weight: Any, reduction: str) -> jax.Array:
-    """Reduced, with weights of the input's shape, by whose sum the mean divides."""
+def _times(one: jax.Array, other: jax.Array) -> jax.Array:
+    one, other = promoted(one, other)
+    return one * other
+
+
+def _weighted(loss: jax.Array, dtype: Any, input: jax.Array, weight: Any) -> tuple[jax.Array, Any, jax.Array | None]:
+    """The losses times weights of the input's shape, the dtype of the result, which the weights take part in, and them."""
     if weight is None:
-        return reduced(loss, reduction)
-    weight = _weight_like(weight, input)
-    loss = loss * expanded(weight, loss)
-    return loss.sum() / weight.sum() if reduction == "mean" else reduced(loss, reduction)
-
-
-def _weight_like(weight: Any, input: jax.Array) -> jax.Array:
+        return loss, dtype, None
     if np.shape(weight) != input.shape:
         raise ValueError(f"weight must have the input's shape {tuple(input.shape)}; got {np.shape(weight)}")
-    return jnp.asarray(weight, input.dtype)
+    dtype = promoted_dtype(dtype, weight)
+    loss, weight = promoted(loss, weight)
+    return loss * weight, dtype, weight
+
+
+def _weighted_mean(loss: jax.Array, dtype: Any, input: jax.Array, weight: Any, reduction: str) -> jax.Array:
+    """Reduced, with weights of the input's shape, by whose sum the mean divides."""
+    loss, dtype, weight = _weighted(loss, dtype, input, weight)
+    if weight is not None and reduction == "mean":
+        return (loss.sum() / weight.sum()).astype(dtype)
+    return reduced(loss, reduction, dtype)
 
 
 def l1_loss(
@@ -73,8 +87,8 @@ def l1_loss(
         >>> l1_loss(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
         Array(1., dtype=float32)
     """
-    x, y = _warned(input, target, "l1_loss")
-    return _weighted(magnitude(x - y), input, weight, reduction)
+    (x, y), dtype = _warned(input, target, "l1_loss")
+    return _weighted_mean(magnitude(x - y), dtype, input, weight, reduction)
 
 
 def mse_loss(
@@ -88,8 +102,12 @@ def mse_loss(
         reduction: "mean", "sum" or "none".
         weight: of each element, of the input's shape; the mean divides by its sum.
 
+    Dtypes are promoted as torch's are, here and in most losses: float32 with bfloat16 gives float32, integers with bfloat16
+    give bfloat16. Half precision is computed with in float32, and only the result is rounded.
+
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
+        TypeError: if neither array is floating.
 
     Source: torch.nn.functional.mse_loss.
 
@@ -97,8 +115,8 @@ def mse_loss(
         >>> mse_loss(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
         Array(2., dtype=float32)
     """
-    x, y = _warned(input, target, "mse_loss")
-    return _weighted((x - y) ** 2, input, weight, reduction)
+    (x, y), dtype = _warned(input, target, "mse_loss")
+    return _weighted_mean((x - y) ** 2, dtype, input, weight, reduction)
 
 
 def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean", beta: float = 1.0) -> jax.Array:
@@ -112,6 +130,7 @@ def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mea
 
     Raises:
         ValueError: if shapes do not fit, beta < 0, or for another reduction.
+        TypeError: if neither array is floating.
 
     Example:
         >>> smooth_l1_loss(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]), reduction="none")
@@ -119,9 +138,12 @@ def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mea
     """
     if beta < 0:
         raise ValueError(f"smooth_l1_loss needs beta >= 0; got {beta}")
-    x, y = _warned(input, target, "smooth_l1_loss")
+    (x, y), dtype = _warned(input, target, "smooth_l1_loss")
     d = magnitude(x - y)
-    return reduced(d if beta == 0 else jnp.where(d < beta, 0.5 / beta * d * d, d - 0.5 * beta), reduction)
+    if beta == 0:
+        return reduced(d, reduction, dtype)
+    near = jnp.where(d < beta, d, 0)  # the square of another would overflow, and give a gradient of NaN
+    return reduced(jnp.where(d < beta, 0.5 / beta * near * near, d - 0.5 * beta), reduction, dtype)
 
 
 def huber_loss(
@@ -142,6 +164,7 @@ def huber_loss(
 
     Raises:
         ValueError: if shapes do not fit, delta <= 0, or for another reduction.
+        TypeError: if the input is not floating. The result has its dtype, whatever the target's, as in torch.
 
     Example:
         >>> huber_loss(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]), delta=2.0, reduction="none")
@@ -149,10 +172,13 @@ def huber_loss(
     """
     if delta <= 0:
         raise ValueError(f"huber_loss needs delta > 0; got {delta}")
-    x, y = _warned(input, target, "huber_loss")
+    floating(input, "huber_loss")
+    (x, y), _ = _warned(input, target, "huber_loss")
     d = magnitude(x - y)
-    loss = jnp.where(d < delta, 0.5 * d * d, delta * (d - 0.5 * delta))
-    return reduced(loss if weight is None else loss * expanded(_weight_like(weight, input), loss), reduction)
+    near = jnp.where(d < delta, d, 0)  # as in smooth_l1_loss
+    loss = jnp.where(d < delta, 0.5 * near * near, delta * (d - 0.5 * delta))
+    loss, dtype, _ = _weighted(loss, promoted_dtype(input), input, weight)
+    return reduced(loss, reduction, dtype)
 
 
 def poisson_nll_loss(
@@ -180,12 +206,12 @@ def poisson_nll_loss(
         >>> poisson_nll_loss(jnp.array([0.0]), jnp.array([3.0]))
         Array(1., dtype=float32)
     """
-    x, y = alike(input, target)
+    (x, y), dtype = alike("poisson_nll_loss", promoted_to_floats(input)[0], target)
     loss = jnp.exp(x) - y * x if log_input else x - y * jnp.log(x + eps)
     if full:
         safe = jnp.where(y > 1, y, 1)
         loss += jnp.where(y > 1, y * jnp.log(safe) - y + 0.5 * jnp.log(2 * math.pi * safe), 0)
-    return reduced(loss, reduction)
+    return reduced(loss, reduction, dtype)
 
 
 def gaussian_nll_loss(
@@ -210,6 +236,7 @@ def gaussian_nll_loss(
     Raises:
         ValueError: if shapes do not fit, or `var` is a negative number. Unlike torch, negative variances in an array
             cannot raise in compiled code: they make the loss NaN.
+        TypeError: if `var` is an array of integers.
 
     Source: torch.nn.functional.gaussian_nll_loss; Nix and Weigend, 1994.
 
@@ -217,10 +244,14 @@ def gaussian_nll_loss(
         >>> gaussian_nll_loss(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]), 1.0)
         Array(2.5, dtype=float32)
     """
-    if isinstance(var, int | float) and var < 0:
+    number = isinstance(var, int | float)
+    if number and var < 0:
         raise ValueError(f"var must not be negative; got {var}")
-    x, y = alike(input, target)
-    v = jnp.asarray(var, x.dtype)
+    if not number:
+        floating(var, "gaussian_nll_loss", "var")
+    (x, y), dtype = alike("gaussian_nll_loss", promoted_to_floats(input)[0], target)
+    dtype = promoted_dtype(dtype, var)
+    v = jnp.asarray(var, x.dtype if number else None)
     if v.ndim and v.shape == input.shape[:-1]:
         v = v[..., None]
     off = [n for n, m in zip(v.shape, input.shape, strict=False) if n != m]
@@ -229,11 +260,11 @@ def gaussian_nll_loss(
             f"var must have the input's shape {tuple(input.shape)}, that shape without its last axis or with one axis"
             f" of size 1, or be a number; got {np.shape(var)}"
         )
-    v = expanded(v, x, "var")
+    x, y, v = promoted(x, y, expanded(v, x, "var"))
     clamped = jnp.where(v < 0, jnp.nan, jnp.maximum(v, eps))
     v = jax.lax.stop_gradient(clamped) + (v - jax.lax.stop_gradient(v))
-    loss = 0.5 * (jnp.log(v) + (x - y) ** 2 / v)
-    return reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
+    loss = 0.5 * (jnp.log(v) + (x - y) * ((x - y) / v))
+    return reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction, dtype)
 
 
 def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_target: bool = False) -> jax.Array:
@@ -245,6 +276,10 @@ def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_
         reduction: "batchmean" (the divergence: the sum divided by the size of axis 0), "mean" (over all elements, with
             torch's warning), "sum" or "none".
         log_target: whether the target holds logarithms.
+
+    Raises:
+        ValueError: if shapes do not broadcast, or for another reduction.
+        TypeError: if the input or the target is not floating.
 
     Source: torch.nn.functional.kl_div.
 
@@ -259,14 +294,16 @@ def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_
             " definition of the divergence does",
             stacklevel=2,
         )
-    x, y = alike(input, target)
+    floating(input, "kl_div")
+    floating(target, "kl_div", "target")
+    (x, y), dtype = alike("kl_div", input, target)
     if log_target:
         loss = jnp.exp(y) * (y - x)
     else:
         loss = jnp.where(y == 0, 0, y * jnp.log(jnp.where(y == 0, 1, y))) - y * x
     if reduction == "batchmean":
-        return loss.sum() / (input.shape[0] if input.ndim else 1)
-    return reduced(loss, reduction)
+        return (loss.sum() / (input.shape[0] if input.ndim else 1)).astype(dtype)
+    return reduced(loss, reduction, dtype)
 
 
 @jax.custom_jvp
@@ -282,10 +319,12 @@ def _tangent(primals: Any, tangents: Any) -> Any:
     return _cross_entropy_of(p, y), by_p * dp + by_y * dy
 
 
-def _same_shape(input: jax.Array, target: Any, name: str) -> tuple[jax.Array, jax.Array]:
+def _same_shape(input: jax.Array, target: Any, name: str) -> tuple[list[jax.Array], Any]:
+    floating(input, name)
+    floating(target, name, "target")
     if input.shape != np.shape(target):
         raise ValueError(f"{name} needs a target of the input's shape {tuple(input.shape)}; got {np.shape(target)}")
-    return alike(input, target)
+    return alike(name, input, target)
 
 
 def binary_cross_entropy(
@@ -302,6 +341,7 @@ def binary_cross_entropy(
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
+        TypeError: if the input and the target are not of one floating dtype, as in torch.
 
     Source: torch.nn.functional.binary_cross_entropy.
 
@@ -309,9 +349,10 @@ def binary_cross_entropy(
         >>> binary_cross_entropy(jnp.array([0.5, 0.0]), jnp.array([1.0, 1.0]), reduction="none")
         Array([  0.6931472, 100.       ], dtype=float32)
     """
-    p, y = _same_shape(input, target, "binary_cross_entropy")
+    input, target = of_one_dtype("binary_cross_entropy", input=input, target=target)
+    (p, y), dtype = _same_shape(input, target, "binary_cross_entropy")
     loss = _cross_entropy_of(p, y)
-    return reduced(loss if weight is None else loss * expanded(weight, loss), reduction)
+    return reduced(loss if weight is None else _times(loss, expanded(weight, loss)), reduction, dtype)
 
 
 def binary_cross_entropy_with_logits(
@@ -333,14 +374,18 @@ def binary_cross_entropy_with_logits(
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
+        TypeError: if the input or the target is not floating, as in torch: class numbers need `.astype(float)`.
 
-    Source: torch.nn.functional.binary_cross_entropy_with_logits.
+    Source: torch.nn.functional.binary_cross_entropy_with_logits. Differs from PyTorch: the result has the dtype that both
+    promote to, where torch gives it the target's.
 
     Example:
         >>> binary_cross_entropy_with_logits(jnp.array([0.0, 1000.0]), jnp.array([1.0, 1.0]), reduction="none")
         Array([0.6931472, 0.       ], dtype=float32)
     """
-    x, y = _same_shape(input, target, "binary_cross_entropy_with_logits")
-    positive = 1 if pos_weight is None else 1 + (expanded(pos_weight, x, "pos_weight") - 1) * y
-    loss = (1 - y) * x + positive * jax.nn.softplus(-x)
-    return reduced(loss if weight is None else loss * expanded(weight, loss), reduction)
+    (x, y), dtype = _same_shape(input, target, "binary_cross_entropy_with_logits")
+    loss = jax.nn.softplus(-x)
+    if pos_weight is not None:
+        loss = _times(loss, 1 + _times(expanded(pos_weight, x, "pos_weight") - 1, y))
+    loss = (1 - y) * x + loss.astype(x.dtype)
+    return reduced(loss if weight is None else _times(loss, expanded(weight, loss)), reduction, dtype)

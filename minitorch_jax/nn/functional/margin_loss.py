@@ -9,13 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from .cross_entropy import class_mask
-from .distance import pairwise_distance
+from .distance import norm, pairwise_distance
+from .dtypes import of_one_dtype, promoted, promoted_dtype, promoted_to_floats, wide
 from .loss import alike, expanded, reduced
+from .spatial import floating
 
 
 def _positive(x: jax.Array) -> jax.Array:
     """max(x, 0); its derivative at 0 is 1, as that of torch's clamp."""
     return jnp.where(x < 0, 0, x)
+
+
+def _is(target: jax.Array, sign: int) -> jax.Array:
+    """Where the target is 1 or -1, in its own dtype: 255 is uint8's -1, as in torch."""
+    return target == jnp.asarray(sign).astype(target.dtype)
 
 
 def margin_ranking_loss(
@@ -42,9 +49,8 @@ def margin_ranking_loss(
     shapes = [tuple(jnp.shape(x)) for x in (input1, input2, target)]
     if len({len(shape) for shape in shapes}) > 1:
         raise ValueError(f"margin_ranking_loss needs as many dimensions in all three arrays; got {shapes}")
-    x1, x2 = jnp.broadcast_arrays(input1, input2)
-    difference, y = alike(x1 - x2, target)
-    return reduced(_positive(margin - y * difference), reduction)
+    (x1, x2, y), dtype = alike("margin_ranking_loss", *promoted_to_floats(input1, input2, target))
+    return reduced(_positive(margin - y * (x1 - x2)), reduction, dtype)
 
 
 def hinge_embedding_loss(
@@ -64,8 +70,11 @@ def hinge_embedding_loss(
         >>> hinge_embedding_loss(jnp.array([0.25, 0.25]), jnp.array([1, -1]), reduction="none")
         Array([0.25, 0.75], dtype=float32)
     """
-    x, y = alike(input, target)
-    return reduced(jnp.where(y != -1, x, 0) + jnp.where(y != 1, _positive(margin - x), 0), reduction)
+    input = jnp.asarray(input)
+    floating(input, "hinge_embedding_loss")
+    x, y = jnp.broadcast_arrays(wide(input), jnp.asarray(target))
+    loss = jnp.where(_is(y, -1), 0, x) + jnp.where(_is(y, 1), 0, _positive(margin - x))
+    return reduced(loss, reduction, input.dtype)
 
 
 def soft_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
@@ -75,8 +84,10 @@ def soft_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "m
         >>> soft_margin_loss(jnp.array([0.0, 1000.0]), jnp.array([1, -1]), reduction="none")
         Array([6.931472e-01, 1.000000e+03], dtype=float32)
     """
-    x, y = alike(input, target)
-    return reduced(jax.nn.softplus(-y * x), reduction)
+    input = jnp.asarray(input)
+    floating(input, "soft_margin_loss")
+    (x, y), _ = alike("soft_margin_loss", input, target)
+    return reduced(jax.nn.softplus(-y * x), reduction, input.dtype)
 
 
 def multilabel_soft_margin_loss(
@@ -98,10 +109,14 @@ def multilabel_soft_margin_loss(
     """
     if input.ndim == 0:
         raise ValueError("multilabel_soft_margin_loss needs scores of shape (..., C); got a scalar")
-    x, y = alike(input, target)
+    floating(input, "multilabel_soft_margin_loss")
+    (x, y), dtype = alike("multilabel_soft_margin_loss", input, target)
     loss = -(y * jax.nn.log_sigmoid(x) + (1 - y) * jax.nn.log_sigmoid(-x))
-    loss = loss if weight is None else loss * expanded(weight, loss)
-    return reduced(loss.mean(-1), reduction)
+    if weight is not None:
+        dtype = promoted_dtype(dtype, weight)
+        loss, weight = promoted(loss, expanded(weight, loss))
+        loss = loss * weight
+    return reduced(loss.mean(-1), reduction, dtype)
 
 
 def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
@@ -122,7 +137,9 @@ def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: st
         >>> multilabel_margin_loss(jnp.array([0.1, 0.2, 0.4, 0.8]), jnp.array([3, 0, -1, 1]))
         Array(0.85, dtype=float32)
     """
-    target = jnp.asarray(target)
+    input = jnp.asarray(input)
+    floating(input, "multilabel_margin_loss")
+    dtype, input, target = input.dtype, wide(input), jnp.asarray(target)
     if input.shape != target.shape or not 1 <= input.ndim <= 2:
         raise ValueError(
             "multilabel_margin_loss takes an input and a target of one shape, (C,) or (N, C); got"
@@ -135,7 +152,7 @@ def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: st
     applies = (mask & listed[..., None]).any(-2)
     counted = listed[..., None] & ~applies[..., None, :]
     loss = jnp.where(counted, jax.nn.relu(1 - own[..., None] + input[..., None, :]), 0).sum((-2, -1)) / classes
-    return reduced(jnp.where(valid.all(-1), loss, jnp.nan), reduction)
+    return reduced(jnp.where(valid.all(-1), loss, jnp.nan), reduction, dtype)
 
 
 def multi_margin_loss(
@@ -167,7 +184,10 @@ def multi_margin_loss(
         >>> multi_margin_loss(jnp.array([[0.1, 0.2, 0.4, 0.8]]), jnp.array([3]))
         Array(0.325, dtype=float32)
     """
-    target = jnp.asarray(target)
+    input = jnp.asarray(input)
+    floating(input, "multi_margin_loss")
+    input, weight = of_one_dtype("multi_margin_loss", input=input, weight=weight)
+    dtype, input, target = input.dtype, wide(input), jnp.asarray(target)
     if p not in (1, 2):
         raise ValueError(f"multi_margin_loss takes p = 1 or 2; got {p}")
     if not 1 <= input.ndim <= 2 or target.shape != input.shape[:-1]:
@@ -184,7 +204,7 @@ def multi_margin_loss(
     loss = jnp.where(mask, 0, short if p == 1 else short * short).sum(-1) / classes
     if weight is not None:
         loss = loss * jnp.where(mask, expanded(weight, input), 0).sum(-1)
-    return reduced(jnp.where(valid, loss, jnp.nan), reduction)
+    return reduced(jnp.where(valid, loss, jnp.nan), reduction, dtype)
 
 
 def cosine_embedding_loss(
@@ -215,10 +235,14 @@ def cosine_embedding_loss(
             "cosine_embedding_loss takes inputs (D,) and a target (), or inputs (N, D) and a target (N,); got"
             f" {tuple(input1.shape)}, {tuple(input2.shape)} and {tuple(y.shape)}"
         )
-    x1, x2 = jnp.broadcast_arrays(input1, input2)
-    squares = ((x1 * x1).sum(-1) + 1e-12) * ((x2 * x2).sum(-1) + 1e-12)
-    cosine, y = jnp.broadcast_arrays((x1 * x2).sum(-1) / jnp.sqrt(squares), y)
-    return reduced(jnp.where(y == 1, 1 - cosine, jnp.where(y == -1, _positive(cosine - margin), 0)), reduction)
+    (x1, x2), dtype = alike("cosine_embedding_loss", *promoted_to_floats(input1), *promoted_to_floats(input2))
+
+    def unit(x: jax.Array) -> jax.Array:  # x / sqrt(x² + 1e-12), of whatever size x is
+        return x / norm(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)], constant_values=1e-6), 2, -1, keepdims=True)
+
+    cosine, y = jnp.broadcast_arrays((unit(x1) * unit(x2)).sum(-1), y)
+    loss = jnp.where(_is(y, 1), 1 - cosine, jnp.where(_is(y, -1), _positive(cosine - margin), 0))
+    return reduced(loss, reduction, dtype)
 
 
 def triplet_margin_loss(
@@ -302,7 +326,8 @@ def triplet_margin_with_distance_loss(
             f" {tuple(anchor.shape)}, {tuple(positive.shape)} and {tuple(negative.shape)}"
         )
     distance = distance_function or pairwise_distance
-    near, far = distance(anchor, positive), distance(anchor, negative)
+    near, far = promoted_to_floats(distance(anchor, positive), distance(anchor, negative))
     if swap:
-        far = jnp.minimum(far, distance(positive, negative))
-    return reduced(_positive(margin + near - far), reduction)
+        far, other = promoted(far, distance(positive, negative))
+        near, far = promoted(near, jnp.minimum(far, other))
+    return reduced(_positive(margin + wide(near) - wide(far)), reduction, near.dtype)

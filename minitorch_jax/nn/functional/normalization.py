@@ -8,14 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...parameter import wide_dtype
 from .distance import norm
+from .dtypes import check_parameters, wide
 from .spatial import floating
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32 at least."""
-    return jnp.asarray(x, wide_dtype(x.dtype))
 
 
 def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -46,6 +41,7 @@ def check_channels(name: str, input: jax.Array, eps: float, **arrays: jax.Array 
         raise ValueError(f"{name} needs an input of shape (N, C, ...); got {tuple(input.shape)}")
     if eps < 0:
         raise ValueError(f"{name} eps must be non-negative, but got {eps}")
+    check_parameters(name, input, **arrays)
     channels = input.shape[1]
     for argument, array in arrays.items():
         if array is not None and array.shape != (channels,):
@@ -78,6 +74,7 @@ def group_norm(
         >>> group_norm(jnp.array([[1.0, 3.0, 0.0, 4.0]]), 2).round(4)
         Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
+    input = jnp.asarray(input)
     check_channels("group_norm", input, eps, weight=weight, bias=bias)
     batch, channels, *sizes = input.shape
     if num_groups < 1 or channels % num_groups:
@@ -95,6 +92,8 @@ def group_norm(
 def _last_axes(name: str, input: jax.Array, normalized_shape: Sequence[int], **arrays: Any) -> tuple[int, ...]:
     """The axes of `normalized_shape`, the last ones."""
     floating(input, name)
+    if name == "layer_norm":  # rms_norm of any dtypes has the input's, in torch too
+        check_parameters(name, input, **arrays)
     shape = tuple(normalized_shape)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(
@@ -138,6 +137,7 @@ def layer_norm(
         >>> layer_norm(jnp.array([1.0, 3.0]), (2,))
         Array([-0.999995,  0.999995], dtype=float32)
     """
+    input = jnp.asarray(input)
     axes = _last_axes("layer_norm", input, normalized_shape, weight=weight, bias=bias)
     x = wide(input)
     mean, var = moments(x, axes)
@@ -168,6 +168,7 @@ def rms_norm(
         >>> rms_norm(jnp.array([3.0, 3.0]), (2,))
         Array([1., 1.], dtype=float32)
     """
+    input = jnp.asarray(input)
     axes = _last_axes("rms_norm", input, normalized_shape, weight=weight)
     x = wide(input)
     eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
@@ -198,6 +199,7 @@ def local_response_norm(
         >>> local_response_norm(jnp.ones((1, 3, 1)), 3, alpha=3.0, beta=1.0).ravel()
         Array([0.33333334, 0.25      , 0.33333334], dtype=float32)
     """
+    input = jnp.asarray(input)
     floating(input, "local_response_norm")
     if input.ndim < 3:
         raise ValueError(f"local_response_norm needs an input of 3 axes or more; got {tuple(input.shape)}")
@@ -229,6 +231,7 @@ def normalize(input: jax.Array, p: float = 2.0, dim: Any = 1, eps: float = 1e-12
         >>> normalize(jnp.array([[3.0, 4.0]]))
         Array([[0.6, 0.8]], dtype=float32)
     """
+    input = jnp.asarray(input)
     floating(input, "normalize")
     x = wide(input)
     return (x / jnp.maximum(norm(x, p, dim, keepdims=True), eps)).astype(input.dtype)

@@ -93,10 +93,11 @@ def lp_pool(
         sign = 1 if norm_type > 0 else -1
         return sign * max_pool(ndim, sign * jnp.abs(input), kernel_size, stride, 0, 1, ceil_mode, False)
     power = int(norm_type) if norm_type == int(norm_type) else float(norm_type)  # a whole power is a product
-    means = avg_pool(ndim, input**power, kernel_size, stride, 0, ceil_mode, True)
+    x = input.astype(wide(input.dtype)) if jnp.issubdtype(input.dtype, jnp.floating) else input
+    means = avg_pool(ndim, x**power, kernel_size, stride, 0, ceil_mode, True)
     sums = means * math.prod(sizes(kernel_size, ndim, "kernel_size", 1))
     there = sums != 0
-    return jnp.where(there, jnp.where(there, sums, 1) ** (1 / norm_type), 0)
+    return jnp.where(there, jnp.where(there, sums, 1) ** (1 / norm_type), 0).astype(input.dtype)
 
 
 def max_pool1d(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ... import random
+from ...parameter import is_narrow
+from .dtypes import wide
+from .spatial import floating
 
 
 def _prepared(input: jax.Array, dim: int | None, dtype: Any, name: str) -> tuple[jax.Array, int]:
@@ -16,35 +20,59 @@ def _prepared(input: jax.Array, dim: int | None, dtype: Any, name: str) -> tuple
     if dim is None:
         dim = 0 if input.ndim in (0, 1, 3) else 1
         warnings.warn(f"{name} without dim takes {dim} here, as torch does; pass dim={dim} to say so", stacklevel=3)
-    return input if dtype is None else input.astype(dtype), dim
+    input = jnp.asarray(input, dtype)
+    floating(input, name)
+    return input, dim
+
+
+def log_softmax_of(input: jax.Array, axis: int) -> jax.Array:
+    """log(softmax(x)) along one axis, whose sums are in float32 at least."""
+    return _narrow_log_softmax(input, axis) if is_narrow(input) else jax.nn.log_softmax(input, axis=axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _narrow_log_softmax(input: jax.Array, axis: int) -> jax.Array:
+    return jax.nn.log_softmax(wide(input), axis=axis).astype(input.dtype)
+
+
+@_narrow_log_softmax.defjvp
+def _narrow_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """By the result, so that nothing is kept in float32."""
+    (x,), (dx,) = primals, tangents
+    out = _narrow_log_softmax(x, axis)
+    mean = (jnp.exp(wide(out)) * wide(dx)).sum(axis, keepdims=True)
+    return out, (wide(dx) - mean).astype(dx.dtype)
 
 
 def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """exp(x) / sum(exp(x)) along `dim`.
 
     Args:
-        input: any shape.
+        input: any shape, floating unless `dtype` is given.
         dim: the axis that sums to 1; without it torch's old rule chooses, with a warning.
-        dtype: what the input is converted to first, so that float16 does not overflow.
+        dtype: what the input is converted to first.
+
+    Raises:
+        TypeError: if the input is not floating, and no `dtype` is given.
 
     Example:
         >>> softmax(jnp.zeros((1, 4)), dim=1)
         Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
     """
     input, dim = _prepared(input, dim, dtype, "softmax")
-    return jax.nn.softmax(input, axis=dim)
+    return jax.nn.softmax(wide(input), axis=dim).astype(input.dtype)
 
 
 def softmin(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """softmax(-x) along `dim`; see `softmax` for the arguments."""
     input, dim = _prepared(input, dim, dtype, "softmin")
-    return jax.nn.softmax(-input, axis=dim)
+    return jax.nn.softmax(wide(-input), axis=dim).astype(input.dtype)
 
 
 def log_softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """log(softmax(x)) along `dim`, without overflow; see `softmax` for the arguments."""
     input, dim = _prepared(input, dim, dtype, "log_softmax")
-    return jax.nn.log_softmax(input, axis=dim)
+    return log_softmax_of(input, dim)
 
 
 def gumbel_softmax(

@@ -43,10 +43,11 @@ def over_batch(function: Callable[..., Any], input: jax.Array, ndim: int, name: 
     return jax.tree.map(lambda out: out[0], function(input[None]))
 
 
-def floating(input: jax.Array, name: str) -> None:
+def floating(input: jax.Array, name: str, what: str = "input") -> None:
     """An error for an input of integers."""
-    if not jnp.issubdtype(input.dtype, jnp.floating):
-        raise TypeError(f"{name} takes a floating input; got {input.dtype}. Convert it with `.astype(float)`.")
+    dtype = input.dtype if isinstance(input, jax.Array) else jnp.result_type(input)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} takes a floating {what}; got {dtype}. Convert it with `.astype(float)`.")
 
 
 def wide(dtype: Any) -> Any:
