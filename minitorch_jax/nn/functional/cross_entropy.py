@@ -58,7 +58,7 @@ def _of_classes(
     own_weight = jnp.where(mask, weights, 0).sum(axis)
     loss = -jnp.where(mask, log_p, 0).sum(axis) * own_weight
     if smoothing:
-        loss = (1 - smoothing) * loss - smoothing / classes * (weights * log_p).sum(axis)
+        loss = (1 - smoothing) * loss - smoothing / max(classes, 1) * (weights * log_p).sum(axis)
     loss = jnp.where(kept, jnp.where(valid, loss, jnp.nan), 0)
     return loss.sum() / jnp.where(kept, own_weight, 0).sum() if reduction == "mean" else reduced(loss, reduction)
 
@@ -141,9 +141,9 @@ def cross_entropy(
         raise ValueError(f"probabilities must have the input's shape {input.shape}; got {target.shape}")
     if ignore_index >= 0:
         raise ValueError("ignore_index is for class numbers; these targets are probabilities")
-    smooth = target.astype(input.dtype) * (1 - label_smoothing) + label_smoothing / input.shape[axis]
+    smooth = target.astype(input.dtype) * (1 - label_smoothing) + label_smoothing / max(input.shape[axis], 1)
     loss = -(weights * smooth * log_p).sum(axis)
-    return loss.sum() / max(loss.size, 1) if reduction == "mean" else reduced(loss, reduction)
+    return reduced(loss, reduction)
 
 
 def linear_cross_entropy(
