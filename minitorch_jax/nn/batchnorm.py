@@ -112,9 +112,10 @@ class _BatchNorm(_RunningNorm):
         if not self.training and self.running_mean is not None:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         out, mean, var = batch_norm_by_input(input, self.weight, self.bias, self.eps)
-        if self.training and self.track_running_stats and input.size:
+        if self.training and self.track_running_stats:
             self.num_batches_tracked = count = counted(self.num_batches_tracked)
-            self._update(mean, var, 1 / count.astype(mean.dtype) if self.momentum is None else self.momentum)
+            if input.size:  # a batch of none is counted and moves nothing, as in torch
+                self._update(mean, var, 1 / count.astype(mean.dtype) if self.momentum is None else self.momentum)
         return out
 
 

@@ -203,6 +203,9 @@ class Unflatten(Module):
         fits = input.shape[dim] % known == 0 if known and sizes.count(-1) == 1 else input.shape[dim] == known
         if not fits or sizes.count(-1) > 1 or min(sizes, default=0) < -1:
             raise ValueError(f"{self!r} cannot make {input.shape[dim]} numbers into axes of sizes {sizes}")
+        sizes = tuple(
+            [input.shape[dim] // known if n == -1 else n for n in sizes]
+        )  # JAX cannot infer it where nothing is
         return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim + 1 :])
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ import jax
 from ..module import Module
 from . import functional as F  # noqa: N812
 from .functional.pooling import avg_pool, lp_pool, max_pool
-from .functional.spatial import Size, sizes, static
+from .functional.spatial import Size, sizes, static, step_of
 from .functional.unpooling import max_unpool
 
 
@@ -21,7 +21,7 @@ class _Pool(Module):
 
     def _set_up(self, kernel_size: Size, stride: Size | None, padding: Size = 0) -> None:
         sizes(kernel_size, self._ndim, "kernel_size", 1)
-        sizes(kernel_size if stride is None else stride, self._ndim, "stride", 1)
+        sizes(step_of(stride, kernel_size), self._ndim, "stride", 1)
         sizes(padding, self._ndim, "padding", 0)
         self.kernel_size = static(kernel_size)
         self.stride = self.kernel_size if stride is None else static(stride)
@@ -166,7 +166,7 @@ class AvgPool1d(_Pool):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> None:
-        step = kernel_size if stride is None else stride
+        step = step_of(stride, kernel_size)
         self._set_up(sizes(kernel_size, 1, "kernel_size"), sizes(step, 1, "stride"), sizes(padding, 1, "padding"))
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 

@@ -13,7 +13,7 @@ import numpy as np
 from ... import random
 from .dtypes import of_one_dtype
 from .pooling import avg_pool, max_pool
-from .spatial import Size, floating, over_batch, sizes, wide
+from .spatial import Size, floating, not_empty, over_batch, sizes, wide
 from .windows import first_maxima
 
 SomeSize = int | None | Sequence[int | None]
@@ -56,7 +56,7 @@ def adaptive_avg_pool(ndim: int, input: jax.Array, output_size: Any) -> jax.Arra
         if set(target) == {1}:
             return x.mean(tuple(range(2, x.ndim)), keepdims=True)
         kernel = _divided(shape, target)
-        if kernel is not None:
+        if kernel is not None and x.size:  # other windows need an image and channels
             return avg_pool(ndim, x, kernel, None, 0, False, True)
         sums: Any = x.astype(wide(x.dtype))
         for axis, (n, t) in enumerate(zip(shape, target, strict=True), 2):
@@ -74,12 +74,13 @@ def adaptive_avg_pool(ndim: int, input: jax.Array, output_size: Any) -> jax.Arra
 def adaptive_max_pool(ndim: int, input: jax.Array, output_size: Any, return_indices: bool) -> Any:
     """Maxima of as many windows as wanted, over `ndim` axes."""
     name = f"adaptive_max_pool{ndim}d"
+    not_empty(input, name, input.ndim - 1)
 
     def batch(x: jax.Array) -> Any:
         shape = x.shape[2:]
         target = _target(output_size, shape, name)
         kernel = _divided(shape, target)
-        if kernel is not None:
+        if kernel is not None and x.size:  # other windows need an image and channels
             return max_pool(ndim, x, kernel, None, 0, 1, False, return_indices)
         found = _with_places(x, target)
         return found if return_indices else found[0]
@@ -117,6 +118,7 @@ def fractional_max_pool(
 ) -> Any:
     """Maxima of windows that are a random distance apart, over `ndim` axes."""
     name = f"fractional_max_pool{ndim}d"
+    not_empty(input, name, input.ndim - 1)
     kernel = sizes(kernel_size, ndim, "kernel_size", 1)
     wanted, ratios = fractional_size(name, ndim, output_size, output_ratio)
     floating(input, name)
@@ -129,9 +131,11 @@ def fractional_max_pool(
         expected = *x.shape[:2], ndim
         drawn = random.draw(jax.random.uniform, random.next_key(key), expected) if samples is None else samples
         of_one_dtype(name, input=input, _random_samples=samples)
-        if drawn.shape != expected:
+        if (
+            drawn.ndim != 3 or drawn.shape[0] < len(x) or drawn.shape[1:] != expected[1:]
+        ):  # more are left over, as in torch
             raise ValueError(f"{name} takes _random_samples of shape {expected} here; got {tuple(drawn.shape)}")
-        found = _at_random(x, drawn, kernel, target)
+        found = _at_random(x, drawn[: len(x)], kernel, target)
         return found if return_indices else found[0]
 
     return over_batch(batch, input, ndim, name)

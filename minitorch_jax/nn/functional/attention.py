@@ -58,7 +58,7 @@ def attention(
     rows = logits.shape
     if grouped:
         logits = logits.reshape(*rows[:-3], *heads, length, rows[-1])
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits * (max(query.shape[-1], 1) ** -0.5 if scale is None else scale)
     may_be_empty = bool(masks)
     if is_causal:  # every query sees the first key
         causal = jnp.tri(length, rows[-1], dtype=bool)

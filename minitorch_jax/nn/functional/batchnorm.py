@@ -48,7 +48,10 @@ def _by_input(
     if count == 1:
         raise ValueError(f"Expected more than 1 {what} when training, got input size {list(input.shape)}")
     x = wide(input)
-    mean, var = moments(x, axes)
+    if count:
+        mean, var = moments(x, axes)
+    else:  # NaN would reach the gradients of weight and bias
+        mean = var = jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], x.dtype)
     out = scaled(x, mean, var, _per_channel(weight, x.ndim), _per_channel(bias, x.ndim), eps, input.dtype)
     rest = tuple(axis for axis in range(x.ndim) if axis != 1)
     return out, mean.mean(rest), var.mean(rest) * (count / (count - 1))

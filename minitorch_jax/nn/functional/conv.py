@@ -60,6 +60,10 @@ def _convolved(
     def batch(x: jax.Array) -> jax.Array:
         if x.shape[1] != channels[0]:
             raise ValueError(f"{name} takes {channels[0]} channels here; got an input of shape {tuple(input.shape)}")
+        if 0 in x.shape[2:]:
+            raise ValueError(
+                f"{name} takes a batch of none or no channels, but no empty image; got {tuple(input.shape)}"
+            )
         settings = zip(x.shape[2:], weight.shape[2:], dilation, spread, pads, strict=True)
         if any((n - 1) * between + sum(pad) < d * (k - 1) for n, k, d, between, pad in settings):
             raise ValueError(f"{name}: the kernel is larger than the padded input of shape {tuple(input.shape)}")

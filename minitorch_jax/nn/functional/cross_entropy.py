@@ -62,7 +62,7 @@ def _of_classes(
     own_weight = jnp.where(mask, weights, 0).sum(axis)
     loss = -wide(jnp.where(mask, log_p, 0).sum(axis)) * own_weight
     if smoothing:
-        loss = (1 - smoothing) * loss - smoothing / classes * (weights * wide(log_p)).sum(axis)
+        loss = (1 - smoothing) * loss - smoothing / max(classes, 1) * (weights * wide(log_p)).sum(axis)
     loss = jnp.where(kept, jnp.where(valid, loss, jnp.nan), 0)
     if reduction == "mean":
         return (loss.sum() / jnp.where(kept, own_weight, 0).sum()).astype(log_p.dtype)
@@ -157,7 +157,7 @@ def cross_entropy(
     input, target = promoted(input, target)
     dtype = input.dtype if weight is None else promoted_dtype(input, weight)
     weights, log_p, target = promoted(_class_weights(input, weight, axis), log_softmax_of(input, axis), target)
-    smooth = target * (1 - label_smoothing) + label_smoothing / input.shape[axis]
+    smooth = target * (1 - label_smoothing) + label_smoothing / max(input.shape[axis], 1)
     loss = -(weights * smooth * log_p).sum(axis)
     return (loss.sum() / max(loss.size, 1)).astype(dtype) if reduction == "mean" else reduced(loss, reduction, dtype)
 

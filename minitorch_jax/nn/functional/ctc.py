@@ -59,6 +59,8 @@ def ctc_loss(
         log_probs = log_probs[:, None]
     elif not batched:
         raise ValueError(f"log_probs must have shape (T, N, C) or (T, C); got {tuple(log_probs.shape)}")
+    if not log_probs.size:
+        raise ValueError(f"ctc_loss needs log_probs that are not empty; got shape {tuple(log_probs.shape)}")
     time, batch, classes = log_probs.shape
     if not 0 <= blank < classes:
         raise ValueError(f"blank must be one of the {classes} classes; got {blank}")
@@ -99,6 +101,8 @@ def _padded(targets: jax.Array, given: Any, lengths: jax.Array) -> jax.Array:
         if np.sum(given) != size:
             raise ValueError(f"targets holds {size} labels, but target_lengths add up to {np.sum(given)}")
         size = int(np.max(given, initial=0))
+    if not size:  # `take` has nothing to take from
+        return jnp.zeros((batch, 0), targets.dtype)
     places = (jnp.cumsum(lengths) - lengths)[:, None] + jnp.arange(size)[None]
     return jnp.take(targets, places, mode="fill", fill_value=-1)
 

@@ -18,16 +18,23 @@ def magnitude(x: jax.Array) -> jax.Array:
     return x * jnp.sign(x)
 
 
-def norm(x: jax.Array, p: float, axis: int, keepdims: bool = False) -> jax.Array:
-    """sum(|x|^p)^(1/p) along one axis; the number of nonzeros for p = 0, the largest for p = inf."""
-    if p < 0:
-        raise ValueError(f"a norm needs p >= 0; got p={p}")
+def norm(x: jax.Array, p: float, axis: Any, keepdims: bool = False) -> jax.Array:
+    """sum(|x|^p)^(1/p) along axes; the number of nonzeros for p = 0, the largest for p = inf, the least for p = -inf."""
+    axis = (axis,) if np.ndim(axis) == 0 else tuple(axis) or tuple(range(x.ndim))
+    if x.ndim == 0 and axis in ((0,), (-1,)):  # as in torch, a scalar has one axis
+        axis = ()
+    if (p < 0 or p == math.inf) and 0 in [x.shape[i] for i in axis]:
+        raise ValueError(f"a norm with p={p} needs numbers along axis {axis}; got an array of shape {tuple(x.shape)}")
     dtype, x = x.dtype, wide(x)
     return _norm(x, p, axis, keepdims).astype(dtype)
 
 
 def _norm(x: jax.Array, p: float, axis: Any, keepdims: bool) -> jax.Array:
     size = magnitude(x)
+    if p < 0:  # 0 where any number is, and the gradient with it
+        none = size == 0
+        inverse = norm(1 / jnp.where(none, 1, size), -p, axis, keepdims)
+        return jnp.where(none.any(axis, keepdims=keepdims), 0, 1 / inverse)
     if p == 0:
         return (size != 0).sum(axis, keepdims=keepdims).astype(x.dtype)
     if p == 1:
@@ -54,7 +61,7 @@ def pairwise_distance(
     Args:
         x1: `(*, D)`.
         x2: a shape that broadcasts with it.
-        p: of the norm, at least 0, `math.inf` included.
+        p: of the norm, `math.inf` and `-math.inf` included.
         eps: added to every difference.
         keepdim: whether to keep the last axis, of size 1.
 
@@ -62,7 +69,7 @@ def pairwise_distance(
         `(*)`, or `(*, 1)`.
 
     Raises:
-        ValueError: if the shapes do not broadcast, or p < 0 (which torch takes).
+        ValueError: if the shapes do not broadcast, or for a p < 0 or infinite of vectors without numbers.
 
     Source: torch.nn.functional.pairwise_distance.
 
@@ -98,6 +105,8 @@ def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1
     """
     x1, x2 = jnp.broadcast_arrays(*promoted(x1, x2))
     floating(x1, "cosine_similarity")
+    if x1.ndim == 0 and dim in (0, -1):  # as in torch, a scalar has one axis
+        x1, x2 = x1[None], x2[None]
     if not -x1.ndim <= dim < x1.ndim:
         raise ValueError(f"cosine_similarity has no axis {dim} in inputs whose common shape is {tuple(x1.shape)}")
 
@@ -131,6 +140,8 @@ def pdist(input: jax.Array, p: float = 2.0) -> jax.Array:
     if input.ndim != 2:
         raise ValueError(f"pdist takes an input of shape (N, M); got {tuple(input.shape)}")
     floating(input, "pdist")
+    if p < 0:
+        raise ValueError(f"pdist needs p >= 0; got p={p}")
     x = wide(input)
     every = norm(x[:, None] - x[None], p, -1).astype(input.dtype)  # fused: the differences are never stored
     return every[np.triu_indices(len(input), 1)]

@@ -232,11 +232,15 @@ class _Bags:
     def sum(self, rows: jax.Array) -> jax.Array:
         if self.segments is None:
             return rows.sum(1)
+        if not self.count:
+            return rows[:0]
         return jax.ops.segment_sum(rows, self.segments, self.count, indices_are_sorted=True)
 
     def max(self, rows: jax.Array) -> jax.Array:
         if self.segments is None:
             return rows.max(1, initial=-jnp.inf)
+        if not self.count:
+            return rows[:0]
         return jax.ops.segment_max(rows, self.segments, self.count, indices_are_sorted=True)
 
     def checked(self, out: jax.Array) -> jax.Array:

@@ -140,10 +140,12 @@ def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: st
     input = jnp.asarray(input)
     floating(input, "multilabel_margin_loss")
     dtype, input, target = input.dtype, wide(input), jnp.asarray(target)
-    if input.shape != target.shape or not 1 <= input.ndim <= 2:
+    if max(input.ndim, target.ndim) <= 1 and input.size == target.size:  # as in torch, a scalar is one class
+        input, target = input.reshape(input.size), target.reshape(input.size)
+    if input.shape != target.shape or not 1 <= input.ndim <= 2 or not input.shape[-1]:
         raise ValueError(
-            "multilabel_margin_loss takes an input and a target of one shape, (C,) or (N, C); got"
-            f" {tuple(input.shape)} and {tuple(target.shape)}"
+            "multilabel_margin_loss takes an input and a target of one shape, (C,) or (N, C), with at least one class;"
+            f" got {tuple(input.shape)} and {tuple(target.shape)}"
         )
     classes = input.shape[-1]
     listed = jnp.cumprod((target >= 0).astype(jnp.int32), -1) == 1
@@ -190,15 +192,16 @@ def multi_margin_loss(
     dtype, input, target = input.dtype, wide(input), jnp.asarray(target)
     if p not in (1, 2):
         raise ValueError(f"multi_margin_loss takes p = 1 or 2; got {p}")
-    if not 1 <= input.ndim <= 2 or target.shape != input.shape[:-1]:
+    classes = input.shape[-1] if input.ndim else 1  # as in torch, a scalar is one class
+    if input.ndim > 2 or target.ndim > 1 or not classes or target.size * classes != input.size:
         raise ValueError(
-            "multi_margin_loss takes an input (C,) or (N, C) and class numbers () or (N,); got"
+            "multi_margin_loss takes an input (C,) or (N, C), of at least one class, and class numbers () or (N,); got"
             f" {tuple(input.shape)} and {tuple(target.shape)}"
         )
-    classes = input.shape[-1]
+    input = input.reshape(*target.shape, classes)
     if weight is not None and weight.shape != (classes,):
         raise ValueError(f"weight must have shape ({classes},), one per class; got {tuple(weight.shape)}")
-    mask, valid = class_mask(target.astype(jnp.int32), classes, input.ndim - 1)
+    mask, valid = class_mask(target.astype(jnp.int32), classes, target.ndim)
     own = jnp.where(mask, input, 0).sum(-1, keepdims=True)
     short = jax.nn.relu(margin - own + input)
     loss = jnp.where(mask, 0, short if p == 1 else short * short).sum(-1) / classes

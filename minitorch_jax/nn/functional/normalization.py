@@ -217,13 +217,14 @@ def normalize(input: jax.Array, p: float = 2.0, dim: Any = 1, eps: float = 1e-12
 
     Args:
         input: any shape, floating.
-        p: the exponent of the norm, at least 0; 0 counts what is not 0, `math.inf` gives the largest absolute value.
+        p: the exponent of the norm; 0 counts what is not 0, `math.inf` gives the largest absolute value, `-math.inf` the
+            smallest.
         dim: an axis, or several.
         eps: the least divisor.
 
     Raises:
         TypeError: if the input is not floating.
-        ValueError: for a p < 0 (which torch takes).
+        ValueError: if there is no such axis, or for a p < 0 or infinite of an axis without numbers.
 
     Source: torch.nn.functional.normalize. Differs from PyTorch: there is no `out`, since arrays are immutable.
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .spatial import not_empty
+
 _MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # and their names in jax.numpy
 
 
@@ -41,7 +43,11 @@ def pad(input: jax.Array, pad: Sequence[int], mode: str = "constant", value: flo
     if mode not in ("constant", *_MODES):
         raise ValueError(f"mode must be 'constant', 'reflect', 'replicate' or 'circular'; got {mode!r}")
     untouched = input.ndim - ndim
-    if any(size + low + high < 0 for size, low, high in zip(input.shape[untouched:], before, after, strict=True)):
+    sizes = list(zip(input.shape[untouched:], before, after, strict=True))
+    whole = [n + low + high for n, low, high in sizes]
+    rests = [n + min(low, 0) + min(high, 0) for n, low, high in sizes]
+    mirrors = mode in ("reflect", "replicate")  # which see all numbers, those that are then taken off too, as in torch
+    if any(n < 0 for n in (whole if mirrors else rests)):
         raise ValueError(f"pad {tuple(pad)} takes off more than an input of shape {tuple(input.shape)} has")
     if mode == "constant":
         config = [(0, 0, 0)] * untouched + [(low, high, 0) for low, high in zip(before, after, strict=True)]
@@ -53,14 +59,16 @@ def pad(input: jax.Array, pad: Sequence[int], mode: str = "constant", value: flo
             f"mode={mode!r} pads one to three axes of an input with one or two more before them; got {tuple(pad)} for"
             f" an input of shape {tuple(input.shape)}"
         )
-    kept = [slice(max(-low, 0), high if high < 0 else None) for low, high in zip(before, after, strict=True)]
-    input = input[(..., *kept)]
+    if mirrors:
+        not_empty(input, f"mode={mode!r}", ndim + 1)
+        if 0 in whole:
+            raise ValueError(f"pad {tuple(pad)} leaves nothing of an input of shape {tuple(input.shape)}")
     widths = [(max(low, 0), max(high, 0)) for low, high in zip(before, after, strict=True)]
-    limits = [size - (mode == "reflect") for size in input.shape[untouched:]]
+    limits = [n - 1 for n, _, _ in sizes] if mode == "reflect" else rests
     if mode != "replicate" and any(max(width) > limit for width, limit in zip(widths, limits, strict=True)):
         raise ValueError(
             f"mode={mode!r} adds at most {tuple(limits)} numbers on each side of this input; got {tuple(pad)}"
         )
-    if 0 in input.shape[untouched:]:
-        raise ValueError(f"mode={mode!r} has nothing to repeat in an input of shape {tuple(input.shape)}")
-    return jnp.pad(input, [(0, 0)] * untouched + widths, _MODES[mode])
+    taken = (..., *(slice(max(-low, 0), high if high < 0 else None) for low, high in zip(before, after, strict=True)))
+    padding = [(0, 0)] * untouched + widths
+    return jnp.pad(input, padding, _MODES[mode])[taken] if mirrors else jnp.pad(input[taken], padding, _MODES[mode])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .spatial import Size, floating, over_batch, sizes, wide
+from .spatial import Size, floating, not_empty, over_batch, sizes, wide
 from .windows import Windows, first_maxima, lowest, windows
 
 
@@ -29,6 +29,7 @@ def max_pool(
     name = f"max_pool{ndim}d"
 
     def batch(x: jax.Array) -> Any:
+        not_empty(x, name, ndim + 1)
         frame = windows(name, x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
         if return_indices or max(frame.dilation) > 1:  # JAX has no gradient of dilated windows
             found = _with_places(x, frame)
@@ -66,6 +67,7 @@ def avg_pool(
         raise ValueError(f"{name}: divisor_override must not be 0; use None for the size of the window")
 
     def batch(x: jax.Array) -> jax.Array:
+        not_empty(x, name, ndim + 1)
         shape = x.shape[2:]
         frame = windows(name, shape, kernel_size, stride, padding, 1, ceil_mode)
         sums = _reduced(x.astype(wide(x.dtype)), frame, np.zeros((), wide(x.dtype)), lax.add)

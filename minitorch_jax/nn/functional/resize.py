@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .adaptive_pooling import adaptive_avg_pool
-from .spatial import floating, sizes, wide
+from .spatial import floating, not_empty, sizes, wide
 
 _DIMENSIONS = {"linear": (1,), "bilinear": (2,), "trilinear": (3,), "bicubic": (2,), "lanczos": (2,)}
 _MODES = ("nearest", "nearest-exact", "area", *_DIMENSIONS)
@@ -71,6 +71,7 @@ def interpolate(
         raise ValueError(f"interpolate cannot bring axes of {tuple(shape)} to {target}: sizes must be positive")
     if mode == "area":
         return adaptive_avg_pool(ndim, input, target)
+    not_empty(input, f"interpolate with mode={mode!r}", ndim + 1)
     if mode.startswith("nearest"):
         for axis, (n, m, factor) in enumerate(zip(shape, target, factors, strict=True), 2):
             input = _nearest(input, axis, n, m, factor, mode == "nearest-exact")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -111,10 +112,11 @@ def grid_sample(
 def _sampled(input: jax.Array, grid: jax.Array, mode: str, padding_mode: str, aligned: bool) -> jax.Array:
     dtype = wide(input.dtype)
     batch, channels, *shape = input.shape
-    flat = input.reshape(batch, channels, -1)
+    flat = input.reshape(batch, channels, math.prod(shape))
+    wanted = grid.shape[1:-1]
     out: Any = 0.0
     axes = [
-        _taps(grid[..., -1 - axis].astype(dtype).reshape(batch, -1), n, mode, padding_mode, aligned)
+        _taps(grid[..., -1 - axis].astype(dtype).reshape(batch, math.prod(wanted)), n, mode, padding_mode, aligned)
         for axis, n in enumerate(shape)
     ]
     read = jax.vmap(lambda image, places: image[:, places])
@@ -124,7 +126,7 @@ def _sampled(input: jax.Array, grid: jax.Array, mode: str, padding_mode: str, al
         for (index, share), n in zip(corner, shape, strict=True):
             place, weight = place * n + index, weight * share
         out = out + read(flat, place).astype(dtype) * weight[:, None]
-    return out.astype(input.dtype).reshape(batch, channels, *grid.shape[1:-1])
+    return out.astype(input.dtype).reshape(batch, channels, *wanted)
 
 
 def _taps(places: jax.Array, n: int, mode: str, padding_mode: str, aligned: bool) -> list[tuple[jax.Array, jax.Array]]:

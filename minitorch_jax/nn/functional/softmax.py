@@ -44,6 +44,11 @@ def _narrow_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[jax
     return out, (wide(dx) - mean).astype(dx.dtype)
 
 
+def _along(function: Any, input: jax.Array, dim: int) -> jax.Array:
+    """`function` along an axis, where a scalar is one number on axis 0, as in torch."""
+    return function(input[None], axis=dim)[0] if input.ndim == 0 and dim in (0, -1) else function(input, axis=dim)
+
+
 def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """exp(x) / sum(exp(x)) along `dim`.
 
@@ -60,19 +65,19 @@ def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> j
         Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
     """
     input, dim = _prepared(input, dim, dtype, "softmax")
-    return jax.nn.softmax(wide(input), axis=dim).astype(input.dtype)
+    return _along(jax.nn.softmax, wide(input), dim).astype(input.dtype)
 
 
 def softmin(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """softmax(-x) along `dim`; see `softmax` for the arguments."""
     input, dim = _prepared(input, dim, dtype, "softmin")
-    return jax.nn.softmax(wide(-input), axis=dim).astype(input.dtype)
+    return _along(jax.nn.softmax, wide(-input), dim).astype(input.dtype)
 
 
 def log_softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """log(softmax(x)) along `dim`, without overflow; see `softmax` for the arguments."""
     input, dim = _prepared(input, dim, dtype, "log_softmax")
-    return log_softmax_of(input, dim)
+    return _along(log_softmax_of, input, dim)
 
 
 def gumbel_softmax(
@@ -96,6 +101,8 @@ def gumbel_softmax(
     """
     if eps != 1e-10:
         warnings.warn("gumbel_softmax: `eps` is deprecated in torch and has no effect", stacklevel=2)
+    if logits.ndim == 0 and dim in (0, -1):
+        return gumbel_softmax(logits[None], tau, hard, dim=0, key=key)[0]
     noise = random.draw(
         lambda key, shape: jax.random.gumbel(key, shape, logits.dtype), random.next_key(key), logits.shape
     )

@@ -31,6 +31,18 @@ def static(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def step_of(stride: Any, kernel_size: Size) -> Any:
+    """How far windows move: without a stride, None or an empty one, by their own size, as in torch."""
+    given = stride is not None and not (isinstance(stride, tuple | list) and not stride)
+    return stride if given else kernel_size
+
+
+def not_empty(input: jax.Array, name: str, ndim: int) -> None:
+    """An error unless a batch of none is all that is missing from an input whose last `ndim` axes are no batch."""
+    if 0 in input.shape[-ndim:]:
+        raise ValueError(f"{name} takes an input that is not empty, or a batch of none; got shape {tuple(input.shape)}")
+
+
 def over_batch(function: Callable[..., Any], input: jax.Array, ndim: int, name: str) -> Any:
     """`function(input)` for an input `(N, C, …)` of `ndim` axes more, or `(C, …)`, whose results have no batch either."""
     if input.ndim not in (ndim + 1, ndim + 2):

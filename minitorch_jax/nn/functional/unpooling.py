@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from .spatial import Size, over_batch, sizes
+from .spatial import Size, not_empty, over_batch, sizes
 
 
 def max_unpool(
@@ -25,6 +25,7 @@ def max_unpool(
     kernel = sizes(kernel_size, ndim, "kernel_size", 1)
     step = kernel if stride is None else sizes(stride, ndim, "stride", 1)
     pads = sizes(padding, ndim, "padding", 0)
+    not_empty(input, name, input.ndim - 1)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"{name} takes integer indices, as max_pool{ndim}d gives them; got {indices.dtype}")
     if indices.shape != input.shape:
@@ -47,7 +48,7 @@ def max_unpool(
         if min(shape) < 0:
             raise ValueError(f"{name} has no output of shape {shape}; use less padding")
         size = math.prod(shape)
-        places, flat = indices.reshape(*x.shape[:2], -1), x.reshape(*x.shape[:2], -1)
+        places, flat = (a.reshape(*x.shape[:2], math.prod(x.shape[2:])) for a in (indices, x))
         inside = (places >= 0) & (places < size)
         flat = jnp.where(inside, flat, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else flat
         out = jnp.zeros((*x.shape[:2], size), x.dtype)

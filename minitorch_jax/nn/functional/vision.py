@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .spatial import Size, floating, sizes
+from .spatial import Size, floating, not_empty, sizes
 
 
 def pixel_shuffle(input: jax.Array, upscale_factor: int) -> jax.Array:
@@ -39,7 +39,7 @@ def pixel_shuffle(input: jax.Array, upscale_factor: int) -> jax.Array:
             f" {tuple(input.shape)} and {r}"
         )
     *batch, channels, height, width = input.shape
-    parts = input.reshape(-1, channels // r**2, r, r, height, width).transpose(0, 1, 4, 2, 5, 3)
+    parts = input.reshape(math.prod(batch), channels // r**2, r, r, height, width).transpose(0, 1, 4, 2, 5, 3)
     return parts.reshape(*batch, channels // r**2, height * r, width * r)
 
 
@@ -58,7 +58,7 @@ def pixel_unshuffle(input: jax.Array, downscale_factor: int) -> jax.Array:
             f" {tuple(input.shape)} and {r}"
         )
     *batch, channels, height, width = input.shape
-    parts = input.reshape(-1, channels, height // r, r, width // r, r).transpose(0, 1, 3, 5, 2, 4)
+    parts = input.reshape(math.prod(batch), channels, height // r, r, width // r, r).transpose(0, 1, 3, 5, 2, 4)
     return parts.reshape(*batch, channels * r**2, height // r, width // r)
 
 
@@ -128,6 +128,7 @@ def unfold(input: jax.Array, kernel_size: Size, dilation: Size = 1, padding: Siz
     pads, step = sizes(padding, 2, "padding", 0), sizes(stride, 2, "stride", 1)
     if input.ndim not in (3, 4):
         raise ValueError(f"unfold takes an input (N, C, H, W) or (C, H, W); got shape {tuple(input.shape)}")
+    not_empty(input, "unfold", 3)
     return _columns(input, kernel, apart, pads, step)
 
 
@@ -138,7 +139,7 @@ def _columns(input: jax.Array, kernel: _Pair, dilation: _Pair, padding: _Pair, s
     for axis, k, d, s, count in zip((-2, -1), kernel, dilation, stride, counts, strict=True):
         last = (count - 1) * s + 1
         out = jnp.stack([lax.slice_in_dim(out, j * d, j * d + last, s, axis) for j in range(k)], -3)
-    return out.reshape(*input.shape[:-3], -1, math.prod(counts))
+    return out.reshape(*input.shape[:-3], input.shape[-3] * math.prod(kernel), math.prod(counts))
 
 
 def fold(
@@ -179,6 +180,7 @@ def fold(
             f"fold takes an input (N, C {area}, {math.prod(counts)}) or (C {area}, {math.prod(counts)}) here; got shape"
             f" {tuple(input.shape)}"
         )
+    not_empty(input, "fold", 2)
     return _summed(input, shape, kernel, apart, pads, step)
 
 

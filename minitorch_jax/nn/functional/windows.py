@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .spatial import Size, sizes
+from .spatial import Size, sizes, step_of
 
 
 class Windows(NamedTuple):
@@ -41,7 +41,7 @@ def windows(
     """The windows over axes of this shape, by torch's rules."""
     ndim = len(shape)
     kernel = sizes(kernel_size, ndim, "kernel_size", 1)
-    step = kernel if stride is None else sizes(stride, ndim, "stride", 1)
+    step = sizes(step_of(stride, kernel), ndim, "stride", 1)
     pads, apart = sizes(padding, ndim, "padding", 0), sizes(dilation, ndim, "dilation", 1)
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, apart, strict=True)]
     if any(p > r // 2 for p, r in zip(pads, reach, strict=True)):
@@ -60,7 +60,7 @@ def windows(
 def _pick(x: jax.Array, rows: Any, axis: int) -> jax.Array:
     """The numbers at places `rows` of an axis, (count,) or, different in each image, (N, C, count)."""
     if isinstance(rows, jax.Array):
-        shape = [-1 if a == axis else 1 for a in range(2, x.ndim)]
+        shape = [rows.shape[2] if a == axis else 1 for a in range(2, x.ndim)]
         return jnp.take_along_axis(x, rows.reshape(*rows.shape[:2], *shape), axis, mode="promise_in_bounds")
     steps = np.diff(rows)
     if rows.size > 1 and (steps[0] < 1 or (steps != steps[0]).any()):
@@ -93,8 +93,7 @@ def first_maxima(input: jax.Array, rows: Sequence[Any], pads: Sequence[tuple[int
 
 def at_places(input: jax.Array, places: jax.Array) -> jax.Array:
     """The numbers of `(N, C, …)` at these places of the flattened images."""
-    flat = input.reshape(*input.shape[:2], -1)
-    rows = places.reshape(*places.shape[:2], -1)
+    flat, rows = (a.reshape(*a.shape[:2], math.prod(a.shape[2:])) for a in (input, places))
     return jnp.take_along_axis(flat, rows, 2, mode="promise_in_bounds").reshape(places.shape)
 
 
