@@ -330,7 +330,7 @@ class Function:
                     program = self.program(self.name, self.purpose, self.compilations, traced, lifted, donated)
             binding = Binding(program, walks, lifted)
             self.programs.set(key, program)
-            bindings, kept = walks[0].bindings, []
+            bindings, kept = walks[0].bindings, list[Any]()
             kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
             _keep(binding, bindings, kept[0])
             return binding
