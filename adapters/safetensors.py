@@ -79,7 +79,9 @@ def save(
     kept = {name: value for name, value in values.items() if name not in ties}
     problems += _metadata_problems(metadata or {}, values.keys(), kept.keys())
     if problems:
-        raise ValueError(f"{path} was not written; a safetensors file cannot hold:\n" + "\n".join(problems))
+        raise ValueError(
+            f"{os.fsdecode(path)} was not written; a safetensors file cannot hold:\n" + "\n".join(problems)
+        )
     written = {name: _in_order(value) for name, value in kept.items()}
     specs = {
         name: TensorSpec(dtype=a.dtype.name, shape=list(a.shape), data_ptr=a.ctypes.data, data_len=a.nbytes)
@@ -131,7 +133,7 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
             f"\n  {name} is {ties[name]} in the file, under which it holds both: tie them here as well"
             for name in ties.keys() & (mine.keys() - state)
         ]
-        raise ValueError(f"{path}: {error}{''.join(sorted(hints))}") from None
+        raise ValueError(f"{os.fsdecode(path)}: {error}{''.join(sorted(hints))}") from None
 
 
 def read(path: str | bytes | os.PathLike[Any]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:

@@ -391,8 +391,7 @@ class Function:
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
             self.reads[binding] = Reads(followed, reached.places, binding.partition)
-            bindings: dict[Any, Binding] = walks[0].bindings
-            kept: list[Any] = []
+            bindings, kept = walks[0].bindings, list[Any]()
             kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
             _keep(binding, bindings, kept[0])
             return binding

@@ -125,7 +125,8 @@ def _is(one: Any, other: Any) -> bool:
 def _is_only_itself(value: Any) -> bool:
     if isinstance(value, types.BuiltinFunctionType):  # `table.get`
         return not isinstance(value.__self__, types.ModuleType | None)
-    return isinstance(value, types.MethodType) or type(value).__eq__ is object.__eq__
+    own: Any = type(value).__eq__
+    return isinstance(value, types.MethodType) or own is object.__eq__
 
 
 def _has_equality_of_fields(cls: Any) -> bool:

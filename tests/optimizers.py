@@ -42,13 +42,18 @@ def loss_of(layer: Any, x: Any) -> Any:
     return ((layer(x) - 1) ** 2).mean()
 
 
+def total(*args: Any) -> Any:
+    *layers, x = args
+    return sum(loss_of(layer, x) for layer in layers)
+
+
 def stepped(opt: Any, x: Any = None) -> Any:
     """One step of an optimizer on the sum of its modules' losses."""
     x = jnp.ones((3, 2)) if x is None else x
 
     def closure() -> Any:
         opt.zero_grad()
-        return mt.backward(lambda: sum(loss_of(layer, x) for layer in opt.modules))
+        return mt.backward(total, *opt.modules, x)
 
     if isinstance(opt, optim.LBFGS):
         return opt.step(closure)

@@ -1,5 +1,6 @@
 """`mt.save` and `mt.load`: exact resumption, everything or nothing, and files that are damaged, foreign or hostile."""
 
+import copy
 import io
 import json
 import os
@@ -746,3 +747,114 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match="this is no regular file"):
         mt.save(tmp_path / "pipe", x=1)
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+# -- malformed states of optimizers ------------------------------------------------------------------------------------
+
+STRANGE = [
+    None,
+    3,
+    -1,
+    1.5,
+    True,
+    "x",
+    b"x",
+    [1],
+    (1, 2),
+    {},
+    {1: 2},
+    2**31,
+    10**30,
+    float("nan"),
+    np.ones(3),
+    object(),
+]
+
+
+def entries(value, path=()):
+    """The places of a state dict, the whole of it first."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from entries(item, (*path, key))
+
+
+def put(state, path, value):
+    """A copy of a state dict with another value at a place."""
+    if not path:
+        return value
+    new = copy.copy(state)
+    new[path[0]] = put(state[path[0]], path[1:], value)
+    return new
+
+
+def test_every_malformed_entry_of_an_optimizer_is_a_value_error_that_names_it():
+    layer = nn.Linear(1, 1)
+    opt = optim.Adam([{"modules": [layer], "lr": 0.1}])
+    layer.accumulate(layer.grads())
+    opt.step()
+    good, taken = opt.state_dict(), []
+    for path in entries(good):
+        for value in STRANGE:
+            try:
+                opt.load_state_dict(put(good, path, value))
+            except ValueError as error:
+                assert not path or str(path[-1]).rstrip("s") in str(error), (path, value, error)
+            else:
+                taken.append((*path, value))
+                opt.load_state_dict(good)
+    assert ("num_steps", 3) in taken and ("state", "0.weight", "step", 3) in taken
+    assert all(value == 3 for first, *_, value in taken if first in ("num_steps", "skipped", "state"))
+
+
+def test_a_malformed_optimizer_in_a_file_is_named_and_changes_nothing(tmp_path):
+    layer = nn.Linear(1, 1)
+    opt = optim.Adam([layer])
+
+    class Malformed:
+        def __init__(self, state):
+            self.state = state
+
+        def state_dict(self):
+            return self.state
+
+        def load_state_dict(self, state):
+            raise NotImplementedError
+
+    good = opt.state_dict()
+    for path in (("state",), ("hyperparameters",), ("num_steps",), ("state", "0.weight", "step"), ("fingerprints",)):
+        for value in (None, 2**40, "x", [1.0]):
+            mt.save(tmp_path / "a", opt=Malformed(put(good, path, value)))
+            with pytest.raises(ValueError, match=rf"(?s)nothing was loaded.*{path[-1]}"):
+                mt.load(tmp_path / "a", opt=opt)
+    assert opt.num_steps == 0 and opt.lr == 1e-3
+
+
+@pytest.mark.parametrize("error", [AttributeError, OverflowError, KeyError, IndexError, TypeError, ZeroDivisionError])
+def test_what_any_object_raises_when_it_loads_is_named(tmp_path, error):
+    class Strange:
+        fails = False
+
+        def state_dict(self):
+            return {"a": 1}
+
+        def load_state_dict(self, state):
+            if self.fails:
+                self.fails = False
+                raise error("broken")
+
+    strange = Strange()
+    mt.save(tmp_path / "a", strange=strange)
+    strange.fails = True
+    with pytest.raises(ValueError, match="(?s)nothing was loaded.*strange: .*broken"):
+        mt.load(tmp_path / "a", strange=strange)
+
+
+def test_a_path_of_bytes(tmp_path):
+    layer = nn.Linear(1, 1)
+    path = os.fsencode(tmp_path / "a\udcff.npz")  # a name that is no text
+    mt.save(path, layer=layer, n=3)
+    assert os.listdir(os.fsencode(tmp_path)) == [os.path.basename(path)]
+    assert mt.load(path, layer=layer) == {"n": 3}
+    with pytest.raises(TypeError, match="int"):
+        mt.save(3, layer=layer)

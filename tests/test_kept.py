@@ -82,7 +82,7 @@ class Trainer:
     [("method", use, {}) for use in USES]
     + [(name, use, group) for name in SCHEDULES for use, group in (("step", {}), ("jit", {"lr": 0.1}))],
 )
-@pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning")
+@pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning", "ignore:train reaches:UserWarning")
 def test_a_schedule_does_not_keep_its_owner(schedule, use, group):
     trainers = []
     for _ in range(2):

@@ -315,7 +315,7 @@ def _numbers_at(vector: Any, places: Sequence[int]) -> tuple[Any, ...]:
     """Numbers of a vector as they were given: floats; tracers of a traced one, arrays (NumPy's) of a stacked one."""
     if isinstance(vector, jax.core.Tracer) or not isinstance(vector, jax.Array | np.ndarray):
         return tuple([vector[..., i] for i in places])
-    array = jax.device_get(vector)
+    array: Any = jax.device_get(vector)
     half = array.shape[-1] // 2
     if array.ndim > 1:
         return tuple([array[..., i].astype(float) + array[..., half + i] for i in places])

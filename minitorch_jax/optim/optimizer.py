@@ -788,7 +788,8 @@ class Optimizer(Stateful):
                 value = None if lost else cells.gradient(grad)
                 # no value stands for a gradient that is not there any more, but NaN shows wherever it is used
                 if value is None:
-                    value = _nan_like(param.value) if lost else jnp.zeros_like(param.value)
+                    with cells.constants():
+                        value = _nan_like(param.value) if lost else jnp.zeros_like(param.value)
                 made[grad] = value
         return [made.get(c, c.value) for c in walk.cells]
 

@@ -150,7 +150,7 @@ def _take(held: Mapping[str, Cell], fields: Mapping[str, Any], path: str, new: l
             with cells.full_width([cell.value]):
                 new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
         except (ValueError, TypeError, OverflowError) as error:
-            problems.append(f"  {path}.{name}: {error}" if type(error) is not ValueError else f"  {error}")
+            problems.append(_named(f"{path}.{name}", error))
     return problems
 
 
@@ -169,8 +169,13 @@ def _misfits(opt: Any, hyper: dict[str, Any], own: list[dict[str, Any]]) -> list
                 elif settings is not hyper:
                     problems.append(f"  unexpected: hyperparameter {name} of a group")
             except (ValueError, TypeError, OverflowError) as error:
-                problems.append(f"  hyperparameter {name}: {error}" if type(error) is not ValueError else f"  {error}")
+                problems.append(_named(name, error))
     return problems
+
+
+def _named(label: str, error: Exception) -> str:
+    """What an error says, with what it is about."""
+    return f"  {error}" if label in str(error) else f"  {label}: {error}"
 
 
 def _number(count: Any) -> Any:
