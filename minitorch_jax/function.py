@@ -16,7 +16,7 @@ from .arguments import DATA, FLAT, OBJECT, Arguments
 from .cell import Cell, get_stored, is_concrete, structure
 from .containers import holds_state
 from .donation import safe_to_donate
-from .lending import gradients, lendings
+from .lending import gradients
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, is_debugging, join_mesh, placement
 from .program import Binding, Program, Repartition
@@ -88,7 +88,7 @@ class Shortcut:
         return not self.watched or self.version is structure.version
 
     def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
-        """The call's results; None if it is another kind of call. `settled`: nothing was lent, and no gradient changed."""
+        """The call's results; None if it is another kind of call. `settled`: no gradient changed."""
         binding = self.binding()
         if binding is None:
             return None
@@ -166,11 +166,7 @@ class Function:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding."""
         short = self.latest.shortcut
         if short is not None and not kwargs and short.version is structure.version and short.applies(args):
-            settled = (
-                short.settled is lendings.last
-                and (short.gradients is None or short.gradients is gradients.last)
-                and not is_debugging()
-            )
+            settled = (short.gradients is None or short.gradients is gradients.last) and not is_debugging()
             try:
                 if (done := short.run(args, settled)) is not None:
                     return done
