@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import jax
@@ -218,18 +218,17 @@ class Stateful:
         """Every cell that it holds."""
         return walk_of(self).with_gradients()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of its state between two calls, whatever other threads do."""
 
-        def copied(memo: dict[int, Any]) -> Self:
-            new: Self = copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
-            return new
+        def copied(memo: dict[int, Any]) -> Any:
+            return copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
 
         if is_steady() or not cells.is_eager():
             return copied(memo)
         tried: list[dict[int, Any]] = []
 
-        def anew() -> Self:
+        def anew() -> Any:
             tried.append(dict(memo))
             return copied(tried[-1])
 
