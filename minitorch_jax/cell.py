@@ -273,7 +273,8 @@ class Cell:
         return _restored_cell, (using(self, _to_numpy), self.kind, self.trainable, self.encoding), self._grad_state()
 
     def _grad_state(self) -> Any:
-        return None if self.grad is None or self.grad.value is None else (using(self.grad, _to_numpy),)
+        grad = None if self.grad is None else using(self.grad, _to_numpy)
+        return None if grad is None else (grad,)
 
     def __setstate__(self, state: tuple[Any]) -> None:
         if self.grad is not None:
@@ -521,7 +522,9 @@ def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
         cells, values = _into_packs(cells, values)
     for cell in cells if local.undo is not None else ():
         on_failure(setattr, cell, "stored", cell.stored)
+    before = list(map(get_stored, cells))  # freeing an array lets other threads in: not before all are stored
     deque(map(store, cells, values), 0)
+    del before
 
 
 def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell], list[Any]]:

@@ -107,7 +107,8 @@ def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     All are of one moment between two calls, whatever other threads do.
     """
     held = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
-    return steadily([*held, random.current().cell], partial(_snapshot, objects))  # type: ignore[no-any-return]
+    whole: tuple[dict[str, Any], dict[str, Any]] = steadily([*held, random.current().cell], partial(_snapshot, objects))
+    return whole
 
 
 def _snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,7 +20,7 @@ from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
 from .jax_private import is_debugging
 from .kept import Kept, Weaken
-from .lending import gradients, lendings
+from .lending import gradients
 from .memory import owned_data
 from .pack import Layout, PartlyConsumed, stored_cells
 from .pipeline import FirstRun, join_mesh, placement
@@ -97,7 +97,7 @@ class Shortcut:
         return not self.watched or self.version is structure.version
 
     def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
-        """The call's results; None if it is another kind of call. `settled`: nothing was lent, and no gradient changed."""
+        """The call's results; None if it is another kind of call. `settled`: no gradient changed."""
         binding = self.binding()
         if binding is None:
             return None
@@ -226,11 +226,7 @@ class Function:
         """
         short = self.latest.shortcut
         if short is not None and not kwargs and short.version is structure.version and short.applies(args):
-            settled = (
-                short.settled is lendings.last
-                and (short.gradients is None or short.gradients is gradients.last)
-                and not is_debugging()
-            )
+            settled = (short.gradients is None or short.gradients is gradients.last) and not is_debugging()
             try:
                 if (done := short.run(args, settled)) is not None:
                     return done

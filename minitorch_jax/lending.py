@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 get_ident = threading.get_ident
-_get_stored, _get_lent = attrgetter("stored"), attrgetter("lent")
+_get_stored, get_lent = attrgetter("stored"), attrgetter("lent")
 
 
 class _Lendings:
@@ -58,7 +58,7 @@ def taken(cell: Any) -> Any:
 
 def _taken_in_flight(cell: Any) -> Any:
     stored = [_stored(cell)]
-    if overrides and stored[0] in overrides.get(get_ident(), ()):
+    if _sees_copy(cell):
         return cell.value
     while not in_flight(stored):
         lend(cell)
@@ -70,13 +70,20 @@ def _taken_in_flight(cell: Any) -> Any:
 
 def using(cell: Any, function: Callable[[Any], Any]) -> Any:
     """`function` of what a cell holds, by a reader who has done with it when that returns."""
-    value = cell.value
-    try:
-        return function(value)
-    except Exception:
-        if not _is_gone(value):
-            raise
-    return function(private([_stored(cell)])[0])
+    if cell.pack is not None:  # a view's value is an array of its own
+        return function(cell.value)
+    if not (flights and in_flight([cell])) or _sees_copy(cell):
+        value = cell.value
+        try:
+            return function(value)
+        except Exception:
+            if not _is_gone(value):
+                raise
+    return function(private([cell])[0])
+
+
+def _sees_copy(cell: Any) -> bool:
+    return bool(overrides) and _stored(cell) in overrides.get(get_ident(), ())
 
 
 def overridden(cell: Any) -> Any:
@@ -131,7 +138,7 @@ def steadily(cells: Sequence[Any], gather: Callable[[], Any]) -> Any:
     before = gradients.last
 
     def is_undisturbed() -> bool:  # a call that began after the lending has taken that back at its end
-        return not in_flight(stored) and all(map(_get_lent, stored)) and gradients.last is before
+        return not in_flight(stored) and all(map(get_lent, stored)) and gradients.last is before
 
     _steady.add(ident)
     try:

@@ -82,17 +82,19 @@ class Pack:
 
     def part(self, view: Cell) -> Any:
         """A view's value: an array of its own."""
-        flat = self.cell.value
+        return cells.using(self.cell, partial(self._cut, view))
+
+    def _cut(self, view: Cell, flat: Any) -> Any:
         if flat is None or flat is CONSUMED:
             return flat
-        if self._parts[0] is not flat:
-            self._parts = flat, WeakKeyDictionary()
-        parts = self._parts[1]
-        found = parts.get(view)
+        known = self._parts
+        if known[0] is not flat:
+            known = self._parts = flat, WeakKeyDictionary()
+        found = known[1].get(view)
         if found is None:
             place = self.places[view]
             with interrupts.held, jax.ensure_compile_time_eval(), cells.constants():
-                found = parts[view] = cells.using(self.cell, lambda flat: _part(flat, place.start, place.shape))
+                found = known[1][view] = _part(flat, place.start, place.shape)
         return found
 
     def known_part(self, view: Cell) -> Any:

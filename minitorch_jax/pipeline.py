@@ -158,21 +158,22 @@ def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any, object]
     the cells whose values come before the data. It is for the thread that makes it. What it needs is in its closure, where
     Python finds it fastest.
     """
-    call, stored, owned = pipeline.compiled.donating, pipeline.stored, pipeline.owned
-    ident = get_ident()
+    call, stored, owned, replaced = pipeline.compiled.donating, pipeline.stored, pipeline.owned, pipeline.replaced
+    ident, calls, lent = get_ident(), flights, lendings
 
     def run_again(data: Any, last: object) -> list[Any] | None:
-        flights[ident] = pipeline
+        calls[ident] = pipeline
         try:
-            if lendings.last is not last:
+            if lent.last is not last:
                 return None
             inputs = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
             results = from_iterable(starmap(call, (inputs,)))
+            before = list(map(get_stored, replaced)) if replaced else None  # noqa: F841  # see `Pipeline.replaced`
             deque(map(store, stored, results), 0)
             return list(results)
         finally:
-            if ident in flights:
-                del flights[ident]
+            if ident in calls:
+                del calls[ident]
 
     return run_again
 
@@ -181,15 +182,17 @@ class Pipeline:
     """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
 
     `compiled` may be one for many pipelines. `dropped` are gradients that it uses up and does not give out. `last_seen`
-    is `lendings.last` at a time when no owned cell was lent.
+    is `lendings.last` at a time when no owned cell was lent. `replaced` are the cells of which no input is an array: a call
+    holds on to what they have until all is stored, since freeing an array lets other threads in.
     """
 
-    __slots__ = ("compiled", "stored", "owned", "dropped", "last_seen")
+    __slots__ = ("compiled", "stored", "owned", "dropped", "replaced", "last_seen")
 
     def __init__(
         self, compiled: Compiled, stored: Sequence[Cell], owned: Sequence[Cell], dropped: Sequence[Cell] = ()
     ) -> None:
         self.compiled, self.stored, self.owned, self.dropped = compiled, stored, owned, dropped
+        self.replaced = list({*stored, *dropped}.difference(owned))
         self.last_seen: object = None
 
     def run(self, others: tuple[Any, ...], donated: Sequence[Any] = ()) -> list[Any]:
@@ -208,10 +211,14 @@ class Pipeline:
             flights[ident] = self  # before the look at what is lent; see `lending.py`
             try:
                 last = lendings.last
-                values = list(map(get_stored, self.owned))
+                held = list(map(get_stored, self.owned))
+                values = held
                 if self.last_seen is not last:
+                    values = list(held)
                     self._copy_lent(values)
-                values += donated
+                if donated:
+                    values = [*values, *donated]
+                before = list(map(get_stored, self.replaced)) if self.replaced else None  # noqa: F841
                 results = from_iterable(starmap(self.compiled.donating, ((values, others),)))
                 if self.dropped:
                     new = chain(islice(results, len(self.stored)), repeat(CONSUMED))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import jax
@@ -18,7 +18,7 @@ from jax.tree_util import GetAttrKey
 from . import cell as cells
 from .cell import Birth, Cell
 from .containers import TrackedDict, TrackedList, check_source, check_walked, watched
-from .lending import is_steady, steadily
+from .lending import flights, get_lent, gradients, is_steady, steadily
 from .reach import PLAIN
 
 Node = tuple[Any, ...]
@@ -80,7 +80,7 @@ class Walk:
 
     __slots__ = (
         *("version", "spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
-        *("optimizers", "bindings", "looked", "__weakref__"),
+        *("is_packed", "optimizers", "bindings", "looked", "__weakref__"),
     )
 
     def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
@@ -90,6 +90,7 @@ class Walk:
         self.params = [cell for cell in found if cell.kind == "parameter"]
         self.grads = [cell.grad for cell in self.params]
         self.packs = _packs(found)
+        self.is_packed = any(cell.pack is not None for cell in found)
         self.stored_grads = _stored_grads(self.grads)
         self.all: list[Cell] = []
         self.objects = objects  # the ids of the modules in the tree
@@ -252,18 +253,17 @@ class Stateful:
         """Every cell that it holds."""
         return walk_of(self).with_gradients()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of its state between two calls, whatever other threads do."""
 
-        def copied(memo: dict[int, Any]) -> Self:
-            new: Self = copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
-            return new
+        def copied(memo: dict[int, Any]) -> Any:
+            return copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
 
         if is_steady() or not cells.is_eager():
             return copied(memo)
         tried: list[dict[int, Any]] = []
 
-        def anew() -> Self:
+        def anew() -> Any:
             tried.append(dict(memo))
             return copied(tried[-1])
 
@@ -319,12 +319,17 @@ def build(spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> Any:
 
 def _flatten(obj: Any) -> tuple[list[Any], Spec]:
     walk = walk_of(obj)
-    if cells.local.frame is not None:
+    frame, before = cells.local.frame, gradients.last
+    if frame is not None:
         for cell in walk.cells:
-            cells.local.frame.touch(cell, obj)
+            frame.touch(cell, obj)
     cells.mark_used(walk.cells)
-    if not cells.is_eager():
+    if frame is not None:
         return obj._leaves(walk), walk.spec
+    if not flights and not walk.is_packed:  # `steadily`, where no thread is in a call, quicker
+        leaves = obj._leaves(walk)
+        if not flights and gradients.last is before and all(map(get_lent, walk.cells)):
+            return leaves, walk.spec
     return steadily(walk.cells, partial(obj._leaves, walk)), walk.spec
 
 

@@ -296,7 +296,7 @@ def _clocks(opt: Any, every: list[Cell], trainable: Iterable[Cell]) -> tuple[int
     first: dict[Any, int] = {}
     counts: Any
     if isinstance(steps, jax.Array | np.ndarray) and not isinstance(steps, jax.core.Tracer):
-        columns = np.asarray(steps)
+        columns = cells.using(opt._steps, np.asarray)
         counts = [columns[..., i].tobytes() for i in range(len(every))]
     else:  # within a trace nothing begins to tick apart, or together
         known = dict(zip(opt._order, opt._clocks, strict=True))

@@ -69,7 +69,7 @@ def _goes_as_one(opt: Any, pack: Pack, order: dict[Cell, int], groups: dict[Cell
     """Whether the rule may be applied to the flat array: it says so, and all parts are of one group and as many steps."""
     if not type(opt).elementwise or len({groups[view] for view in pack.places}) != 1:
         return False
-    steps = np.asarray(opt._steps.value)
+    steps = cells.using(opt._steps, np.asarray)
     trees = {opt._state[view][0] for view in pack.places}
     if len(trees) != 1 or len({int(steps[order[view]]) for view in pack.places}) != 1:
         return False
