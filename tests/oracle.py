@@ -587,6 +587,7 @@ class Plugin:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
+        self.session: Session | None = None
         self.records = bool(config.getoption("--record-torch"))
         if self.records and not HAS_TORCH:
             raise pytest.UsageError("--record-torch needs torch: pip install -e '.[oracles]'")
@@ -602,6 +603,7 @@ class Plugin:
         hypothetical = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         slow = item.get_closest_marker("slow") is not None
         begin(item.path.stem, item.nodeid.partition("::")[2], not (slow or hypothetical))
+        self.session = State.session
         try:
             return (yield)
         finally:
@@ -610,13 +612,13 @@ class Plugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Any:
         out = yield
-        if State.session is not None:
-            State.session.passed = True
+        if self.session is not None:
+            self.session.passed = True
         return out
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: Any) -> Any:
-        session = State.session
+        session = self.session
         if session is not None:
             session.ends = True
         out = yield
