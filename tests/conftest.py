@@ -15,7 +15,7 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and versi
 
 import jax
 import jax.numpy as jnp
-import oracle
+import oracle_plugin
 import pytest
 
 import minitorch_jax as mt
@@ -34,7 +34,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
 
 
-collect_ignore_glob = [] if oracle.HAS_TORCH else [f"{name}*.py" for name in oracle.OF_TORCH]
+collect_ignore_glob = [] if oracle_plugin.HAS_TORCH else [f"{name}*.py" for name in oracle_plugin.OF_TORCH]
 
 
 def pytest_addoption(parser):
@@ -43,7 +43,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(oracle.Plugin(config), "oracle")
+    config.pluginmanager.register(oracle_plugin.Plugin(config), "oracle")
 
 
 def pytest_collection_modifyitems(items):

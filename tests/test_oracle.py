@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import oracle
+import oracle_plugin
+import oracle_record
 import pytest
-from oracle import HAS_TORCH, NEEDS_TORCH, Record, Session, State, torch
+from oracle import HAS_TORCH, NEEDS_TORCH, torch
+from oracle_record import Record, Session, State
 
 of_torch = pytest.mark.skipif(not HAS_TORCH, reason=NEEDS_TORCH)
 
@@ -66,7 +69,7 @@ def recorded(tmp_path: Path) -> Path:
     session = begin(tmp_path / "a.npz")
     work()
     assert session.recordable
-    oracle.write(tmp_path / "a.npz", {"work": session.done}, {"torch.nn.NoSuchLayer": oracle.ABSENT})
+    oracle_record.write(tmp_path / "a.npz", {"work": session.done}, {"torch.nn.NoSuchLayer": oracle_record.ABSENT})
     return tmp_path / "a.npz"
 
 
@@ -140,7 +143,7 @@ def test_what_torch_calls_cannot_be_recorded(tmp_path: Path) -> None:
 def test_fewer_tests_than_were_promised_fail_the_run(
     ran: int, args: list[str], passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oracle, "HAS_TORCH", False)
+    monkeypatch.setattr(oracle_plugin, "HAS_TORCH", False)
     lines: list[str] = []
     skipped = [SimpleNamespace(longrepr=("file", 1, f"Skipped: {NEEDS_TORCH}"))] * 3
     stats = {"passed": [SimpleNamespace(longrepr=None)] * ran, "skipped": skipped}
@@ -151,7 +154,7 @@ def test_fewer_tests_than_were_promised_fail_the_run(
         pluginmanager=SimpleNamespace(get_plugin=lambda name: reporter),
         invocation_params=SimpleNamespace(args=args),
     )
-    plugin, session = oracle.Plugin(config), SimpleNamespace(exitstatus=pytest.ExitCode.OK)
+    plugin, session = oracle_plugin.Plugin(config), SimpleNamespace(exitstatus=pytest.ExitCode.OK)
     plugin.pytest_sessionfinish(session)
     plugin.pytest_terminal_summary(reporter)
     assert (session.exitstatus == pytest.ExitCode.OK) is passes
