@@ -90,11 +90,14 @@ def placed(value: Any, sharding: Any) -> Any:
 
 
 class Compiled:
-    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else."""
+    """A jitted function of ours, of two arguments: a list whose arrays are donated, and a tuple of whatever else.
+
+    `options` are XLA's, for what it would compute wrongly otherwise (`ynnpack.py`).
+    """
 
     __slots__ = ("donating", "keeping")
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, options: dict[str, Any] | None = None) -> None:
         def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
             with interrupts.unwrapped():
                 out = function(owned, *others)
@@ -104,8 +107,8 @@ class Compiled:
             return out
 
         compiled.__name__ = compiled.__qualname__ = name
-        self.donating = jax.jit(compiled, donate_argnums=0)
-        self.keeping = jax.jit(compiled)
+        self.donating = jax.jit(compiled, donate_argnums=0, compiler_options=options)
+        self.keeping = jax.jit(compiled, compiler_options=options)
 
 
 def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any], list[Any]]:

@@ -21,6 +21,7 @@ from .pipeline import Compiled, Pipeline, placed, placement, repeated
 from .recompiles import Compilations
 from .stateful import Walk
 from .tracing import Purpose, Traced
+from .ynnpack import options_for
 
 
 class Repartition(Exception):  # noqa: N818
@@ -99,6 +100,7 @@ class Program:
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
+        self.options = options_for(traced.jaxpr)
         self._set(self._partition(traced))
 
     def _partition(self, traced: Traced) -> Partition:
@@ -123,7 +125,7 @@ class Program:
 
     def _set(self, partition: Partition) -> None:
         # one object, so that a thread sees either both old or both new
-        self.version = Compiled(partial(self._traced_body, partition), self.name), partition
+        self.version = Compiled(partial(self._traced_body, partition), self.name, self.options), partition
 
     def group(self, lifted: list[Cell], part: Partition) -> Any:
         """(stored, owned, dropped) cells for the pipeline; owned ones that the lifted cells do not have come first."""
@@ -158,6 +160,11 @@ class Program:
                     self.purpose = self.purpose.keeping_grads()
                 self._set(partition.extended(needed, self.trainable))
                 structure_changed()  # bindings are to be made anew
+                raise Repartition
+            if self.options is None and (options := options_for(traced.jaxpr)) is not None:
+                self.options = options
+                self._set(partition.extended(partition, self.trainable))
+                structure_changed()
                 raise Repartition
             self.calls_back = self.calls_back or traced.calls_back
             self.wraps = self.wraps or traced.wraps

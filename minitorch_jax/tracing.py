@@ -98,6 +98,10 @@ class Traced:
         self.present = present
         self.calls_back = bool(closed.effects) or _calls_back(closed.jaxpr)
 
+    @property
+    def jaxpr(self) -> Any:
+        return self._closed.jaxpr
+
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """The result and the written cells' new values. `values` of unused cells may be anything."""
         return self._run(self._closed, values, data)

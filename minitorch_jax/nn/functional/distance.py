@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...ynnpack import largest
+
 
 def magnitude(x: jax.Array) -> jax.Array:
     """|x|, whose derivative at 0 is 0, as torch's; that of `abs` is 1 there."""
@@ -24,7 +26,7 @@ def norm(x: jax.Array, p: float, axis: int, keepdims: bool = False) -> jax.Array
     if p == 1:
         return size.sum(axis, keepdims=keepdims)
     if p == math.inf:
-        return size.max(axis, keepdims=keepdims)
+        return largest(size, axis, keepdims)
     if p == 2:
         total = (x * x).sum(axis, keepdims=keepdims)
     else:

@@ -5,12 +5,14 @@ Torch raises for an index out of range, which compiled code cannot: what is look
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ...parameter import wide_dtype
+from ...ynnpack import largest
 from .distance import norm
 
 
@@ -231,7 +233,7 @@ class _Bags:
 
     def max(self, rows: jax.Array) -> jax.Array:
         if self.segments is None:
-            return rows.max(1, initial=-jnp.inf)
+            return largest(rows, 1, initial=-math.inf)
         return jax.ops.segment_max(rows, self.segments, self.count, indices_are_sorted=True)
 
     def checked(self, out: jax.Array) -> jax.Array:
