@@ -17,6 +17,7 @@ from .pack import stored_cells
 from .parameter import wide_dtype
 from .pipeline import Compiled, Pipeline
 from .stateful import walk_of
+from .ynnpack import largest
 
 
 def clip_grad_norm(
@@ -114,7 +115,7 @@ def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
     if not wide:
         return jnp.zeros((), jnp.float32)
     if norm_type == np.inf:
-        return jnp.stack([jnp.abs(g).max() for g in wide]).max()
+        return largest(jnp.stack([largest(jnp.abs(g)) for g in wide]))
     if norm_type == 2:
         return jnp.sqrt(jnp.stack([jnp.vdot(g, g) for g in wide]).sum())
     return jnp.stack([(jnp.abs(g) ** norm_type).sum() for g in wide]).sum() ** (1 / norm_type)

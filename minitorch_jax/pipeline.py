@@ -91,12 +91,15 @@ class Compiled:
     `calls_back`: it may call Python while it runs (`jax.pure_callback`, `jax.debug.print`, …), which may raise when what is
     donated is gone. Nothing but the lowered program tells: what is differentiated, a custom_vjp's backward pass or a
     primitive of the user's may bring such a call in. So the first call with new inputs is to go by `prepare`: JAX keeps
-    what it traces and lowers there. `asks`: the function itself raises FirstRun, for its caller.
+    what it traces and lowers there. `asks`: the function itself raises FirstRun, for its caller. `options` are XLA's, for
+    what it would compute wrongly otherwise (`ynnpack.py`).
     """
 
     __slots__ = ("donating", "keeping", "calls_back", "asks")
 
-    def __init__(self, function: Callable[..., Any], name: str, asks: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Any], name: str, asks: bool = False, options: dict[str, Any] | None = None
+    ) -> None:
         def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
             if not asks and not _tracing.allowed:
                 raise FirstRun
@@ -108,8 +111,8 @@ class Compiled:
             return out
 
         compiled.__name__ = compiled.__qualname__ = name
-        self.donating = jax.jit(compiled, donate_argnums=0)
-        self.keeping = jax.jit(compiled)
+        self.donating = jax.jit(compiled, donate_argnums=0, compiler_options=options)
+        self.keeping = jax.jit(compiled, compiler_options=options)
         self.calls_back, self.asks = False, asks
 
     def prepare(self, owned: list[Any], others: tuple[Any, ...]) -> None:

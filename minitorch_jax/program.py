@@ -25,6 +25,7 @@ from .pipeline import Compiled, FirstRun, Pipeline, placed, placement, repeated
 from .recompiles import Compilations
 from .stateful import Walk
 from .tracing import Purpose, Traced
+from .ynnpack import options_for
 
 
 class Repartition(Exception):  # noqa: N818
@@ -106,6 +107,7 @@ class Program:
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
         self.now = _Now()
         self.now.traced = traced
+        self.options = options_for(traced.jaxpr)
         self._set(self._partition(traced, followed))
         self.others = followed.others(self.version[1].named)  # arrays that are no inputs: others need another program
 
@@ -132,7 +134,8 @@ class Program:
 
     def _set(self, partition: Partition) -> None:
         # one object, so that a thread sees either both old or both new
-        self.version = Compiled(partial(self._traced_body, partition), self.name, asks=True), partition
+        body = partial(self._traced_body, partition)
+        self.version = Compiled(body, self.name, asks=True, options=self.options), partition
 
     def group(self, lifted: list[Cell], part: Partition) -> Any:
         """(stored, owned, dropped) cells for the pipeline; owned ones that the lifted cells do not have come first."""
@@ -175,6 +178,11 @@ class Program:
                     for path in group:
                         self.others.pop(path, None)
                 structure_changed()  # bindings are to be made anew
+                raise Repartition
+            if self.options is None and (options := options_for(traced.jaxpr)) is not None:
+                self.options = options
+                self._set(partition.extended(partition, self.trainable))
+                structure_changed()
                 raise Repartition
             self.wraps = self.wraps or traced.wraps
             self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings

@@ -123,6 +123,10 @@ class Traced:
         self.constants = left
         self._closed = jax_core.ClosedJaxpr(self._closed.jaxpr, left)
 
+    @property
+    def jaxpr(self) -> Any:
+        return self._closed.jaxpr
+
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """The result and the written cells' new values. `values` of unused cells may be anything."""
         return self._run(self._closed, values, data)

@@ -19,6 +19,7 @@ from ..pack import Layout, stored_cells
 from ..pipeline import fresh_copies, placed, placement
 from ..stateful import Builder, Node, walk_of
 from ..tracing import unaliased
+from ..ynnpack import largest
 from .hyper import Hyperparameters, is_schedule
 from .optimizer import Optimizer, Options
 from .plan import LAST, Plan
@@ -438,7 +439,7 @@ def _dot(a: Any, b: Any) -> Any:
 
 
 def _largest(a: Any) -> Any:
-    return jnp.max(jnp.abs(a), initial=0.0)
+    return largest(jnp.abs(a), initial=0.0)
 
 
 def _wide(function: Callable[..., Any]) -> Callable[..., Any]:

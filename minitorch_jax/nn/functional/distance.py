@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...ynnpack import largest
 from .dtypes import promoted, promoted_to_floats, wide
 from .spatial import floating
 
@@ -40,7 +41,7 @@ def _norm(x: jax.Array, p: float, axis: Any, keepdims: bool) -> jax.Array:
     if p == 1:
         return size.sum(axis, keepdims=keepdims)
     if p == math.inf:
-        return size.max(axis, keepdims=keepdims)
+        return largest(size, axis, keepdims)
     least = 16 * float(jnp.finfo(x.dtype).tiny)  # whose reciprocal is no subnormal number, which XLA makes 0
     unit = jnp.clip(jax.lax.stop_gradient(size).max(axis, keepdims=True, initial=0), least, 1 / least)
     if p == 2:  # in this unit, no power overflows

@@ -5,12 +5,14 @@ Torch raises for an index out of range, which compiled code cannot: what is look
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ...parameter import wide_dtype
+from ...ynnpack import largest
 from .distance import norm
 from .dtypes import of_one_dtype
 from .spatial import floating
@@ -238,7 +240,7 @@ class _Bags:
 
     def max(self, rows: jax.Array) -> jax.Array:
         if self.segments is None:
-            return rows.max(1, initial=-jnp.inf)
+            return largest(rows, 1, initial=-math.inf)
         if not self.count:
             return rows[:0]
         return jax.ops.segment_max(rows, self.segments, self.count, indices_are_sorted=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ...ynnpack import largest_in_windows
 from .spatial import Size, floating, not_empty, over_batch, sizes, wide
 from .windows import Windows, first_maxima, lowest, windows
 
@@ -34,7 +35,13 @@ def max_pool(
         if return_indices or max(frame.dilation) > 1:  # JAX has no gradient of dilated windows
             found = _with_places(x, frame)
             return found if return_indices else found[0]
-        return _reduced(x, frame, lowest(x.dtype), lax.max)
+        return largest_in_windows(
+            x,
+            lowest(x.dtype).item(),
+            (1, 1, *frame.kernel),
+            (1, 1, *frame.stride),
+            ((0, 0), (0, 0), *map(tuple, frame.pads)),
+        )
 
     return over_batch(batch, input, ndim, name)
 

@@ -1,0 +1,115 @@
+"""What XLA computes wrongly on CPUs (jaxlib 0.10.2 to 0.12), and what is done about it.
+
+XLA hands reductions, products and convolutions to a library, YNNPACK. There, NaN is lost in reductions by max and min of
+float32; `jnp.sum((W @ row) ** 2)`, mapped over more than 32,768 rows of 3 numbers, is wrong, and reductions of products of
+seven or more axes crash (jax issues 39103, 39257, 40412; both cured in 0.12). A compiler option avoids all three, and makes
+other programs slower: it is given to programs that hold such an operation. Reductions of our own keep NaN by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jax_core
+
+OPTION = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+# -- reductions that keep NaN ------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("axis", "keepdims", "initial"))
+def largest(x: Any, axis: int | None = None, keepdims: bool = False, initial: float | None = None) -> Any:
+    """`jnp.max`, NaN where there is one among the numbers."""
+    out = jnp.max(x, axis, keepdims=keepdims, initial=initial)
+    return _with_nan(out, x, lambda lost: lost.any(axis, keepdims=keepdims))
+
+
+@partial(jax.jit, static_argnames=("start", "kernel", "stride", "pads"))
+def largest_in_windows(
+    x: Any, start: float, kernel: tuple[int, ...], stride: tuple[int, ...], pads: tuple[tuple[int, int], ...]
+) -> Any:
+    """The largest number of each window, NaN where there is one among them; `start` stands around `x`."""
+    out = lax.reduce_window(x, np.asarray(start, x.dtype), lax.max, kernel, stride, pads)
+    return _with_nan(out, x, lambda lost: lax.reduce_window(lost, False, lax.bitwise_or, kernel, stride, pads))
+
+
+def _with_nan(out: Any, x: Any, where: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating) or jax.default_backend() != "cpu":
+        return out
+    return jnp.where(where(jnp.isnan(lax.stop_gradient(x))), jnp.asarray(jnp.nan, out.dtype), out)
+
+
+# -- programs with faulty operations -----------------------------------------------------------------------------------
+
+_OURS = ("largest", "largest_in_windows")
+_LOSING = ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
+# What a maximum may pass through on its way to `stop_gradient`, as in softmax, where a NaN that it has lost comes in again.
+_PASSING = ("broadcast_in_dim", "reshape", "squeeze", "select_n", "max", "convert_element_type", "expand_dims")
+_RANK = 7  # from which on products that are reduced crash
+
+
+def options_for(jaxpr: Any) -> dict[str, Any] | None:
+    """The compiler options that a traced program needs to be computed rightly; None for none."""
+    return OPTION if jax.default_backend() == "cpu" and _is_faulty(jaxpr) and _is_known() else None
+
+
+@cache
+def _is_known() -> bool:
+    """Whether this XLA has the option: one that is unknown is an error."""
+    try:
+        jax.jit(lambda: jnp.zeros(()), compiler_options=OPTION).lower().compile()
+    except Exception:  # of whichever type, and it may have any reason: then programs are compiled without
+        return False
+    return True
+
+
+def _is_faulty(jaxpr: Any) -> bool:
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name in ("jit", "pjit") and eqn.params.get("name") in _OURS:
+            continue
+        if name in _LOSING:
+            if eqn.invars[0].aval.dtype in (jnp.float32, jnp.float64) and not _only_shifts(jaxpr, eqn.outvars[0]):
+                return True
+        elif name == "dot_general":
+            if _is_small_product(eqn):
+                return True
+        elif any(_RANK <= getattr(var.aval, "ndim", 0) for var in eqn.invars):
+            if any(jnp.issubdtype(var.aval.dtype, jnp.floating) for var in eqn.invars):
+                return True
+        if any(_is_faulty(inner) for inner in jax_core.jaxprs_in_params(eqn.params)):
+            return True
+    return False
+
+
+def _only_shifts(jaxpr: Any, var: Any) -> bool:
+    """Whether a maximum is used for nothing but to subtract it from the numbers that it is of, and no gradient."""
+    if var in jaxpr.outvars:
+        return False
+    for eqn in jaxpr.eqns:
+        if var in [v for v in eqn.invars if isinstance(v, jax_core.Var)] and eqn.primitive.name not in (
+            "stop_gradient",
+            "is_finite",
+        ):
+            if eqn.primitive.name not in _PASSING or not _only_shifts(jaxpr, eqn.outvars[0]):
+                return False
+    return True
+
+
+def _is_small_product(eqn: Any) -> bool:
+    """Whether a product is that of a matrix of 2 or 3 rows of 3 numbers with many vectors."""
+    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    rows = math.prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))
+    return _size(shape, contracted) == 3 and rows in (2, 3)
+
+
+def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
