@@ -32,7 +32,10 @@ CASES = [
 
 REFUSALS = [
     Refusal("PairwiseDistance", inputs=(X, Y[:2]), match="broadcast"),
-    *(Refusal("PairwiseDistance", (p,), inputs=(X[:, :0], Y[:, :0]), match="needs numbers") for p in (-1.0, float("inf"))),
+    *(
+        Refusal("PairwiseDistance", (p,), inputs=(X[:, :0], Y[:, :0]), match="needs numbers")
+        for p in (-1.0, float("inf"))
+    ),
     Refusal("CosineSimilarity", inputs=(numbers(4), numbers(4)), match=r"no axis 1 .* \(4,\)"),
     Refusal("pdist", inputs=(numbers(4),), match=r"shape \(N, M\); got \(4,\)"),
     Refusal("pdist", (-1.0,), inputs=(X,), match="p >= 0; got p=-1.0"),

@@ -244,14 +244,13 @@ def gaussian_nll_loss(
         >>> gaussian_nll_loss(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]), 1.0)
         Array(2.5, dtype=float32)
     """
-    number = isinstance(var, int | float)
-    if number and var < 0:
-        raise ValueError(f"var must not be negative; got {var}")
-    if not number:
+    if not isinstance(var, int | float):
         floating(var, "gaussian_nll_loss", "var")
+    elif var < 0:
+        raise ValueError(f"var must not be negative; got {var}")
     (x, y), dtype = alike("gaussian_nll_loss", promoted_to_floats(input)[0], target)
     dtype = promoted_dtype(dtype, var)
-    v = jnp.asarray(var, x.dtype if number else None)
+    v = jnp.asarray(var, x.dtype if isinstance(var, int | float) else None)
     if v.ndim and v.shape == input.shape[:-1]:
         v = v[..., None]
     off = [n for n, m in zip(v.shape, input.shape, strict=False) if n != m]
