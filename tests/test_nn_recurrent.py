@@ -116,7 +116,9 @@ def test_dropout_on_a_single_layer_warns():
 def test_the_inputs_of_all_steps_are_projected_at_once():
     """In the scan there is one matrix product, of the state."""
     layer = nn.LSTM(3, 4)
-    (program,) = (e.params["jaxpr"] for e in jax.make_jaxpr(layer)(jnp.asarray(X)).eqns if e.params.get("name") == "_scan")
+    (program,) = (
+        e.params["jaxpr"] for e in jax.make_jaxpr(layer)(jnp.asarray(X)).eqns if e.params.get("name") == "_scan"
+    )
     scan = next(e for e in program.eqns if e.primitive.name == "scan")
     inside = [e.primitive.name for e in scan.params["jaxpr"].eqns]
     assert inside.count("dot_general") == 1 and "scan" not in inside
