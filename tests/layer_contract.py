@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import inspect
 import pickle
+import types
+import typing
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -239,6 +243,101 @@ def compiled(case: Case, run: Any, ours: Any, floats: list[Any]) -> Any:
     return jax.jit(run)(ours, floats)
 
 
+# What torch stumbles over where nothing is, or refuses in one of several like functions; ours go on.
+STUMBLES = (
+    "select(): index 0 out of range",  # the weights of an InstanceNorm, which it repeats for each sample
+    "the unspecified dimension size -1 can be any value",  # in bilinear, and in attention with masks
+    "step must be nonzero",  # of bags of none
+    "Target 0 is out of bounds",  # a class of none: compiled code cannot raise, the loss is NaN
+    "adaptive_avg_pool3d(): Expected input to have non-zero size",  # no channels, which those of 1 and 2 axes take
+)
+# What ours look at, as always, where torch does not because nothing is there.
+LOOKED_AT = ("channels on axis 1; got", "one per channel; got", "attn_mask must have shape")
+# Losses whose mean or sum over a batch of none is what torch finds in memory.
+LEFT = ("MultiMarginLoss", "MultiLabelMarginLoss", "multi_margin_loss", "multilabel_margin_loss")
+MISSHAPEN = ("PixelUnshuffle", "pixel_unshuffle")  # torch gives them the input's shape: see test_nn_vision.py
+
+
+def emptied(case: Case) -> Iterator[tuple[str, Case]]:
+    """The case with arrays without numbers: along one axis of all inputs, or along all axes of one size."""
+    leaves, treedef = jax.tree.flatten((case.inputs, case.call))
+    arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray)]
+    shape = np.shape(leaves[arrays[0]]) if arrays else ()
+    found: dict[Any, str] = {}
+    for axis, size in enumerate(shape):
+        like = [i for i in arrays if leaves[i].ndim > axis and leaves[i].shape[axis] == size]
+        found.setdefault(tuple((i, axis) for i in like), f"axis {axis}")
+    for size in sorted(set(shape)):
+        like = [(i, axis) for i in arrays for axis, n in enumerate(leaves[i].shape) if n == size]
+        found.setdefault(tuple(like), f"size {size}")
+    for places, what in found.items():
+        new = list(leaves)
+        for i, axis in places:
+            new[i] = np.delete(new[i], slice(None), axis)
+        inputs, call = treedef.unflatten(new)
+        yield what, replace(case, inputs=inputs, call=call)
+
+
+def _forward(join: Any, call: Any, layer: Any, floats: Any) -> Any:
+    return layer(*join(floats), **call)
+
+
+def attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What a function gives, or what it raises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(), None
+    except Exception as error:  # noqa: BLE001 - of whatever type
+        return None, error
+
+
+COMPILED: list[str] = []  # an entry for each program that XLA compiles
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: COMPILED.append(name) if name.endswith("backend_compile_duration") else None
+)
+
+
+def kept_objects() -> int:
+    """How many functions and jaxprs there are, which JAX's caches keep with what was compiled for them."""
+    gc.collect()
+    return sum(isinstance(found, types.FunctionType | jax.extend.core.Jaxpr) for found in gc.get_objects())
+
+
+def check_later_calls(what: str, call: Callable[[], Any]) -> None:
+    """Calls of the same shapes compile nothing from the third on, and leave nothing behind."""
+    call(), call()
+    programs = len(COMPILED)
+    call()
+    assert len(COMPILED) == programs, f"{what} compiled {len(COMPILED) - programs} programs in its third call"
+    objects = kept_objects()
+    for _ in range(3):
+        call()
+    assert kept_objects() - objects < 3, f"each call of {what} leaves a function or a jaxpr in some cache"
+
+
+def later_calls(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
+    """`check_later_calls` of an eager call, and of the gradient of one."""
+    layer, (floats, join), call = case.ours(), split(case), ours_of(case.call)
+    if not case.is_function:
+        layer.train(case.random or case.name.startswith(MODAL))
+
+    def loss(layer: Any, floats: Any) -> Any:
+        with mt.rng(jax.random.key(0)):
+            outputs = layer(*join(floats), **call)
+        return sum(leaf.sum() for leaf in jax.tree.leaves(outputs) if is_float(leaf)), layer
+
+    def gradients() -> Any:
+        if case.is_function:
+            return jax.grad(lambda floats: loss(layer, floats)[0])(floats)
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(layer, floats)
+
+    return (
+        lambda: check_later_calls("the call", lambda: layer(*join(floats), **call)),
+        lambda: check_later_calls("the gradient", gradients),
+    )
+
+
 def state(layer: Any) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in layer.state_dict().items()}
 
@@ -271,6 +370,10 @@ class LayerContract:
             "layer": layers,
             "trained": [c for c in layers if not c.random and (number[id(c)] == 0 or c.name.startswith(MODAL))],
             "first": [case for case in firsts if not case.composed],
+            "eager": firsts,
+            "every": [
+                case for case in cases if number[id(case)] == 0
+            ],  # torch's own code crashes on some of the others
             "initial": getattr(metafunc.module, "INITIAL", []),
             "refusal": getattr(metafunc.module, "REFUSALS", []),
         }
@@ -348,6 +451,60 @@ class LayerContract:
             if first.differentiable and has_parameters(layer):
                 for mine, other in zip(layer.grads(), gradients[0].parameters(), strict=True):
                     close(mine, other, first, "gradient")
+
+    def test_it_takes_no_numbers_where_torchs_does(self, every: Case) -> None:
+        """A batch of none, and every other axis of size 0: both compute the same, or both refuse."""
+        if every.name in MISSHAPEN:
+            return
+        modal = every.name.startswith(MODAL) and not every.is_function
+        for what, empty in emptied(every):
+            for training in (False, True)[: 1 + modal]:
+                ours, theirs = every.pair(training)
+                expected, refused = attempt(lambda empty=empty, theirs=theirs: their_side(empty, theirs))
+                if refused is not None and every.differentiable:  # torch has no gradient of some that it computes
+                    empty = replace(empty, differentiable=False)
+                    expected, refused = attempt(lambda empty=empty, theirs=theirs: their_side(empty, theirs))
+                if refused is None:
+                    run, floats = gradients_of(empty, expected[3])
+                else:
+                    floats, join = split(empty)
+                    run = functools.partial(_forward, join, ours_of(empty.call))
+                got, error = attempt(
+                    lambda run=run, ours=ours, floats=floats, empty=empty: compiled(empty, run, ours, floats)
+                )
+                if refused is not None:
+                    stumbled = any(text in str(refused) for text in STUMBLES)
+                    assert error is not None or stumbled, f"{what}: torch refuses, {refused}"
+                if error is not None:
+                    assert isinstance(error, ValueError | TypeError), f"{what}: {error!r} is no refusal"
+                    looked = any(text in str(error) for text in LOOKED_AT)
+                    assert refused is not None or looked, f"{what}: torch computes, ours: {error}"
+                if refused is None and error is None:
+                    self.compare_empty(empty, what, got, expected, theirs)
+
+    def compare_empty(self, case: Case, what: str, got: Any, expected: Any, theirs: Any) -> None:
+        (outputs, after), gradients = got
+        assert jax.tree.structure(plain(outputs)) == jax.tree.structure(plain(numpy_tree(expected[0])))
+        for mine, other in zip(numpy_of(outputs), numpy_of(expected[0]), strict=True):
+            close(mine, mine if case.name in LEFT and not other.ndim else other, case, what)
+        if not case.is_function:
+            compare_state(case, after, theirs)
+        if case.differentiable and gradients is not None:
+            for mine, other in zip(gradients[1], expected[1], strict=True):
+                close(mine, np.zeros_like(mine) if other is None else other, case, f"{what}: gradient of an input")
+            for name, other in expected[2].items():
+                mine = gradients[0].state_dict()[name]
+                close(mine, np.zeros_like(mine) if other is None else other, case, f"{what}: gradient of {name}")
+
+    def test_its_third_eager_gradient_compiles_nothing(self, eager: Case) -> None:
+        """Nor does what it calls on the way forward, which eager code runs as well."""
+        call_later, differentiate_later = later_calls(eager)
+        (differentiate_later if eager.differentiable else call_later)()
+
+    @pytest.mark.slow
+    def test_neither_its_third_eager_call_nor_gradient_compiles_anything(self, case: Case) -> None:
+        for check in later_calls(case)[: 1 + case.differentiable]:
+            check()
 
     def test_its_state_and_its_repr_are_torchs(self, layer: Case) -> None:
         """Names, shapes and dtypes; and the text, where it can be the same."""

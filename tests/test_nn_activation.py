@@ -58,6 +58,7 @@ CASES = [
     *[Case(name, (), {"dim": -3}, inputs=(numbers(2, 3, 4),)) for name in ("Softmax", "Softmin", "LogSoftmax")],
     Case("Softmax2d", inputs=(numbers(2, 3, 4, 1),)),
     Case("Softmax2d", inputs=(numbers(3, 2, 2),)),
+    *[Case(name, (dim,), inputs=(numbers(),)) for name in ("softmax", "softmin", "log_softmax") for dim in (0, -1)],
     *[Case(name, (1,), {"dtype": jnp.float32}, inputs=(X,)) for name in ("softmax", "softmin", "log_softmax")],
     Case("prelu", inputs=(X, numbers(seed=1))),
     Case("prelu", inputs=(numbers(2, 3), numbers(3, seed=1))),

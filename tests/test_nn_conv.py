@@ -67,6 +67,14 @@ CASES = [
     Case("CircularPad1d", ((-1, 2),), inputs=(numbers(2, 1, 4),)),
     Case("CircularPad2d", ((1, 3, 2, 0),), inputs=(numbers(2, 3, 4),)),
     Case("CircularPad3d", (1,), inputs=(numbers(1, 1, 2, 1, 3),)),
+    *(
+        Case("pad", (pad, "replicate"), inputs=(numbers(1, 1, 4),))
+        for pad in [(-4, 5), (5, -4), (-6, 7), (-5, 6), (-4, 4)]
+    ),
+    *(Case("pad", (pad, "reflect"), inputs=(numbers(1, 1, 4),)) for pad in [(2, -3), (-3, 2), (-5, 3), (3, -1)]),
+    Case("pad", ((5, -4, -4, 3), "replicate"), inputs=(numbers(5, 6, 4, 4),)),
+    Case("pad", ((-2, -2), "circular"), inputs=(numbers(1, 1, 4),)),
+    Case("pad", ((-2, -2),), inputs=(numbers(1, 1, 4),)),
     Case("pad", ((1, 2),), inputs=(numbers(2, 3),)),
     Case("pad", ((1, 2, 0, 1, 1, 1, 2, 0), "constant", 2.5), inputs=(numbers(2, 1, 2, 3),)),
     Case("pad", ((),), inputs=(numbers(2, 3),)),

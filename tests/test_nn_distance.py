@@ -22,6 +22,11 @@ CASES = [
     Case("CosineSimilarity", inputs=(X, Y)),
     Case("CosineSimilarity", (), {"dim": -1, "eps": 3.0}, inputs=(numbers(2, 3, 4), X)),
     *[Case("pairwise_distance", (p, 0.0), inputs=(SOME_ZERO, 0 * X)) for p in (0.0, 1.0, 2.0, 3.5, math.inf)],
+    *[Case("pairwise_distance", (p, 0.0), inputs=(SOME_ZERO, 0 * X)) for p in (-0.5, -1.0, -2.0, -math.inf)],
+    *[Case("pairwise_distance", (p,), inputs=(X, Y)) for p in (-1.0, -math.inf)],
+    Case("pairwise_distance", inputs=(numbers(), numbers(seed=1))),
+    Case("pairwise_distance", (), {"keepdim": True}, inputs=(numbers(), numbers(seed=1))),
+    *[Case("cosine_similarity", (dim,), inputs=(np.ones((), np.float32),) * 2) for dim in (0, -1)],
     Case("pairwise_distance", inputs=(numbers(4), numbers(4, seed=1))),
     Case("pairwise_distance", (), {"keepdim": True}, inputs=(numbers(2, 1, 4), Y)),
     Case("cosine_similarity", (0,), inputs=(numbers(4), numbers(4, seed=1))),
@@ -37,6 +42,7 @@ REFUSALS = [
         for p in (-1.0, float("inf"))
     ),
     Refusal("CosineSimilarity", inputs=(numbers(4), numbers(4)), match=r"no axis 1 .* \(4,\)"),
+    Refusal("cosine_similarity", (1,), inputs=(numbers(), numbers()), match=r"no axis 1 .* \(\)"),
     Refusal("pdist", inputs=(numbers(4),), match=r"shape \(N, M\); got \(4,\)"),
     Refusal("pdist", (-1.0,), inputs=(X,), match="p >= 0; got p=-1.0"),
 ]

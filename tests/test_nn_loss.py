@@ -172,6 +172,22 @@ MARGINS = [
     ],
     Case("multilabel_margin_loss", inputs=(numbers(4),), call={"target": np.int32([3, 0, -1, 1])}),
     Case("MultiMarginLoss", (2, 0.7, W[0]), {"reduction": "sum"}, inputs=(X,), call=CLASSES),
+    *[
+        Case(
+            "multi_margin_loss",
+            (),
+            {"p": 2, "reduction": reduction},
+            inputs=(numbers(*shape),),
+            call={"target": target},
+        )
+        for shape, target in (((), np.int32(0)), ((), np.int32([0])), ((5,), np.int32([1])), ((1, 5), np.int32(1)))
+        for target in [np.asarray(target)]
+        for reduction in ("mean", "none")
+    ],
+    *[
+        Case("multilabel_margin_loss", (), {"reduction": "none"}, inputs=(numbers(),), call={"target": target})
+        for target in (np.array(0, np.int32), np.int32([0]))
+    ],
     Case("multi_margin_loss", inputs=(X,), call=CLASSES),
     Case("multi_margin_loss", (), {"p": 2, "reduction": "none"}, inputs=(X,), call=CLASSES),
     Case("multi_margin_loss", (), {"weight": W[0]}, inputs=(numbers(4),), call={"target": np.array(2, np.int32)}),

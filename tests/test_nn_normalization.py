@@ -79,6 +79,9 @@ CASES = [
     Case("local_response_norm", (4, 1.0, 0.5, 0.5), inputs=(LINE,)),
     Case("normalize", inputs=(np.concatenate([FLAT, np.zeros((1, 3), np.float32)]),)),
     *(Case("normalize", (p, 0), inputs=(FLAT,)) for p in (0, 0.5, float("inf"))),
+    *(Case("normalize", (p, 0), inputs=(FLAT,)) for p in (-1.0, -2.5, -float("inf"))),
+    *(Case("normalize", (p, 0), inputs=(numbers(),)) for p in (1.2, 2.0, -1.0)),
+    Case("normalize", (2.0, ()), inputs=(FLAT,)),
     Case("normalize", (2.0, (0, 2), 3.0), inputs=(LINE,)),
     Case("normalize", (), {"dim": -1}, inputs=(LINE,)),
 ]

@@ -35,6 +35,17 @@ CASES = [
     Case("MaxPool2d", (3, 1, 1), {"return_indices": True}, inputs=(TIES,), id="MaxPool2d-indices-of-ties"),
     Case("MaxPool2d", (2, 1, 1, (2, 3)), inputs=(numbers(1, 2, 5, 6),)),
     Case("MaxPool2d", (3, 2), {"return_indices": True, "ceil_mode": True}, inputs=(numbers(2, 1, 6, 4),)),
+    *(
+        Case(f"{kind}Pool{n}d", (2, ()), inputs=(numbers(1, 2, *[4] * n),))
+        for kind in ("Max", "Avg")
+        for n in (1, 2, 3)
+    ),
+    *(
+        Case(f"{kind}_pool{n}d", (2, []), inputs=(numbers(1, 2, *[4] * n),))
+        for kind in ("max", "avg")
+        for n in (1, 2, 3)
+    ),
+    *(Case(f"LPPool{n}d", (2, 2, ()), inputs=(numbers(1, 2, *[4] * n),)) for n in (1, 2, 3)),
     Case("MaxPool3d", (2,), inputs=(numbers(2, 1, 4, 3, 2),)),
     Case("MaxPool3d", ((1, 2, 3), 1, (0, 1, 1), (2, 1, 1), True), inputs=(numbers(1, 2, 3, 4),)),
     Case("MaxUnpool1d", (2,), inputs=(numbers(1, 2), PLACES[:, 0])),
