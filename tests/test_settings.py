@@ -27,6 +27,7 @@ COPIES = {
     ),
     "eval_shape": lambda opt: jax.tree.map(lambda _, a: a, jax.eval_shape(lambda opt: opt, opt), opt),
 }
+CHEAP = {form: COPIES[form] for form in ("tree.map", "device_put", "deepcopy", "pickle", "eval_shape")}
 
 
 def half(t):
@@ -64,7 +65,7 @@ def test_a_groups_own_numbers_beside_schedules_survive_every_copy(name):
             setattr(opt, setting, schedule)
         except ValueError:
             continue  # one that may follow no schedule
-        for form, copied in COPIES.items():
+        for form, copied in COPIES.items() if setting == "lr" else CHEAP.items():
             other = copied(opt)
             assert getattr(other.groups[1], setting) == own, (setting, form)
             stated = other.state_dict()

@@ -49,10 +49,10 @@ class Optimizer(Stateful):
 
     A new optimizer is a subclass with two pure functions of one array, as static methods: `init_state(p, h)`, the state
     of a parameter (any pytree of arrays), and `update(p, g, s, h)`, giving the new parameter and state. `h` holds the
-    hyperparameters by name and the 1-based step `t`. Its `__init__` passes hyperparameters on by keyword: numbers become
-    dynamic, booleans and strings static. Arithmetic is in float32 for parameters of fewer bits; dtypes never change. A
-    rule that treats each element by itself should say so with `elementwise = True`: then packed parameters (`mt.pack`)
-    are updated as one array.
+    hyperparameters by name, the 1-based step `t`, and as `one_minus` 1 minus each number, exact where that is nearly 1.
+    Its `__init__` passes hyperparameters on by keyword: numbers become dynamic, booleans and strings static. Arithmetic is
+    in float32 for parameters of fewer bits; dtypes never change. A rule that treats each element by itself should say so
+    with `elementwise = True`: then packed parameters (`mt.pack`) are updated as one array.
 
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
@@ -230,7 +230,7 @@ class Optimizer(Stateful):
 
     @property
     def num_steps(self) -> Any:
-        """How many steps have been taken: the argument of schedules."""
+        """How many steps have been taken: the argument of schedules. Counts stay at 2147483647, the end of int32."""
         return self._counts()[0]
 
     @property
