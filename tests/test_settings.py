@@ -99,6 +99,27 @@ def test_a_number_is_read_back_from_a_copy_as_it_was_given():
     assert {name: getattr(opt, name) for name in given} == pytest.approx(given, rel=1e-14, abs=0)
 
 
+def test_a_pickle_of_an_older_version_is_read():
+    """Its vector had the numbers alone."""
+    opt = optim.RMSprop([matrix()], alpha=0.9999)
+    opt._hyper.cell.value = opt._hyper.cell.value[: opt._hyper.cell.value.size // 2]
+    opt._hyper.exact = opt._hyper.cell.value
+    again, fresh = pickle.loads(pickle.dumps(opt)), optim.RMSprop([matrix()], alpha=0.9999)
+    np.testing.assert_array_equal(again._hyper.cell.value, fresh._hyper.cell.value)
+
+
+def test_a_loss_function_may_assign_a_number():
+    opt = optim.SGD([matrix()], lr=half)
+
+    def loss_fn(layer, x):
+        opt.lr = 0.25
+        return layer(x).sum()
+
+    for _ in range(2):
+        mt.backward(loss_fn, opt.modules[0], jnp.ones((1, 2)))
+        assert opt.lr == 0.25
+
+
 # -- numbers assigned in compiled code ---------------------------------------------------------------------------------
 
 

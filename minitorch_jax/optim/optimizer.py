@@ -339,7 +339,7 @@ class Optimizer(Stateful):
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
-        if not cells.is_eager():
+        if cells.local.frame is not None:
             self._have_lifted()  # a plan makes states, which are to be arrays, and to last
             self._refuse_other_modules()
         plan: Plan | None = self._plan
