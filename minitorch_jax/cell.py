@@ -297,10 +297,10 @@ def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
 
 
 def constants() -> AbstractContextManager[Any]:
-    """Around eager code of ours that brings numbers of its own to a device, for users of `jax.transfer_guard`."""
-    guarded: Any = jax.config
-    guarded = guarded.jax_transfer_guard_host_to_device not in (None, "allow")
-    return jax.transfer_guard_host_to_device("allow") if guarded else nullcontext()
+    """Around eager code of ours that brings numbers of its own to a device or back, for users of `jax.transfer_guard`."""
+    config: Any = jax.config
+    guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
+    return nullcontext() if guards == (None, None) else jax.transfer_guard("allow")
 
 
 def _copied(value: Any) -> Any:

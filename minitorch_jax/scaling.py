@@ -461,4 +461,4 @@ def _count(name: str, value: Any, low: int) -> int:
 
 def _plain(value: Any) -> Any:
     """A number, or an array of them for a traced or stacked scaler."""
-    return value if isinstance(value, jax.core.Tracer) or np.ndim(value) else np.asarray(value).item()
+    return value if isinstance(value, jax.core.Tracer) or np.ndim(value) else jax.device_get(value).item()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optimizers import GROUPED, OPTIMIZERS, loss_of, matrix, stepped
+from optimizers import OPTIMIZERS, loss_of, matrix, stepped
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -33,29 +33,27 @@ def train(model, opt, x):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning")
 def test_every_optimizer_trains_and_is_set_under_the_guard(name):
-    """From its construction on, and again where everything is compiled: settings, schedules, groups, states."""
+    """From its construction on, compiled or not: settings, schedules, states; of one optimizer also in compiled code."""
     kind, model, batches = OPTIMIZERS[name], matrix(), X[None]
-    for _ in range(2):
-        with jax.transfer_guard("disallow"):
-            opt = kind([model])
+    with jax.transfer_guard("disallow"):
+        opt = kind([model])
+        stepped(opt, X)
+        opt.lr = 0.05
+        stepped(opt, X)
+        assert opt.lr == 0.05 and repr(opt)
+        opt.lr = HALF
+        stepped(opt, X)
+        assert 0 < opt.lr < 0.5 and opt.num_steps == 3 and opt.skipped == 0
+        opt.lr = 0.1
+        opt.load_state_dict(opt.state_dict())
+        for _ in range(2 if name == "AdamW" else 0):
+            mt.jit(train)(model, opt, X)
+            mt.scan(train, model, opt, batches)
+            opt.lr = 0.2  # after compiled code has stored the vector
+            opt.track_grad_norm = opt.skip_nonfinite = True
             stepped(opt, X)
-            opt.lr = 0.05
-            stepped(opt, X)
-            assert opt.lr == 0.05 and repr(opt)
-            opt.lr = HALF
-            stepped(opt, X)
-            assert 0 < opt.lr < 0.5 and opt.num_steps == 3 and opt.skipped == 0
-            opt.lr = 0.1
-            opt.load_state_dict(opt.state_dict())
-            if name in GROUPED:
-                mt.jit(train)(model, opt, X)
-                mt.scan(train, model, opt, batches)
-                opt.lr = 0.2  # after compiled code has stored the vector
-                opt.track_grad_norm = opt.skip_nonfinite = True
-                stepped(opt, X)
-                assert float(opt.grad_norm) > 0 and opt.grads_finite and opt.lr == 0.2
+            assert float(opt.grad_norm) > 0 and opt.grads_finite and opt.lr == 0.2
 
 
 def actions():

@@ -96,7 +96,7 @@ class Hyperparameters:
         low, high = self.ranges.get(name, (0.0, _LARGEST))
         for item in value if isinstance(value, tuple) else (value,):
             try:
-                numbers = np.asarray(math.nan if isinstance(item, bool | str) else item, float)
+                numbers = np.asarray(math.nan if isinstance(item, bool | str) else jax.device_get(item), float)
             except (TypeError, ValueError):
                 numbers = np.asarray(math.nan)
             if numbers.shape not in ((), self.members) or not ((low <= numbers) & (numbers <= high)).all():
@@ -270,6 +270,8 @@ class Hyperparameters:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        if np.shape(self.cell.value)[-1:] == (len(self._numbers()),):  # of a version that kept no rest
+            self.cell.value = self._vector()
         self.exact = self.cell.value if state["exact"] else None
 
 
@@ -326,7 +328,7 @@ def short(value: Any, rest: Any = 0.0) -> Any:
     """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149. `rest`: what it was rounded by."""
     if isinstance(value, jax.core.Tracer) or np.shape(value) != ():
         return value
-    number = np.asarray(value)[()]
+    number = np.asarray(jax.device_get(value))[()]
     if not rest:
         return float(str(number))
     exact = float(number) + float(rest)

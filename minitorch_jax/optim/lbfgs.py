@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import cell as cells
 from ..cell import Cell, get_value, store
+from ..kept import Kept
 from ..module import Module
 from ..pack import Layout, stored_cells
 from ..pipeline import fresh_copies, placed, placement
@@ -325,7 +326,7 @@ def _array(number: Any, dtype: Any) -> Any:
 
 def _numbers(results: Sequence[Any], first: int) -> list[Any]:
     """Results of a program, of which those from `first` on are numbers, as NumPy's scalars."""
-    return [*results[:first], *(np.asarray(number)[()] for number in results[first:])]
+    return [*results[:first], *(number[()] for number in jax.device_get([*results[first:]]))]
 
 
 def _resized(state: LBFGSState, rows: int) -> LBFGSState:
@@ -370,7 +371,7 @@ class _Before:
 
 
 class _Space:
-    """How the vector is made of arrays: what programs are compiled for."""
+    """How the vector is made of arrays: what programs are compiled for. Equal ones are one object."""
 
     def __init__(self, params: Sequence[Cell], layout: Layout, grads: Layout) -> None:
         self.layout, self.grads = layout, grads
@@ -381,15 +382,14 @@ class _Space:
         self.key = self.shapes, self.dtypes, self.places, layout.key, grads.key
         layout.stored, grads.stored = [], []  # a program that is kept keeps no cells
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Space) and self.key == other.key
 
-    def __hash__(self) -> int:
-        return hash(self.key)
+_spaces = Kept()
 
 
 def _space_of(params: Sequence[Cell]) -> _Space:
-    return _Space(params, Layout(params), Layout([cell.grad for cell in params]))
+    space = _Space(params, Layout(params), Layout([cell.grad for cell in params]))
+    known: _Space | None = _spaces.get(space.key)
+    return known or _spaces.set(space.key, space)
 
 
 class _Objective:

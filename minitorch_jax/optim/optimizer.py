@@ -57,10 +57,10 @@ class Optimizer(Stateful):
 
     A new optimizer is a subclass with two pure functions of one array, as static methods: `init_state(p, h)`, the state
     of a parameter (any pytree of arrays), and `update(p, g, s, h)`, giving the new parameter and state. `h` holds the
-    hyperparameters by name and the 1-based step `t`. Its `__init__` passes hyperparameters on by keyword: numbers become
-    dynamic, booleans and strings static. Arithmetic is in float32 for parameters of fewer bits; dtypes never change. A
-    rule that treats each element by itself should say so with `elementwise = True`: then packed parameters (`mt.pack`)
-    are updated as one array.
+    hyperparameters by name, the 1-based step `t`, and as `one_minus` 1 minus each number, exact where that is nearly 1.
+    Its `__init__` passes hyperparameters on by keyword: numbers become dynamic, booleans and strings static. Arithmetic is
+    in float32 for parameters of fewer bits; dtypes never change. A rule that treats each element by itself should say so
+    with `elementwise = True`: then packed parameters (`mt.pack`) are updated as one array.
 
     Unlike torch, a step takes parameters that no loss has used, too, with gradients of zeros: momentum, weight decay and
     Adam's averages go on moving them. `freeze()` leaves them out.
@@ -245,7 +245,7 @@ class Optimizer(Stateful):
 
     @property
     def num_steps(self) -> Any:
-        """How many steps have been taken: the argument of schedules."""
+        """How many steps have been taken: the argument of schedules. Counts stay at 2147483647, the end of int32."""
         return self._counts()[0]
 
     @property
@@ -357,7 +357,7 @@ class Optimizer(Stateful):
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
-        if not cells.is_eager():
+        if cells.local.frame is not None:
             self._have_lifted()  # a plan makes states, which are to be arrays, and to last
             self._refuse_other_modules()
         plan: Plan | None = self._plan
