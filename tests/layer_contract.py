@@ -12,7 +12,6 @@ import gc
 import inspect
 import pickle
 import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
