@@ -119,7 +119,7 @@ class Module(Stateful):
                 habits.warn_of_untied(cell, value, type(self), name)
         elif type(value) in PLAIN and name in vars(self):
             self._set_static(name, value, label)
-        elif names.settle(type(self), name, value, label, vars(Module)):
+        elif names.settle(type(self), name, value, label, _OUR_NAMES):
             object.__setattr__(self, name, value)
             if name in ("__class__", "__dict__"):
                 cells.structure_changed()
@@ -577,6 +577,9 @@ class Module(Stateful):
         for name, node in payload[1]:
             vars(self)[name] = builder.build(node)
         return self
+
+
+_OUR_NAMES = frozenset({*vars(Module), *vars(Stateful)})
 
 
 def _has_structure(value: Any) -> bool:

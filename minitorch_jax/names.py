@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from . import cell as cells
@@ -16,7 +16,7 @@ from .containers import convert, find_hidden, holds_state, is_array, is_declarat
 from .stateful import walk_of
 
 _MISSING = object()
-_OURS = ("_cells", "_walk", "_birth")
+_SLOTS = ("_cells", "_walk", "_birth")
 
 
 class Declared:
@@ -79,16 +79,17 @@ def declare(cls: type, name: str) -> None:
         setattr(cls, name, Declared(name, held))
 
 
-def settle(cls: type, name: str, value: Any, label: str, methods: Mapping[str, Any]) -> bool:
+def settle(cls: type, name: str, value: Any, label: str, ours: Collection[str]) -> bool:
     """Look at what the class has by the name of an attribute that is assigned. True: a property or the like takes the value.
 
-    `methods` are those that every module has.
+    `ours` are the names that every module has.
 
     Raises:
         TypeError: if the value would be hidden by a method, or would hide one that modules need.
     """
     tracked = is_declaration(value) or holds_state(value) or isinstance(value, list | tuple | dict)
-    if name in _OURS or (tracked and name == "training"):
+    special = name.startswith("__") and name.endswith("__")
+    if (name in ours and name.startswith("_") and not special) or (tracked and name == "training"):
         raise TypeError(f"{label}: modules keep something of their own by that name; choose another one")
     held = class_attribute(cls, name)
     if held is _MISSING or type(held) in (Declared, types.MemberDescriptorType):
@@ -97,8 +98,7 @@ def settle(cls: type, name: str, value: Any, label: str, methods: Mapping[str, A
         return True
     if hasattr(type(held), "__get__"):
         kind = "cached_property" if isinstance(held, functools.cached_property) else "method"
-        needed = name in methods and not callable(value)
-        if tracked or needed or (name.startswith("__") and name.endswith("__")):
+        if tracked or special or (name in ours and not callable(value)):
             raise TypeError(
                 f"{label}: {cls.__name__} has a {kind} `{name}`, which the {type(value).__name__} assigned by that name"
                 " would hide, or be hidden by. Choose another name."
@@ -154,7 +154,7 @@ def _cells_first(users: Callable[..., Any], ours: Callable[..., Any]) -> Callabl
 
     @functools.wraps(users)
     def __getattr__(self: Any, name: str) -> Any:
-        if not name.startswith("__") and name not in _OURS and (name in self._cells or name in vars(self)):
+        if not name.startswith("__") and name not in _SLOTS and (name in self._cells or name in vars(self)):
             return ours(self, name)
         return users(self, name)
 
