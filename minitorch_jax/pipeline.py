@@ -39,6 +39,18 @@ except (ImportError, AttributeError):
     is_debugging = _is_debugging
 
 
+def forget_effects() -> None:
+    """Have JAX forget the effects of a program that failed: else each `jax.effects_barrier` from now on would raise."""
+
+
+try:
+    from jax._src.dispatch import runtime_tokens as _tokens
+
+    forget_effects = _tokens.clear
+except (ImportError, AttributeError):
+    pass
+
+
 def fresh_copies(values: list[Any]) -> list[Any]:
     """Copies that share no buffer with `values`, in one call."""
     return jax.device_put(values, may_alias=False)
@@ -295,7 +307,12 @@ class Pipeline:
         try:
             with _allowed():
                 results = jax.block_until_ready(compiled(values, others))
-                jax.effects_barrier()
+                if self.compiled.calls_back or is_debugging():
+                    jax.effects_barrier()
+        except Exception as error:
+            if self.compiled.calls_back and not isinstance(error, FirstRun):
+                forget_effects()
+            raise
         finally:
             interrupts.release()
         for cell in self.stored:
