@@ -76,6 +76,32 @@ with suppress(*_MISSING):
     trace_context = _trace_context
 
 
+# -- calls that raised ------------------------------------------------------------------------------------------------
+
+
+def forget_refusals(jitted: Any) -> None:
+    """Have JAX take its fast path again: for inputs at which a call has raised while it was traced, it never would.
+
+    What was traced and compiled stays. Without it calls are right, and slower.
+    """
+    clear = getattr(jitted, "_clear_cache", None)
+    if clear is not None:
+        clear()
+
+
+def _forget_no_effects() -> None:
+    pass
+
+
+# Have JAX forget the effects of a program that failed. Without it each `jax.effects_barrier` from then on raises, until
+# effects come in order again.
+forget_effects: Callable[[], None] = _forget_no_effects
+with suppress(*_MISSING):
+    from jax._src.dispatch import runtime_tokens as _tokens
+
+    forget_effects = _tokens.clear
+
+
 # -- equations --------------------------------------------------------------------------------------------------------
 
 # What tells JAX to put a function's equations where it is called as soon as it is traced: an enumeration in newer versions.

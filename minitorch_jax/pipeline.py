@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from . import interrupts
 from .cell import CONSUMED, Cell, get_stored, is_concrete, store, store_all
-from .jax_private import is_debugging
+from .jax_private import forget_effects, forget_refusals, is_debugging
 from .lending import flights, get_ident, gradients, lend, lendings
 
 _config: Any = jax.config
@@ -119,15 +119,8 @@ class Compiled:
         """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up."""
         if not (_config.jax_disable_jit or is_debugging()):  # then nothing is donated anyway
             lowered = self.donating.trace(owned, others).lower()
-            _forget_refusals(self.donating)
+            forget_refusals(self.donating)
             self.calls_back = self.calls_back or _calls_back(lowered.compiler_ir("stablehlo").operation)
-
-
-def _forget_refusals(jitted: Any) -> None:
-    """Have JAX take its fast path again: with inputs for which a call has raised, as FirstRun is, it never would."""
-    clear = getattr(jitted, "_clear_cache", None)  # of the fast path; what was traced and compiled stays
-    if clear is not None:
-        clear()
 
 
 def _calls_back(operation: Any) -> bool:
@@ -280,7 +273,12 @@ class Pipeline:
         try:
             with _allowed():
                 results = jax.block_until_ready(compiled(values, others))
-                jax.effects_barrier()
+                if self.compiled.calls_back or is_debugging():
+                    jax.effects_barrier()
+        except Exception as error:
+            if self.compiled.calls_back and not isinstance(error, FirstRun):
+                forget_effects()
+            raise
         finally:
             interrupts.release()
         for cell in self.stored:
