@@ -76,7 +76,7 @@ class Shortcut:
             return False
         stream = self.stream
         if stream is not None:
-            current = random.local.stream if random.innermost_block.get() is None else random.current()
+            current: Any = random.local.stream if random.innermost_block.get() is None else random.current()
             if stream is not current or stream.cell.stored.sharding != self.sharding:
                 return False
         for place, reference in self.objects:
