@@ -71,36 +71,50 @@ def _is_known() -> bool:
 
 
 def _is_faulty(jaxpr: Any) -> bool:
+    readers: dict[Any, list[Any]] = {}  # of each maximum and what comes of it, made when there is one
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name in ("jit", "pjit") and eqn.params.get("name") in _OURS:
             continue
         if name in _LOSING:
-            if eqn.invars[0].aval.dtype in (jnp.float32, jnp.float64) and not _only_shifts(jaxpr, eqn.outvars[0]):
+            readers = readers or _readers(jaxpr)
+            if eqn.invars[0].aval.dtype in (jnp.float32, jnp.float64) and not _only_shifts(readers, eqn.outvars[0]):
                 return True
         elif name == "dot_general":
             if _is_small_product(eqn):
                 return True
-        elif any(_RANK <= getattr(var.aval, "ndim", 0) for var in eqn.invars):
-            if any(jnp.issubdtype(var.aval.dtype, jnp.floating) for var in eqn.invars):
-                return True
+        elif any(map(_has_many_axes, eqn.invars)):
+            return True
         if any(_is_faulty(inner) for inner in jax_core.jaxprs_in_params(eqn.params)):
             return True
     return False
 
 
-def _only_shifts(jaxpr: Any, var: Any) -> bool:
-    """Whether a maximum is used for nothing but to subtract it from the numbers that it is of, and no gradient."""
-    if var in jaxpr.outvars:
-        return False
+def _readers(jaxpr: Any) -> dict[Any, list[Any]]:
+    """The equations that read each variable; None for those who get the results."""
+    readers: dict[Any, list[Any]] = {}
+    for var in jaxpr.outvars:
+        if isinstance(var, jax_core.Var):
+            readers.setdefault(var, []).append(None)
     for eqn in jaxpr.eqns:
-        if var in [v for v in eqn.invars if isinstance(v, jax_core.Var)] and eqn.primitive.name not in (
-            "stop_gradient",
-            "is_finite",
-        ):
-            if eqn.primitive.name not in _PASSING or not _only_shifts(jaxpr, eqn.outvars[0]):
+        for var in eqn.invars:
+            if isinstance(var, jax_core.Var):
+                readers.setdefault(var, []).append(eqn)
+    return readers
+
+
+def _only_shifts(readers: dict[Any, list[Any]], var: Any) -> bool:
+    """Whether a maximum is used for nothing but to subtract it from the numbers that it is of, and no gradient."""
+    for eqn in readers.get(var, ()):
+        name = None if eqn is None else eqn.primitive.name
+        if name not in ("stop_gradient", "is_finite"):
+            if name not in _PASSING or not _only_shifts(readers, eqn.outvars[0]):
                 return False
     return True
+
+
+def _has_many_axes(var: Any) -> bool:
+    return len(getattr(var.aval, "shape", ())) >= _RANK and jnp.issubdtype(var.aval.dtype, jnp.floating)
 
 
 def _is_small_product(eqn: Any) -> bool:

@@ -299,3 +299,35 @@ def test_large_arrays_keep_their_dtype_in_eager_calls():
 def test_functions_are_pickled_by_their_public_names():
     assert pickle.loads(pickle.dumps(nn.functional.relu)) is nn.functional.relu  # noqa: S301
     assert pickle.loads(pickle.dumps(nn.init.uniform_)) is nn.init.uniform_  # noqa: S301
+
+
+@pytest.mark.parametrize("module", [nn.functional, nn.init], ids=["functional", "init"])
+def test_every_public_function_owns_its_arguments(module):
+    functions = {name: f for name, f in vars(module).items() if callable(f) and not name.startswith("_")}
+    mine = {name: f for name, f in functions.items() if getattr(f, "__module__", "") == module.__name__}
+    assert len(mine) > 20 and all(f.__wrapped__.__name__ == name for name, f in mine.items())
+    inside = [name for name, f in functions.items() if f.__module__.startswith(f"{module.__name__}.")]
+    assert not inside, "public, and not wrapped"
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_what_a_closure_is_given_is_copied(reuse):
+    """LBFGS calls its closure several times in a step; each call is given the buffer, and overwrites it."""
+    model = nn.Linear(784, 1, bias=False, key=jax.random.key(0))
+    opt, found = optim.LBFGS([model], lr=0.1, max_iter=3), []
+    batch = np.random.default_rng(0).normal(size=(512, 784)).astype(np.float32)
+
+    def loss_fn(model, x):
+        return (model(x) ** 2).mean()
+
+    def closure():
+        buffer = batch.copy()
+        opt.zero_grad()
+        loss = mt.backward(loss_fn, model, buffer)
+        if reuse:
+            buffer[:] = 1e6
+        found.append(float(loss))
+        return loss
+
+    opt.step(closure)
+    assert len(found) > 1 and max(found) < 10

@@ -80,8 +80,8 @@ def fused(problem: MLP, from_numpy: bool = False) -> Side:
 
     `from_numpy`: the data come in NumPy arrays at each call, which JAX may read after it has returned.
     """
-    params, *on_device = load(problem)
-    x, y = problem.data() if from_numpy else on_device
+    params, *batch = load(problem)
+    x, y = problem.data() if from_numpy else batch
     compiled = jax.jit(lambda params, x, y, lr: train_step(params, x, y, lr), donate_argnums=0)
     lr = learning_rate(on_device=True)
 
