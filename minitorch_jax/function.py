@@ -243,7 +243,7 @@ class Function:
             program = self._program_for(self._key(args, walks, lifted, alias, followed), followed)
             if program is None:
                 known = list(map(id, args.objects))
-                traced, lifted, followed = self._trace(args, reached, followed)
+                traced, lifted, followed = self._traced(args, reached, followed)
                 if known != list(map(id, args.objects)):
                     walks = [walk_of(obj) for obj in args.objects]
                     lifted, alias = self._unique(walks)
@@ -262,7 +262,7 @@ class Function:
             _keep(binding, bindings, kept[0])
             return binding
 
-    def _trace(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
+    def _traced(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
         """Trace a call, add to its objects what the trace has met; note what values the function itself has changed."""
         for _ in range(_MAX_TRACES):
             draws = random_state(followed.generators)
