@@ -208,7 +208,7 @@ def shapes_of(made, inputs, call):
     """Of what a function gives, or a layer, which may change itself."""
     if isinstance(made, mt.Module):
         made.train("Norm" in type(made).__name__)  # nothing may be drawn
-        return jax.eval_shape(lambda made, inputs: made(*inputs, **call), made, inputs)
+        return jax.eval_shape(lambda made, inputs: (made(*inputs, **call), made), made, inputs)[0]
     return jax.eval_shape(lambda: made(*inputs, **call))
 
 
@@ -242,6 +242,31 @@ def outcome(case, dtype, layer_dtype=None):
     except (TypeError, ValueError) as error:
         return str(error)
     return [str(x.dtype) for x in jax.tree.leaves(out)]
+
+
+@pytest.mark.parametrize("functions", [True, False])
+def test_no_constant_is_of_sixty_four_bits(functions):
+    """With JAX's 64 bits on, float32 stays float32, and float64 float64, in everything."""
+    with jax.enable_x64(True):
+        for case in first_cases(functions):
+            for dtype in ("float32", "float64"):
+                expected = outcome_in_torch(case, dtype)
+                if expected is None or not any(map(floating, jax.tree.leaves(theirs_of(case.inputs)))):
+                    continue
+                got = outcome(case, dtype)
+                floats = [name for name in expected if name.startswith("float")]
+                assert not isinstance(got, str), f"{case.name} of {dtype}: {got}"
+                assert [name for name in got if name.startswith("float")] == floats, f"{case.name} of {dtype}"
+
+
+def test_ctc_has_all_digits_of_float64():
+    log_p = np.log(np.random.default_rng(0).dirichlet(np.ones(4), (6, 2)))
+    labels, lengths = np.array([[1, 2], [3, 1]]), ((6, 6), (2, 2))
+    expected = TF.ctc_loss(torch.tensor(log_p), torch.tensor(labels), *lengths)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # of integers
+        got = jax.jit(lambda log_p: F.ctc_loss(log_p, jnp.asarray(labels), *lengths))(jnp.asarray(log_p))
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 # They move numbers about or compare them, whatever these are; torch has not written that for all integers.
@@ -292,7 +317,7 @@ def test_numpys_float64_and_weak_types_fit_any_layer(case):
     expected = shapes_of(made, inputs, call)
     inputs, call = cast((case.inputs, case.call), np.float64, lambda a, d: a.astype(d))
     inputs, call = jax.tree.map(lambda a: a if is_float(a) else jnp.asarray(a), (inputs, call))
-    got = jax.eval_shape(lambda made: made(*inputs, **call), made)  # NumPy's arrays themselves
+    got, _ = jax.eval_shape(lambda made: (made(*inputs, **call), made), made)  # NumPy's arrays themselves
     assert jax.tree.map(lambda a: a.dtype, got) == jax.tree.map(lambda a: a.dtype, expected)
     if case.name.startswith(("Linear", "Conv", "LSTM", "GRU", "RNN", "Bilinear", "PReLU")):
         made.astype(jnp.bfloat16)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .dtypes import wide
 from .loss import reduced
 
 _NEVER = -1e30  # the logarithm of 0: finite, so that gradients hold no NaN, and beyond every real one
@@ -25,7 +26,7 @@ def ctc_loss(
 ) -> jax.Array:
     """-log of the probability of all alignments of a sequence of labels with a longer sequence of predictions.
 
-    The recursion over time runs in float32 whatever the dtype of the input, as one `lax.scan`.
+    The recursion over time runs in float32 at least, as one `lax.scan`.
 
     Args:
         log_probs: log-probabilities (of `log_softmax`), `(T, N, C)`, or `(T, C)`.
@@ -73,7 +74,7 @@ def ctc_loss(
     wrong = (real & ((labels < 0) | (labels >= classes))).any(1)
     wrong |= (inputs < 0) | (inputs > time) | (lengths < 0) | (lengths > labels.shape[1])
     labels = jnp.where(real, labels, blank)
-    loss = _negative_log_likelihood(log_probs.astype(jnp.float32), labels, inputs, lengths, int(blank))
+    loss = _negative_log_likelihood(wide(log_probs), labels, inputs, lengths, int(blank))
     loss = jnp.where(loss > -0.5 * _NEVER, 0 if zero_infinity else jnp.inf, loss)
     loss = jnp.where(wrong, jnp.nan, loss).astype(log_probs.dtype)
     if reduction == "mean":
@@ -127,7 +128,7 @@ def _negative_log_likelihood(
         new = top + jnp.log(jnp.exp(alpha - top) + jnp.exp(one - top) + jnp.exp(two - top)) + log_p
         return jnp.where(t < input_lengths[:, None], new, alpha), None
 
-    start = jnp.full(states.shape, _NEVER).at[:, 0].set(0)  # before the first prediction
+    start = jnp.full(states.shape, _NEVER, log_probs.dtype).at[:, 0].set(0)  # before the first prediction
     alpha, _ = jax.lax.scan(step, start, (jnp.arange(len(emitted)), emitted))
     last = jnp.take_along_axis(alpha, 2 * target_lengths[:, None], 1, mode="clip")[:, 0]
     label = jnp.take_along_axis(alpha, jnp.maximum(2 * target_lengths - 1, 0)[:, None], 1, mode="clip")[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -32,6 +33,11 @@ def wide(array: Any) -> jax.Array:
     return jnp.asarray(array, wide_dtype(_dtype(array)))
 
 
+def _are_alike(arrays: Iterable[Any]) -> bool:
+    """True if all that is not None has one dtype: nearly always, and quickly found out."""
+    return len({getattr(array, "dtype", None) for array in arrays if array is not None}) == 1
+
+
 def promoted_dtype(*arrays: Any) -> Any:
     """The dtype that arrays, dtypes and numbers have in common by torch's rules.
 
@@ -43,6 +49,8 @@ def promoted_dtype(*arrays: Any) -> Any:
 
 def promoted(*arrays: Any) -> list[jax.Array]:
     """The arrays in the dtype that they have in common."""
+    if _are_alike(arrays) and all(isinstance(array, jax.Array) for array in arrays):
+        return list(arrays)
     dtype = promoted_dtype(*arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
 
@@ -57,6 +65,8 @@ def promoted_to_floats(*arrays: Any) -> list[jax.Array]:
 
 def of_one_dtype(name: str, **arrays: Any) -> list[Any]:
     """The arrays, or None for None, if all are of one dtype; numbers and weakly typed arrays take that of the others."""
+    if _are_alike(arrays.values()):
+        return list(arrays.values())
     dtypes = {dtype for array in arrays.values() if (dtype := _own_dtype(array)) is not None}
     if len(dtypes) > 1:
         raise _mismatch(f"{name} takes arrays of one dtype; got {', '.join(sorted(map(str, dtypes)))}", arrays)
@@ -72,6 +82,8 @@ def with_dtype(array: Any, dtype: Any = None) -> Any:
 
 def check_parameters(name: str, input: jax.Array, **arrays: Any) -> None:
     """Raise unless the parameters of a normalisation have the input's dtype, or float32 where the input has fewer bits."""
+    if _are_alike((input, *arrays.values())):
+        return
     own = _own_dtype(input)
     given = {dtype for array in arrays.values() if (dtype := _own_dtype(array)) is not None}
     if own is None or not given or given in ({own}, {wide_dtype(own)}):

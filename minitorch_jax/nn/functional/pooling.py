@@ -86,7 +86,7 @@ def avg_pool(
             low, high = (0, size + 2 * before) if count_include_pad else (before, before + size)
             rows = frame.rows(axis)
             counts = counts[..., None] * ((rows >= low) & (rows < high)).sum(1)
-        divisor = counts.flat[0] if (counts == counts.flat[0]).all() else jnp.asarray(counts, sums.dtype)
+        divisor = float(counts.flat[0]) if (counts == counts.flat[0]).all() else jnp.asarray(counts, sums.dtype)
         return (sums / divisor).astype(x.dtype)
 
     return over_batch(batch, input, ndim, name)

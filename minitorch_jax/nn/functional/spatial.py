@@ -55,7 +55,7 @@ def over_batch(function: Callable[..., Any], input: jax.Array, ndim: int, name: 
     return jax.tree.map(lambda out: out[0], function(input[None]))
 
 
-def floating(input: jax.Array, name: str, what: str = "input") -> None:
+def floating(input: Any, name: str, what: str = "input") -> None:
     """An error for an input of integers."""
     dtype = input.dtype if isinstance(input, jax.Array) else jnp.result_type(input)
     if not jnp.issubdtype(dtype, jnp.floating):
