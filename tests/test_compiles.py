@@ -51,10 +51,14 @@ def test_a_third_step_of_lbfgs_compiles_nothing():
     layer, x = nn.Linear(2, 2, key=jax.random.key(0)), jnp.ones((3, 2))
     opt = optim.LBFGS([layer], lr=0.1, max_iter=2)
 
+    def closure():
+        opt.zero_grad()
+        return mt.backward(loss_fn)
+
     def loss_fn():
         return (layer(x) ** 2).mean()
 
-    check_later_calls("a step", lambda: opt.step(loss_fn))
+    check_later_calls("a step", lambda: opt.step(closure))
 
 
 def test_a_third_clipping_compiles_nothing():

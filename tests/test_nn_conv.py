@@ -124,7 +124,7 @@ REFUSALS = [
     Refusal("CircularPad1d", (4,), inputs=(numbers(1, 2, 3),), match=r"at most \(3,\) numbers"),
     Refusal("ReplicationPad2d", (1,), inputs=(numbers(2, 3),), match="input of 3 or 4 dimensions"),
     Refusal("CircularPad2d", (1,), inputs=(numbers(2, 3, 4, 5, 2),), match="input of 3 or 4 dimensions"),
-    Refusal("ReplicationPad1d", (1,), inputs=(numbers(1, 2, 0),), match="nothing to repeat"),
+    Refusal("ReplicationPad1d", (1,), inputs=(numbers(1, 2, 0),), match="takes an input that is not empty"),
     Refusal("ZeroPad2d", ((1, 2, 3),), inputs=(numbers(2, 3),), match="integer or a tuple of 4"),
     Refusal("ZeroPad1d", (-2,), inputs=(numbers(2, 3),), match="takes off more"),
     Refusal("pad", ((1, 2, 3),), inputs=(numbers(2, 3),), match="two numbers for each"),

@@ -12,7 +12,7 @@ class PairwiseDistance(Module):
     """‖x1 - x2 + eps‖_p along the last axis.
 
     Args:
-        p: of the norm, at least 0, `math.inf` included.
+        p: of the norm, `math.inf` and `-math.inf` included.
         eps: added to every difference.
         keepdim: whether to keep the last axis, of size 1.
 

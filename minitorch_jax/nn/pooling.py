@@ -73,7 +73,7 @@ class MaxPool2d(_MaxPool):
 
     Args:
         kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None is `kernel_size`.
+        stride: how far the windows move; None, or (), is `kernel_size`.
         padding: how far they reach over the edges, where nothing is; at most half of the windows.
         dilation: how far apart the numbers of a window are.
         return_indices: whether to give the places of the maxima as well, int32, in the flattened H W.
@@ -166,8 +166,9 @@ class AvgPool1d(_Pool):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> None:
-        step = step_of(stride, kernel_size)
-        self._set_up(sizes(kernel_size, 1, "kernel_size"), sizes(step, 1, "stride"), sizes(padding, 1, "padding"))
+        given = kernel_size if stride is None else stride
+        step = sizes(given, 1, "stride") if step_of(stride, kernel_size) is given else ()
+        self._set_up(sizes(kernel_size, 1, "kernel_size"), step, sizes(padding, 1, "padding"))
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
     def forward(self, input: jax.Array) -> jax.Array:
@@ -205,7 +206,7 @@ class AvgPool2d(_AvgPool):
 
     Args:
         kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None is `kernel_size`.
+        stride: how far the windows move; None, or (), is `kernel_size`.
         padding: zeros on both sides of each axis; at most half of the windows.
         ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
         count_include_pad: whether the zeros count in the mean.
@@ -267,7 +268,7 @@ class LPPool2d(_LPPool):
     Args:
         norm_type: p, not 0; infinity gives the maximum of |x|.
         kernel_size: of the windows, a number or one for each axis.
-        stride: how far the windows move; None is `kernel_size`.
+        stride: how far the windows move; None, or (), is `kernel_size`.
         ceil_mode: whether a last window may reach over the end.
 
     Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating.

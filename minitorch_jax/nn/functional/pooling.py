@@ -141,7 +141,7 @@ def max_pool2d(
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
         kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None is `kernel_size`.
+        stride: how far the windows move; None, or (), is `kernel_size`.
         padding: how far they reach over the edges, where nothing is; at most half of the windows.
         dilation: how far apart the numbers of a window are.
         ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
@@ -203,7 +203,7 @@ def avg_pool2d(
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`, floating.
         kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None is `kernel_size`.
+        stride: how far the windows move; None, or (), is `kernel_size`.
         padding: zeros on both sides of each axis; at most half of the windows.
         ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
         count_include_pad: whether the zeros count in the mean.
@@ -255,7 +255,7 @@ def lp_pool2d(
         input: `(N, C, H, W)` or `(C, H, W)`, floating.
         norm_type: p, not 0; infinity gives the maximum of |x|, minus infinity the minimum.
         kernel_size: of the windows, a number or one for each axis.
-        stride: how far the windows move; None is `kernel_size`.
+        stride: how far the windows move; None, or (), is `kernel_size`.
         ceil_mode: whether a last window may reach over the end.
 
     Raises:
