@@ -301,8 +301,8 @@ def _unknown(length: int) -> Any:
 def _split(number: Any, dtype: Any) -> tuple[Any, Any]:
     """A number, or an array of them, in a dtype, and what it lost by that."""
     if isinstance(number, jax.core.Tracer):
-        rounded = number.astype(dtype)
-        return rounded, (number - rounded.astype(number.dtype)).astype(dtype)
+        traced = number.astype(dtype)
+        return traced, (number - traced.astype(number.dtype)).astype(dtype)
     exact = np.asarray(number, float)
     rounded = exact.astype(dtype)
     return rounded, (exact - rounded).astype(dtype)
