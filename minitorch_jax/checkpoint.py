@@ -43,7 +43,7 @@ def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
 
     Example:
         >>> import os, tempfile
-        >>> import minitorch_jax as mt
+        >>> import jax.numpy as jnp, minitorch_jax as mt
         >>> from minitorch_jax import nn, optim
         >>> model = nn.Linear(2, 1)
         >>> opt = optim.SGD([model], lr=0.1, momentum=0.9)

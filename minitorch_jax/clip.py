@@ -203,5 +203,6 @@ def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> An
             raise ValueError(
                 f"{name}: {argument} must be finite{'' if low is None else f' and >= {low:g}'}; got {value!r}"
             )
-        return jax.device_put(np.float32(number))
+        with cells.constants():
+            return jnp.asarray(np.float32(number))
     return value.astype(jnp.float32)

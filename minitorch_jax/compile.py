@@ -216,8 +216,9 @@ def jit(
 
     Raises:
         TypeError, ValueError: for options that do not fit the function's signature.
-        TraceError: when called, if a static attribute of a module (such as `training`) ends up changed, or a setting of an
-            optimizer that needs a state (momentum, say) goes from 0 to something else.
+        TraceError: when called, if a static attribute of a module (such as `training`) ends up changed, or an optimizer is
+            given a schedule, a flag or other modules, or a setting that needs a state (momentum, say) goes from 0 to
+            something else. (Numbers may be assigned: each call does so, for each optimizer that it is called with.)
 
     Example:
         >>> import jax, jax.numpy as jnp, minitorch_jax as mt
