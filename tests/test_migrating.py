@@ -18,12 +18,14 @@ import optax
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from oracle import HAS_TORCH, NEEDS_TORCH
 from oracle import actual as torch
 from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
+of_torch = pytest.mark.skipif(not HAS_TORCH, reason=NEEDS_TORCH)
 torch.set_num_threads(1)  # arrays are tiny: a second thread would only wait
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -220,7 +222,7 @@ ADAPTERS = (DOCS / "adapters.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", ADAPTERS, flags=re.S | re.M))
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", [pytest.param("torch", marks=of_torch) if n == "torch" else n for n in SECTIONS])
 def test_the_examples_of_an_adapter_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -274,7 +276,7 @@ def default(function: Any, name: str) -> Any:
         (jax.nn.gelu, "approximate", True),
         (nn.functional.gelu, "approximate", "none"),
         (optax.adamw, "weight_decay", 1e-4),
-        (torch.optim.AdamW, "weight_decay", 0.01),
+        pytest.param(torch.optim.AdamW, "weight_decay", 0.01, marks=of_torch),
         (optim.AdamW, "weight_decay", 0.01),
         (optax.rmsprop, "decay", 0.9),
         (optax.rmsprop, "eps_in_sqrt", True),
