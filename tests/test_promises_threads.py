@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 from training import within
 
 import minitorch_jax as mt
@@ -93,8 +93,9 @@ def training(train: Callable[[], Any]) -> Iterator[threading.Thread]:
 
     def run() -> None:
         try:
-            while not stop.is_set():
-                train()
+            for _ in range(2500):  # float32 is exact for as many steps
+                if not stop.is_set():
+                    train()
         except BaseException as error:  # noqa: BLE001
             errors.append(error)
 
@@ -115,7 +116,7 @@ def is_of_one_moment(small: Any, large: Any, momentum: Any = None, steps: Any = 
     assert set(np.unique(small)) == set(np.unique(large))
     if momentum is not None:
         assert set(np.unique(momentum)) == {steps}
-        assert_allclose(np.asarray(small), -steps * (steps + 1) / 2, rtol=5e-5)  # a step more or less is 2 / steps
+        assert set(np.unique(small)) == {-steps * (steps + 1) / 2}
 
 
 def of_copy(opt: Any) -> tuple[Any, ...]:
@@ -138,7 +139,7 @@ def test_what_is_read_beside_training_stays_and_is_of_one_moment(form: str, tmp_
     kept: list[tuple[Any, Any]] = []
     with training(FORMS[form](net, opt)):
         end = time.monotonic() + 0.7
-        while time.monotonic() < end:
+        while time.monotonic() < end and opt.num_steps < 5000:
             for _ in range(20):
                 array = net.large if len(kept) % 2 else net.parameters()[0]
                 kept.append((array, np.array(array)))
