@@ -70,6 +70,10 @@ class Followed:
         self.large: dict[str, Any] = {}  # NumPy arrays of which only the identity counts
         self.generators: dict[str, Any] = {}  # of random numbers
         self.cut: list[str] = []  # where the search ended
+        self.num_by_name = (
+            0  # of the places and the arrays, the first ones: those not found by way of a module or optimizer
+        )
+        self.num_arrays_by_name = 0
         self.names = Names()
 
     @property
@@ -192,6 +196,7 @@ class _Search:
         self.seen: dict[int, str] = {}  # by id: the path at which it was found first
         self.alive: list[Any] = []  # so that no id is used twice
         self.objects: dict[int, int] = {}
+        self.pending: list[Any] = []  # modules and optimizers to be looked into
         self.classes: set[tuple[type, bool]] = set()
         self.namespaces: dict[type, Any] = {}
         self.home = ""
@@ -203,7 +208,11 @@ class _Search:
         self.callable(fn, "", 0, False, root=True)
         for i, value in enumerate(values):
             self.value(value, f"argument {i}", None, 0)
-        for obj in objects:
+        found = self.found
+        found.num_by_name, found.num_arrays_by_name = len(found.places), len(found.arrays)
+        self.pending[:0] = objects
+        while self.pending:
+            obj = self.pending.pop(0)
             self.object(obj, type(obj).__name__)
 
     def is_library(self, module: Any, code: types.CodeType | None = None) -> bool:
@@ -240,7 +249,7 @@ class _Search:
             self.found.places.append(place)
         if holds_state(value):
             entries[path] = "object", self.objects.setdefault(id(value), len(self.objects))
-            self.object(value, type(value).__name__)
+            self.pending.append(value)
             return
         known = constant(value)
         if known is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -74,9 +75,13 @@ class Function:
         self.lock = threading.RLock()
         self.latest = _Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
-        self.reads: weakref.WeakKeyDictionary[Binding, Reads] = weakref.WeakKeyDictionary()
+        self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()
         self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
         self.found: _Found | None = None  # made at the first call: names may be bound after the function is defined
+
+    def __del__(self) -> None:
+        for binding in list(self.bound):  # they may live as long as their modules, and would keep what was read
+            binding.reads = None
 
     def look(self, fn: Callable[..., Any]) -> _Found:
         """Find by name what `fn` reaches by closure."""
@@ -88,6 +93,12 @@ class Function:
         """Find what a call reads by name, besides modules and optimizers."""
         fn = getattr(args.fn, "stands_for", args.fn)  # a wrapper of ours: what it reads is the user's
         return follow(fn, args.statics(), args.objects, self.own_changes)
+
+    def _follow_again(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reached: list[Any]) -> Followed:
+        """What a call that is about to be traced reads by name."""
+        call = Arguments(fn, args, kwargs)
+        call.objects += reached
+        return self.follow(call)
 
     def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
         """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding.
@@ -122,7 +133,7 @@ class Function:
                 return self._settled(run, program, fn, args, kwargs) if any(program.settings) else run(), binding
         except FirstRun:
             pass
-        now.call = fn, args, kwargs, reached, binding.cells, self.reads[binding].followed
+        now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
         results: Any = None
         try:
             run = partial(binding.pipeline.run_first, others, safe_to_donate(donated, others))
@@ -158,7 +169,7 @@ class Function:
         others = list(map(get_stored, binding.read)), data
         owned = [*map(get_stored, binding.pipeline.owned), *donated]
         now = binding.program.now
-        now.call = fn, args, kwargs, reached, binding.cells, self.reads[binding].followed
+        now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
         try:
             return binding.pipeline.compiled.donating.lower(owned, others)
         except _SIGNALS as signal:
@@ -187,37 +198,37 @@ class Function:
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Binding, tuple[Any, ...], list[Any]]:
-        """The long way: take the arguments apart, walk the objects if their structure may have changed, compare."""
+        """The long way: take the arguments apart, walk the objects if their structure may have changed, compare.
+
+        Gives the binding, the data with what is read by name at their end, and the objects that are no arguments.
+        """
         call = Arguments(fn, args, kwargs)
         own = len(call.objects)
         reached = self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
         key = self._binding_key(call)
         binding: Any = walks[0].bindings.get(key)
-        reads: Any = None if binding is None else self.reads.get(binding)
         named = None
-        if reads is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
-            named = None if reads.watch.rebound() else self._read(binding, reads)
+        if binding is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
+            if binding.reads is not None and not binding.reads.rebound():
+                named = self._read(binding)
         while named is None:  # more than once only if another thread rebinds an array at this moment
             binding = self._bind_slowly(call, reached, walks)
-            walks, reads = [walk_of(obj) for obj in call.objects], self.reads[binding]
-            named = self._read(binding, reads)
+            walks = [walk_of(obj) for obj in call.objects]
+            named = self._read(binding)
         simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
         if simple and not reached.met and not self.met:
             watched = [walk for walk in walks if walk.watched]
-            self.latest.shortcut = Shortcut(call.template, args, reached.stream, reads, watched, binding)
+            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding)
         return binding, (*call.data, *named), call.objects[own:]
 
-    def _read(self, binding: Binding, reads: Reads) -> tuple[Any, ...] | None:
+    def _read(self, binding: Binding) -> tuple[Any, ...] | None:
         """The arrays that a bound program reads by name; None if it has to be bound anew."""
         partition = binding.program.version[1]
         if binding.partition is not partition:
             binding.regroup()
-        if reads.partition is not partition:
-            if not reads.followed.fits(partition.named, {}):
-                return None
-            reads.regroup(partition)
-        return reads.fetch()
+        named: tuple[Any, ...] | None = binding.reads.fetch() if binding.reads.partition is partition else None
+        return named
 
     def add_reached(self, args: Arguments) -> _Reached:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
@@ -256,7 +267,8 @@ class Function:
                     )
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
-            self.reads[binding] = Reads(followed, reached.places, binding.partition)
+            binding.reads = Reads(followed, reached.places, binding.partition, _keeper(args))
+            self.bound.add(binding)
             bindings, kept = walks[0].bindings, list[Any]()
             kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
             _keep(binding, bindings, kept[0])
@@ -321,6 +333,19 @@ def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:
 
 _MAX_BINDINGS = 64
 _MAX_TRACES = 3
+
+
+def _keeper(args: Arguments) -> Any:
+    """Where a function or method that is a static argument keeps what calls read by way of it: it goes with that."""
+    for value in args.statics():
+        if isinstance(value, types.FunctionType | types.MethodType):
+            kept = kept_for(getattr(value, "__self__", value))
+            if kept is not None:
+                return kept.setdefault(_READS, deque(maxlen=_MAX_READS))
+    return None
+
+
+_READS, _MAX_READS = "reads", 8
 
 
 def _devices(args: Arguments) -> Any:

@@ -218,7 +218,8 @@ class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
     __slots__ = (
-        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "looked", "__weakref__"),
+        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "looked", "reads"),
+        "__weakref__",
     )
 
     def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
@@ -231,6 +232,7 @@ class Binding:
         self.cells = lifted
         self.stored = stored_cells(lifted)
         self.looked: object = None  # see `habits.look`
+        self.reads: Any = None  # what the function reads by name (`shortcut.Reads`), as long as there is the function
         self.regroup()
 
     def regroup(self) -> None:

@@ -18,35 +18,74 @@ from .stateful import Walk
 from .watch import BINARY, GONE, Place, Watch
 
 
+class Part:
+    """Places of what is read by name: those that are watched, and those of the arrays that are a program's inputs."""
+
+    __slots__ = ("watch", "looks", "__weakref__")
+
+    def __init__(self, places: list[Place], arrays: dict[str, Place], inputs: set[str]) -> None:
+        self.watch = Watch([*places, *(place for path, place in arrays.items() if path not in inputs)])
+        self.looks = {path: _looking(place) for path, place in arrays.items() if path in inputs}
+
+
 class Reads:
-    """What a bound program reads by name: what is watched, and the places of the arrays that are its inputs."""
+    """What a bound program reads by name.
 
-    __slots__ = ("followed", "watch", "inputs", "again", "partition")
+    It lies with the binding, and so with a module. What static arguments lead to may not live as long as that: with a
+    `keeper`, the place where those arguments keep things, that part lies there.
+    """
 
-    def __init__(self, followed: Followed, places: list[Place], partition: Partition) -> None:
-        self.followed = followed
-        self.watch = Watch(
-            [*places, *followed.places, *(followed.arrays[path] for path in followed.others(partition.named))]
-        )
-        self.regroup(partition)
+    __slots__ = ("watch", "inputs", "again", "partition", "_looks", "_outer")
 
-    def regroup(self, partition: Partition) -> None:
-        """Take what another partition of the program reads."""
-        groups = [[self.followed.place_of(path) for path in group] for group in partition.named]
-        self.partition = partition
-        self.inputs = [_looking(group[0]) for group in groups]
-        self.again = [(i, _looking(place)) for i, group in enumerate(groups) for place in group[1:]]
+    def __init__(self, followed: Followed, places: list[Place], partition: Partition, keeper: Any = None) -> None:
+        inputs = {path for group in partition.named for path in group}
+        for path in inputs:
+            followed.place_of(path)  # an item of a long container becomes one of the arrays
+        all_places, arrays = [*places, *followed.places], list(followed.arrays.items())
+        self._outer = None
+        if keeper is not None:
+            cut, arrays_cut = len(places) + followed.num_by_name, followed.num_arrays_by_name
+            outer = Part(all_places[:cut], dict(arrays[:arrays_cut]), inputs)
+            keeper.append(outer)
+            self._outer = weakref.ref(outer)
+            all_places, arrays = all_places[cut:], arrays[arrays_cut:]
+        own = Part(all_places, dict(arrays), inputs)
+        self.watch, self._looks, self.partition = own.watch, own.looks, partition
+        self.inputs: list[Any] = []
+        self.again: list[Any] = []
+        if keeper is None:
+            self.inputs, self.again = _in_order(partition, own.looks)
+
+    def rebound(self) -> bool:
+        """True if anything else is there by now."""
+        if self._outer is not None:
+            outer = self._outer()
+            if outer is None or outer.watch.rebound():
+                return True
+        return self.watch.rebound()
 
     def fetch(self) -> tuple[Any, ...] | None:
         """The inputs as they are now; None if any is no array of JAX's, or one that had two names has become two."""
+        inputs, again = self.inputs, self.again
+        if self._outer is not None:
+            outer = self._outer()
+            if outer is None:
+                return None
+            inputs, again = _in_order(self.partition, {**outer.looks, **self._looks})
         try:
-            arrays = tuple([look() for look in self.inputs])
-            for i, look in self.again:
+            arrays = tuple([look() for look in inputs])
+            for i, look in again:
                 if look() is not arrays[i]:
                     return None
         except GONE:
             return None
         return arrays if all(map(is_concrete, arrays)) else None
+
+
+def _in_order(partition: Partition, looks: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The inputs of a program, and what must be the same array as one of them."""
+    again = [(i, looks[path]) for i, group in enumerate(partition.named) for path in group[1:]]
+    return [looks[group[0]] for group in partition.named], again
 
 
 def _looking(place: Place) -> Callable[[], Any]:
@@ -68,7 +107,6 @@ class Shortcut:
         "data",
         "stream",
         "sharding",
-        "reads",
         "watched",
         "binding",
         "settled",
@@ -80,7 +118,6 @@ class Shortcut:
         template: tuple[Any, ...],
         args: tuple[Any, ...],
         stream: Any,
-        reads: Reads,
         watched: list[Walk],
         binding: Binding,
     ) -> None:
@@ -92,14 +129,15 @@ class Shortcut:
         self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
         self.stream: Any = stream if binding.takes(stream.cell) else None
         self.sharding = getattr(stream.cell.stored, "sharding", None)  # of the stream, which goes from device to device
-        self.reads, self.watched = reads, list(map(weakref.ref, watched))
+        self.watched = list(map(weakref.ref, watched))
         self.binding = weakref.ref(binding)
         self.settled: object = None
         self.gradients: object = None
 
     def applies(self, args: tuple[Any, ...]) -> bool:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
-        if len(args) != self.count or self.reads.watch.rebound():
+        binding = self.binding()
+        if binding is None or len(args) != self.count or binding.reads is None or binding.reads.watch.rebound():
             return False
         stream = self.stream
         if stream is not None:
@@ -123,8 +161,9 @@ class Shortcut:
         if binding is None:
             return None
         data = owned_data(args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data]))
-        if self.reads.inputs:
-            named = self.reads.fetch()
+        reads = binding.reads
+        if reads is not None and reads.inputs:
+            named = reads.fetch()
             if named is None:
                 return None
             data += named

@@ -52,6 +52,7 @@ _OURS = ("largest", "largest_in_windows")
 _LOSING = ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
 # What a maximum may pass through on its way to `stop_gradient`, as in softmax, where a NaN that it has lost comes in again.
 _PASSING = ("broadcast_in_dim", "reshape", "squeeze", "select_n", "max", "convert_element_type", "expand_dims")
+_MANY = 2**14  # vectors: half as many as are multiplied wrongly
 _RANK = 7  # from which on products that are reduced crash
 
 
@@ -119,10 +120,11 @@ def _has_many_axes(var: Any) -> bool:
 
 def _is_small_product(eqn: Any) -> bool:
     """Whether a product is that of a matrix of 2 or 3 rows of 3 numbers with many vectors."""
-    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
+    (contracted, of_vectors), (batch, batch_of_vectors) = eqn.params["dimension_numbers"]
+    shape, vectors = (var.aval.shape for var in eqn.invars)
     rows = math.prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))
-    return _size(shape, contracted) == 3 and rows in (2, 3)
+    count = math.prod(n for i, n in enumerate(vectors) if i not in (*of_vectors, *batch_of_vectors))
+    return _size(shape, contracted) == 3 and rows in (2, 3) and count >= _MANY
 
 
 def _size(shape: Sequence[int], axes: Sequence[int]) -> int:

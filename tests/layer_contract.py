@@ -421,6 +421,7 @@ class LayerContract:
             pytest.fail("submodules differ")
         self.check(trained, training=True)
 
+    @pytest.mark.filterwarnings("ignore:.*holds more than is looked through")  # the oracle's record
     def test_eager_code_and_mt_jit_give_the_same(self, first: Case) -> None:
         """As plain jax.jit does, which the tests above compare with torch: outputs, state, and gradients."""
         training = not first.random

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from layer_contract import (
     Case,
     LayerContract,
@@ -17,6 +16,7 @@ from layer_contract import (
     ours_of,
     theirs_of,
 )
+from oracle import actual as torch
 
 from minitorch_jax import nn
 

@@ -32,11 +32,9 @@ from .groups import Group, as_list, group_modules, own_settings, split
 from .hyper import Hyperparameters
 from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
-# `_traced`: within a traced run, the modules that there were at its start. `_own_changes`: the paths of values that a
-# schedule or the rule itself changes.
+# `_traced`: within a traced run, the modules that there were at its start.
 _CACHES: dict[str, Any] = {
-    **{"_plan": None, "_planner": None, "_cached_walk": None, "_walked_plan": None, "_traced": None},
-    "_own_changes": frozenset(),
+    **{"_plan": None, "_planner": None, "_cached_walk": None, "_walked_plan": None, "_traced": None}
 }
 
 
@@ -228,8 +226,8 @@ class Optimizer(Stateful):
         else:
             others = grads, self._hyper.cell.stored
             plan.pipeline.run((*others, (), (), *extra) if extra else others)
-        if plan.reading.is_new:
-            vars(self)["_own_changes"] = plan.reading.own_changes()
+        if plan.reading.is_new and plan.reading.finds_own_changes():
+            plan.rename()
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""

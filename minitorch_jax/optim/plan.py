@@ -72,6 +72,7 @@ class Plan:
             for g in range(len(opt._lists))
         ]
         self.reading = Reading(opt)
+        self.keys: list[Any] = []  # of its programs
         self.rule = opt._form or type(opt), tuple(settings), hyper.layout, self.reading.key
         self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self, self._key(singles, len(self.params), self.owned))[1]
@@ -86,6 +87,19 @@ class Plan:
 
         structures = tuple(map(structure_of, units))
         return (*self.rule, num_native, structures, self._num_steps, placement(owned))
+
+    def rename(self) -> None:
+        """Have this plan's programs be found by what is read by name, less what the rule and schedules change themselves."""
+        before = self.rule
+        self.rule = (*before[:3], self.reading.key)
+        for key in self.keys:
+            found = _updates.get(key)
+            if found is not None:
+                _updates.set((*self.rule, *key[4:]), found)
+        for settings in before[1]:
+            jitted = _rules.get((before[0], settings.flags, before[3]))
+            if jitted is not None:
+                _rules.set((before[0], settings.flags, self.reading.key), jitted)
 
     def values(self) -> dict[str, Any]:
         """The parameters' arrays by path, frozen ones and those of NumPy included."""
@@ -353,6 +367,7 @@ _updates, _rules = Kept(), Kept()
 
 def _update_for(plan: Plan, key: Any) -> tuple[Compiled, Callable[..., Any]]:
     """The update of a structure, one for all optimizers that share it."""
+    plan.keys.append(key)
     found = _updates.get(key)
     if found is None:
         users: WeakSet[Plan] = WeakSet()

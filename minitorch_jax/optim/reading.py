@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..followed import Followed, follow
 from ..libraries import is_users_code
@@ -13,8 +15,8 @@ class Reading:
     """What the rule and the schedules of an optimizer read by name: a key of it, and whether it has changed since."""
 
     def __init__(self, opt: Any) -> None:
-        self._without: frozenset[str] = opt._own_changes  # what the rule itself changes, while it is traced
         self._functions = _functions(opt)
+        self._without = _changed_by(self._functions)  # what they change themselves, while they are traced
         self._followed: Followed | None = None
         self.key: Any = ()
         self._watch: Watch | None = None
@@ -35,16 +37,29 @@ class Reading:
         """True if any of it is another by now."""
         return self._watch is not None and self._watch.rebound()
 
-    def own_changes(self) -> frozenset[str]:
-        """After the first step: the paths at which the rule and the schedules have changed something; no longer followed."""
+    def finds_own_changes(self) -> bool:
+        """After the first step: leave out what the rule and the schedules have changed themselves. True if there is any."""
         before, after = self._followed, follow(self._functions[0], self._functions[1:], without=self._without)
         self.is_new = False
-        if before is not None and (changes := before.changed_by(after)):
+        changes = before.changed_by(after) if before is not None else set()
+        if changes:
+            for function in self._functions:
+                function = getattr(function, "__func__", function)
+                if isinstance(function, FunctionType):
+                    _own_changes[function] = _own_changes.get(function, frozenset()) | changes
             self._without |= changes
-            key = self.key
             self._look()
-            self.key, self.is_new = key, False  # that of the program that runs
-        return self._without
+            self.is_new = False
+        return bool(changes)
+
+
+_own_changes: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
+
+
+def _changed_by(functions: list[Any]) -> frozenset[str]:
+    plain = [getattr(function, "__func__", function) for function in functions]
+    known = [_own_changes.get(function, frozenset()) for function in plain if isinstance(function, FunctionType)]
+    return frozenset().union(*known)
 
 
 def _functions(opt: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """The stateless forms of layers and losses, as in torch.nn.functional."""
 
-from ...eager import own_arguments as _own_arguments
+from ... import eager as _eager
 from .activation import celu as celu
 from .activation import elu as elu
 from .activation import gelu as gelu
@@ -109,4 +109,4 @@ from .vision import pixel_shuffle as pixel_shuffle
 from .vision import pixel_unshuffle as pixel_unshuffle
 from .vision import unfold as unfold
 
-_own_arguments(globals())
+_eager.own_arguments(globals())
