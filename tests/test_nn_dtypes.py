@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_contract import is_float, ours_of, theirs_of
-from oracle import actual as torch
+from oracle import torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn
@@ -190,7 +190,8 @@ def first_cases(functions):
     found = {}
     for case in CASES:
         draws_or_has_none = case.random or not any(map(is_float, jax.tree.leaves(case.inputs)))
-        if case.is_function is functions and not (functions and draws_or_has_none):
+        is_empty = any(0 in np.shape(leaf) for leaf in jax.tree.leaves((case.inputs, case.args)))
+        if case.is_function is functions and not is_empty and not (functions and draws_or_has_none):
             found.setdefault(case.name, case)
     return list(found.values())
 

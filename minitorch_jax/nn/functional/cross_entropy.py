@@ -159,7 +159,7 @@ def cross_entropy(
     weights, log_p, target = promoted(_class_weights(input, weight, axis), log_softmax_of(input, axis), target)
     smooth = target * (1 - label_smoothing) + label_smoothing / max(input.shape[axis], 1)
     loss = -(weights * smooth * log_p).sum(axis)
-    return (loss.sum() / max(loss.size, 1)).astype(dtype) if reduction == "mean" else reduced(loss, reduction, dtype)
+    return reduced(loss, reduction, dtype)
 
 
 def linear_cross_entropy(
