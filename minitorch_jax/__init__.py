@@ -24,6 +24,7 @@ from .random import next_key as next_key
 from .random import rng as rng
 from .random import seed as seed
 from .recompiles import RecompileWarning as RecompileWarning
+from .recompiles import TracedOnceWarning as TracedOnceWarning
 from .scaling import LossScaler as LossScaler
 from .summary import summary as summary
 

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 import minitorch_jax as mt
-from minitorch_jax import RecompileWarning, nn, optim
-from minitorch_jax.recompiles import TracedOnceWarning
+from minitorch_jax import RecompileWarning, TracedOnceWarning, nn, optim
 
 
 class Notebook:
