@@ -16,6 +16,7 @@ import builtins
 import importlib.util
 import inspect
 import operator
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterator
@@ -108,7 +109,8 @@ def operate(op: str, compute: Callable[[], Any]) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             result = compute()
     except Exception as error:
-        session.done.append((op, "raised", (type(error).__name__, str(error)[:200])))
+        text = re.sub("0x[0-9a-f]+", "0x", str(error))  # an address is another one in each process
+        session.done.append((op, "raised", (type(error).__name__, text[:200])))
         raise
     noted, given = describe(result)
     session.done.append((op, "not implemented" if result is NotImplemented else "gave", noted))
