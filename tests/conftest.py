@@ -15,6 +15,7 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and versi
 
 import jax
 import jax.numpy as jnp
+import oracle
 import oracle_plugin
 import pytest
 
@@ -70,8 +71,10 @@ def few_programs():
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Layers made without a key are the same in every run, whatever ran before."""
+    """Layers made without a key are the same in every run, whatever ran before; torch's too, whose numbers are recorded."""
     mt.seed(0)
+    if oracle_plugin.HAS_TORCH:
+        oracle.real_torch().manual_seed(0)
 
 
 @pytest.fixture
