@@ -22,7 +22,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import signature, torch
+from oracle import signature, torch, unrecordable
 
 import minitorch_jax as mt
 from minitorch_jax import nn
@@ -456,6 +456,8 @@ class LayerContract:
         """A batch of none, and every other axis of size 0: both compute the same, or both refuse."""
         if every.name in MISSHAPEN:
             return
+        if every.name in LEFT:  # torch leaves memory as it is: other numbers each time
+            unrecordable()
         modal = every.name.startswith(MODAL) and not every.is_function
         for what, empty in emptied(every):
             for training in (False, True)[: 1 + modal]:

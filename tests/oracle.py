@@ -109,7 +109,7 @@ def operate(op: str, compute: Callable[[], Any]) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             result = compute()
     except Exception as error:
-        text = re.sub("0x[0-9a-f]+", "0x", str(error))  # an address is another one in each process
+        text = re.sub(r"0x[0-9a-f]+|\{[^}]*\}", "…", str(error))  # addresses and sets are others in each process
         session.done.append((op, "raised", (type(error).__name__, text[:200])))
         raise
     noted, given = describe(result)
