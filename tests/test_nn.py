@@ -333,11 +333,11 @@ def test_class_numbers_may_be_of_any_integer_type(dtype, array):
 def test_losses_keep_the_dtype_of_the_input(dtype):
     x = jnp.asarray(numbers(3, 4)).astype(dtype)
     wide = x.astype(jnp.float32)
-    for target in (jnp.array([3, 0, 2]), jnp.full((3, 4), 0.25)):
+    for target in (jnp.array([3, 0, 2]), jnp.full((3, 4), 0.25, dtype)):  # a target of other floats is promoted
         loss = F.cross_entropy(x, target)
         assert loss.dtype == dtype
         np.testing.assert_allclose(loss.astype(jnp.float32), F.cross_entropy(wide, target), rtol=0.03)
-    loss = F.mse_loss(x, jnp.zeros((3, 4)))
+    loss = F.mse_loss(x, jnp.zeros((3, 4), dtype))
     assert loss.dtype == dtype
     np.testing.assert_allclose(loss.astype(jnp.float32), (wide**2).mean(), rtol=0.03)
 

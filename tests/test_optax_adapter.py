@@ -251,7 +251,7 @@ def test_twenty_steps_give_the_parameters_and_state_of_raw_optax(name: str, how:
     assert_as_raw(name, *train(name, how))
 
 
-@pytest.mark.parametrize("name", ["optax.adamw", pytest.param("optax.lbfgs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["optax.adamw", pytest.param("optax.lbfgs", marks=MARKS["optax.lbfgs"])])
 def test_a_scan_gives_the_same(name: str) -> None:
     assert_as_raw(name, *train(name, "scan", 6), 6)
 
