@@ -1,7 +1,9 @@
 """Networks as they are written in torch, built from either library: torch's weights load by name, and training agrees."""
 
 import copy
+from contextlib import nullcontext
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -104,9 +106,9 @@ DATA = {
 }
 
 
-def pair(name, seed=0):
+def pair(name):
     """Both networks with torch's weights."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     theirs, ours = THEIRS[name](), OURS[name]()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -132,12 +134,20 @@ def test_torchs_weights_give_torchs_outputs(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.rounding] if name == "resnet18" else ()) for name in OURS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else ()) for name in OURS]
 )
 def test_twenty_steps_of_training_stay_together(name):
-    """Losses, and parameters and buffers at the end, against torch's in float64; its float32 says how far rounding goes."""
-    # From some weights the ResNet crosses a kink where float32 and float64 part: torch's own losses by 2 % with seed 0.
-    ours, theirs = pair(name, seed=1)
+    """Losses, and parameters and buffers at the end, against torch's in float64; its float32 says how far rounding goes.
+
+    The ResNet is trained in float64 here, too: it crosses kinks from which float32 goes elsewhere, by 2 % in torch itself.
+    """
+    with jax.enable_x64(True) if name == "resnet18" else nullcontext():
+        train_twenty_steps(name, jnp.float64 if name == "resnet18" else jnp.float32)
+
+
+def train_twenty_steps(name, dtype):
+    ours, theirs = pair(name)
+    ours.astype(dtype)
     start = {path: np.array(value) for path, value in ours.state_dict().items()}
     xs, classes = DATA[name]
     ys = np.random.default_rng(1).integers(0, classes, xs.shape[:2]).astype(np.int32)
@@ -167,10 +177,11 @@ def test_twenty_steps_of_training_stay_together(name):
 
     exact_losses, exact = trained(copy.deepcopy(theirs), torch.float64)
     their_losses, their_state = trained(theirs, torch.float32)
-    losses = [float(train_step(jnp.asarray(x), jnp.asarray(y))) for x, y in zip(xs, ys, strict=True)]
-    np.testing.assert_allclose(losses, exact_losses, rtol=1e-4)
+    inputs = [jnp.asarray(x, x.dtype if x.dtype == np.int32 else dtype) for x in xs]
+    losses = [float(train_step(x, jnp.asarray(y))) for x, y in zip(inputs, ys, strict=True)]
+    np.testing.assert_allclose(losses, exact_losses, rtol=1e-4 if dtype == jnp.float32 else 1e-9)
     for path, value in ours.state_dict().items():
         moved = np.abs(exact[path] - start[path]).max()
-        drift = np.abs(their_state[path] - exact[path]).max()
+        drift = np.abs(their_state[path] - exact[path]).max() if dtype == jnp.float32 else 0
         assert np.abs(np.float64(value) - exact[path]).max() <= 1e-4 * moved + 4 * drift + 1e-7, path
     assert train_step.num_compiles == 1
