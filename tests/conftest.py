@@ -40,7 +40,6 @@ collect_ignore_glob = [] if oracle_plugin.HAS_TORCH else [f"{name}*.py" for name
 
 def pytest_addoption(parser):
     parser.addoption("--record-torch", action="store_true", help="write what torch gives to `tests/torch_record/`")
-    parser.addini("least_without_torch", "how many tests of the whole suite must run where there is no torch")
 
 
 def pytest_configure(config):
