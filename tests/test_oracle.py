@@ -150,10 +150,10 @@ def test_fewer_tests_than_were_promised_fail_the_run(
     reporter = SimpleNamespace(stats=stats, write_line=lambda line, **_: lines.append(line))
     config: Any = SimpleNamespace(
         getoption=lambda name: False,
-        getini=lambda name: "10",
         pluginmanager=SimpleNamespace(get_plugin=lambda name: reporter),
         invocation_params=SimpleNamespace(args=args),
     )
+    monkeypatch.setattr(oracle_plugin, "LEAST", 10)
     plugin, session = oracle_plugin.Plugin(config), SimpleNamespace(exitstatus=pytest.ExitCode.OK)
     plugin.pytest_sessionfinish(session)
     plugin.pytest_terminal_summary(reporter)
