@@ -227,18 +227,7 @@ class Module(Stateful):
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """`(name, module)` of each direct submodule; in a list `layers`, the names are `layers.0`, `layers.1`, …"""
 
-        def find(value: Any, path: str) -> Iterator[tuple[str, Module]]:
-            if isinstance(value, Module):
-                yield path, value
-            elif isinstance(value, list | tuple):
-                for i, item in enumerate(value):
-                    yield from find(item, join(path, str(i)))
-            elif isinstance(value, dict):
-                for key, item in value.items():
-                    yield from find(item, join(path, key))
-
-        for name, value in list(vars(self).items()):
-            yield from find(value, name)
+        return ((path, value) for path, value in self._items_below() if isinstance(value, Module))
 
     def children(self) -> Iterator[Module]:
         """Each direct submodule."""
@@ -541,19 +530,24 @@ class Module(Stateful):
 
     # -- pytree -------------------------------------------------------------------------------------------------------
 
-    def _follows(self) -> Iterator[tuple[str, Any]]:
+    def _items_below(self) -> Iterator[tuple[str, Any]]:
+        """`(path, value)` of each attribute that is no array; of containers, of each item."""
+
         def find(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-            if isinstance(value, TrackedList | tuple):
+            if isinstance(value, list | tuple):
                 for i, item in enumerate(value):
                     yield from find(item, join(path, str(i)))
-            elif isinstance(value, TrackedDict):
+            elif isinstance(value, dict):
                 for key, item in value.items():
                     yield from find(item, join(path, key))
-            elif not isinstance(value, int | float | str | None):
+            else:
                 yield path, value
 
         for name, value in list(vars(self).items()):
             yield from find(value, name)
+
+    def _follows(self) -> Iterator[tuple[str, Any]]:
+        return (item for item in self._items_below() if not isinstance(item[1], int | float | str | None))
 
     def _describe(self, walker: Walker, path: str) -> Node:
         own = tuple([(name, walker.cell(cell, join(path, name))) for name, cell in self._own_cells()])
