@@ -12,13 +12,16 @@ import numpy as np
 from jax.tree_util import keystr
 
 import minitorch_jax as mt
-from minitorch_jax import cell as cells
-from minitorch_jax.arguments import Fixed
-from minitorch_jax.cell import Cell
-from minitorch_jax.containers import describe
-from minitorch_jax.encoding import Encoding
-from minitorch_jax.parameter import as_array, declared, encode_checked
-from minitorch_jax.stateful import Builder, Node, Spec, Walker, build, join, walk_of
+from minitorch_jax.engine.arguments import Fixed
+from minitorch_jax.module.parameter import as_array, declared, encode_checked
+from minitorch_jax.state import access, births
+from minitorch_jax.state import frame as frames
+from minitorch_jax.state.cell import Cell
+from minitorch_jax.state.containers import describe
+from minitorch_jax.state.encoding import Encoding
+from minitorch_jax.state.pytree import Builder, build
+from minitorch_jax.state.structure import structure_changed
+from minitorch_jax.state.walk import Node, Spec, Walker, join, walk_of
 
 _config: Any = jax.config
 
@@ -36,8 +39,8 @@ class Bridge(mt.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         label = f"{type(self).__name__}.{name}"
         if name == "training":
-            own = cells.local.frame is not None and id(self) in cells.local.frame.own
-            cells.check_restructurable(self._birth, label, "was changed", own)
+            own = frames.local.frame is not None and id(self) in frames.local.frame.own
+            access.check_restructurable(self._birth, label, "was changed", own)
             self._set_mode(bool(value))
             super().__setattr__(name, bool(value))
         elif getattr(getattr(type(self), name, None), "fset", None) is not None:  # a property that can be assigned
@@ -96,14 +99,14 @@ def new_cell(value: Any, kind: str, trainable: bool = False) -> Cell:
     value = as_array(value)
     encoding = None if kind == "parameter" else Encoding.of(value)
     value = value if encoding is None else encoding.encode(value)
-    birth = cells.birth_here()
+    birth = births.birth_here()
     return Cell(value, kind, trainable=trainable, lent=True, encoding=encoding, birth=birth)
 
 
 # -- pytrees ----------------------------------------------------------------------------------------------------------
 
 
-class Layout(NamedTuple):
+class LeafLayout(NamedTuple):
     """A pytree without its arrays: of each leaf the name of its cell, or the static value that it is."""
 
     treedef: Any
@@ -114,7 +117,7 @@ class Layout(NamedTuple):
         leaves = [leaf.value if isinstance(leaf, Fixed) else values(leaf) for leaf in self.leaves]
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def __deepcopy__(self, memo: Any) -> Layout:
+    def __deepcopy__(self, memo: Any) -> LeafLayout:
         return self
 
     def __reduce__(self) -> Any:  # a treedef cannot be pickled
@@ -127,9 +130,9 @@ class Name(str):
     __slots__ = ()
 
 
-def _unpickle_layout(tree: Any) -> Layout:
+def _unpickle_layout(tree: Any) -> LeafLayout:
     leaves, treedef = jax.tree.flatten(tree)
-    return Layout(treedef, tuple([str(leaf) if isinstance(leaf, Name) else Fixed(leaf) for leaf in leaves]))
+    return LeafLayout(treedef, tuple([str(leaf) if isinstance(leaf, Name) else Fixed(leaf) for leaf in leaves]))
 
 
 def is_array(value: Any) -> bool:
@@ -137,7 +140,7 @@ def is_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
-def layout_of(tree: Any, prefix: str) -> tuple[Layout, dict[str, Any], list[str]]:
+def layout_of(tree: Any, prefix: str) -> tuple[LeafLayout, dict[str, Any], list[str]]:
     """A pytree's layout, its arrays by path, and what is wrong with its static leaves."""
     found, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, mt.Module))
     arrays: dict[str, Any] = {}
@@ -162,14 +165,14 @@ def layout_of(tree: Any, prefix: str) -> tuple[Layout, dict[str, Any], list[str]
         hash(treedef)
     except TypeError as error:
         problems.append(f"  a static field cannot be hashed ({error})")
-    return Layout(treedef, tuple(leaves)), arrays, problems
+    return LeafLayout(treedef, tuple(leaves)), arrays, problems
 
 
 class TreeHolder(Bridge):
     """Base of modules around pytrees of arrays that cannot change: the arrays are in cells, the rest is static."""
 
     __slots__ = ("_layouts",)
-    _layouts: dict[str, Layout]  # of each part
+    _layouts: dict[str, LeafLayout]  # of each part
     _prefixes: Mapping[str, str] = {}  # of each part: what its paths begin with
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -183,7 +186,7 @@ class TreeHolder(Bridge):
 
     def _get(self, part: str) -> Any:
         """A part with the arrays as they are now."""
-        return self._layouts[part].build(lambda name: cells.read(self._cells[name], self))
+        return self._layouts[part].build(lambda name: access.read(self._cells[name], self))
 
     def _set(self, part: str, tree: Any) -> None:
         """Write a part's arrays; where its structure is another one, take that over."""
@@ -193,8 +196,8 @@ class TreeHolder(Bridge):
             self._write(arrays, label)
             self._layouts[part] = layout  # equal, but 1 may be True now
             return
-        own = cells.local.frame is not None and id(self) in cells.local.frame.own
-        cells.check_restructurable(self._birth, label, "was given another structure", own)
+        own = frames.local.frame is not None and id(self) in frames.local.frame.own
+        access.check_restructurable(self._birth, label, "was given another structure", own)
         old = self._names(part)
         kept = {name for name, value in arrays.items() if name in old and self._keeps(name, value)}
         kinds = self._kinds(part, tree, list(arrays)) if not problems else {}
@@ -221,7 +224,7 @@ class TreeHolder(Bridge):
             del self._cells[name]
         self._cells.update(new)
         self._layouts[part] = layout
-        cells.structure_changed()
+        structure_changed()
 
     def _names(self, part: str) -> set[str]:
         layout = self._layouts.get(part)
@@ -250,9 +253,9 @@ class TreeHolder(Bridge):
                 f" new {type(self).__name__}:\n{listed}"
             )
         for name, cell, _ in new:
-            cells.check_writable(cell, f"{type(self).__name__}.{name}", self)
+            access.check_writable(cell, f"{type(self).__name__}.{name}", self)
         for name, cell, value in new:
-            cells.write(cell, value, f"{type(self).__name__}.{name}", self)
+            access.write(cell, value, f"{type(self).__name__}.{name}", self)
 
     def __getstate__(self) -> Any:
         return super().__getstate__(), dict(self._layouts)
@@ -268,7 +271,7 @@ class TreeHolder(Bridge):
     def _statics(cls, payload: Node, path: str) -> Any:
         yield from super()._statics(payload[:2], path)
         for part, layout in payload[2]:
-            yield f"{join(path, part)}", ("static", Layout, layout.treedef)
+            yield f"{join(path, part)}", ("static", LeafLayout, layout.treedef)
             for i, leaf in enumerate(layout.leaves):
                 if isinstance(leaf, Fixed):
                     yield f"{join(path, part)}[{i}]", ("static", type(leaf.value), leaf.value)
@@ -300,7 +303,7 @@ def run_copy(
         values[path] if encoding is None else encoding.encode(values[path])
         for path, encoding in zip(spec.paths, encodings, strict=True)
     ]
-    module = build(spec, leaves, cells.birth_here())
+    module = build(spec, leaves, births.birth_here())
     if module.training != training:
         module.train(training)
     with nullcontext() if key is None else mt.rng(key):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minitorch_jax.containers import describe
+from minitorch_jax.state.containers import describe
 
 
 class Same:

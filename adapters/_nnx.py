@@ -22,10 +22,14 @@ from flax.nnx.pytreelib import PytreeState
 from jax.tree_util import keystr
 
 import minitorch_jax as mt
-from minitorch_jax import cell as cells
-from minitorch_jax.cell import Cell
-from minitorch_jax.parameter import encode_checked
-from minitorch_jax.stateful import join
+from minitorch_jax.module.parameter import encode_checked
+from minitorch_jax.state import access
+from minitorch_jax.state import frame as frames
+from minitorch_jax.state.cell import Cell
+from minitorch_jax.state.errors import TraceError
+from minitorch_jax.state.lending import lend
+from minitorch_jax.state.structure import structure_changed
+from minitorch_jax.state.walk import join
 
 from ._bridge import decoded, hidden, new_cell, problems_of, without_numbers
 from ._identity import Same
@@ -109,13 +113,13 @@ class Held:
         """Make it a Variable like others again."""
         _set_slot(variable, value)
         object.__setattr__(variable, "_trace_state", self.before)
-        cells.structure_changed()
+        structure_changed()
 
     def read(self, variable: Any) -> Any:
         owner = self.owner()
         if owner is not None:
-            return jax.tree.unflatten(self.treedef, [cells.read(cell, owner) for cell in self.cells])
-        deque(map(cells.lend, self.cells), 0)
+            return jax.tree.unflatten(self.treedef, [access.read(cell, owner) for cell in self.cells])
+        deque(map(lend, self.cells), 0)
         value = jax.tree.unflatten(self.treedef, list(map(decoded, self.cells)))
         self.let_go(variable, value)
         return value
@@ -129,11 +133,11 @@ class Held:
             new = self.checked(value)
         except (ValueError, TypeError):
             # nnx does this for a while (`split_rngs`); for parameters it would be a loss of the optimizer's state
-            if not cells.is_eager() or any(cell.kind == "parameter" for cell in self.cells):
+            if not frames.is_eager() or any(cell.kind == "parameter" for cell in self.cells):
                 raise
             return self.let_go(variable, value)
         for cell, leaf in zip(self.cells, new, strict=True):
-            cells.write(cell, leaf, self.label, owner)
+            access.write(cell, leaf, self.label, owner)
 
     def checked(self, value: Any) -> list[Any]:
         """What the cells would hold for a value, if it fits."""
@@ -168,7 +172,7 @@ def adopt(variable: Any, path: str, owner: Any, known: Held | None, trained: boo
             pass
         else:
             for cell, leaf in zip(known.cells, new, strict=True):
-                cells.write(cell, leaf, known.label, owner)
+                access.write(cell, leaf, known.label, owner)
             return known, []
     is_parameter = isinstance(variable, nnx.Param)
     leaves, treedef = jax.tree.flatten(without_numbers(value))
@@ -231,7 +235,7 @@ class Graph(NamedTuple):
             before, after = list(self.statics), statics_of(net)
             wrong += [item[0] for item in (*before, *after) if item not in before or item not in after]
             listed = ", ".join(dict.fromkeys(wrong)) or "its structure"
-            raise cells.TraceError(
+            raise TraceError(
                 f"{type(net).__name__}.{method} changed {listed} inside compiled code: that would happen at the first call"
                 " only, since later ones run the compiled program. Change it between calls, or, if it is an array that"
                 " changes, declare it in `__init__` as an nnx.Variable."

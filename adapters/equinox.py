@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 import minitorch_jax as mt
-from minitorch_jax.stateful import Builder, Node, Spec, Walker, walk_of
+from minitorch_jax.state.pytree import Builder
+from minitorch_jax.state.walk import Node, Spec, Walker, walk_of
 
 from ._bridge import TreeHolder, decoded, is_array, run_copy
 from ._extra import missing

@@ -16,10 +16,14 @@ from typing import Any
 import jax.numpy as jnp
 
 import minitorch_jax as mt
-from minitorch_jax import cell as cells
-from minitorch_jax.cell import Cell
-from minitorch_jax.parameter import assign
-from minitorch_jax.stateful import Builder, Node, Walker, join, walk_of
+from minitorch_jax.module.parameter import assign
+from minitorch_jax.runtime.jax_private import at_top_level
+from minitorch_jax.state import access
+from minitorch_jax.state.cell import Cell
+from minitorch_jax.state.errors import changed_by_closure
+from minitorch_jax.state.pytree import Builder
+from minitorch_jax.state.structure import structure_changed
+from minitorch_jax.state.walk import Node, Walker, join, walk_of
 
 from ._bridge import Bridge, TreeHolder, decoded, run_copy, without_numbers
 from ._extra import missing
@@ -120,7 +124,7 @@ class NNX(Bridge):
                     held[id(leaf)][1].hold(leaf, self)
             for name, value in (("_net", net), ("_held", held), ("_seen", Seen(net))):
                 object.__setattr__(self, name, value)
-            cells.structure_changed()  # it is to be watched from now on
+            structure_changed()  # it is to be watched from now on
         return self._net
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,10 +144,10 @@ class NNX(Bridge):
         return self._call(method, args, kwargs)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if cells.at_top_level():
+        if at_top_level():
             return getattr(self.module, method)(*args, **kwargs)
         walk_of(self)
-        values = {name: cells.read(cell, self) for name, cell in self._cells.items()}
+        values = {name: access.read(cell, self) for name, cell in self._cells.items()}
         out, changed = self._graph.call(values, method, args, kwargs)
         for name, value in changed.items():
             assign(self._cells[name], value, f"{type(self).__name__}.{name}", self)
@@ -166,7 +170,7 @@ class NNX(Bridge):
                 entries.append(_nnx.entry_of(path, leaf, None))
                 continue
             if not (leaf.hijax or leaf._can_update):
-                raise cells.changed_by_closure(f"an nnx module that was wrapped ({type(net).__name__})")
+                raise changed_by_closure(f"an nnx module that was wrapped ({type(net).__name__})")
             trained = trainable is None or bool(trainable(path, leaf))
             known = self._held.get(id(leaf))
             found, wrong = _nnx.adopt(leaf, _nnx.dotted(path), self, known and known[1], trained)
@@ -231,7 +235,7 @@ def _look(reference: weakref.ref[NNX]) -> None:
     """Notice what was changed on the nnx module itself. (Its walk holds this, so it must not hold the wrapper.)"""
     found = reference()
     if found is not None and found._seen is not None and not found._seen.is_same():
-        cells.structure_changed()
+        structure_changed()
 
 
 def _parameters(held: Held) -> list[Cell]:

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minitorch_jax.checkpoint import bring_back, matched, snapshot, validated
-from minitorch_jax.description import value_of
+from minitorch_jax.saving.checkpoint import bring_back, matched, snapshot, validated
+from minitorch_jax.saving.description import value_of
 
 from ._extra import missing
 

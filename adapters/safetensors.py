@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import minitorch_jax as mt
-from minitorch_jax.checkpoint import placed
-from minitorch_jax.files import filled, replacing
-from minitorch_jax.module import IncompatibleKeys
+from minitorch_jax.module.module import IncompatibleKeys
+from minitorch_jax.saving.checkpoint import restored_like
+from minitorch_jax.saving.files import filled, replacing
 
 from ._extra import missing
 
@@ -229,7 +229,7 @@ def _fitted(array: np.ndarray[Any, Any], mine: Any) -> Any:
     if (array.dtype.name, mine.dtype.name) in (("int64", "int32"), ("uint64", "uint32")):
         narrow = array.astype(mine.dtype)
         array = narrow if np.array_equal(narrow, array) else array
-    return placed(array, mine)
+    return restored_like(array, mine)
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:

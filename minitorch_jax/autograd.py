@@ -12,18 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import cell as cells
-from . import interrupts, plain
-from .arguments import Arguments, unfold, unwrap_output, wrap_output
-from .cell import Cell, get_value, is_eager
-from .function import Function, Functions
-from .memory import owned_data
-from .module import Module
-from .pipeline import placed
-from .program import Binding, Partition, Program
-from .stateful import build, walk_of
-from .tracing import Purpose, Traced, free_zeros, settle, trace_with_all, unaliased
-from .undo import all_or_nothing
+from .engine import plain
+from .engine.arguments import Arguments, unfold, unwrap_output, wrap_output
+from .engine.function import Function, Functions
+from .engine.program import Binding, Partition, Program
+from .engine.sharding import constrained
+from .engine.tracing import Purpose, Traced, free_zeros, settle, trace_with_all, unaliased
+from .module.module import Module
+from .runtime import interrupts
+from .runtime.memory import owned_data
+from .state import access, births
+from .state import frame as frames
+from .state.cell import Cell, get_value
+from .state.frame import is_eager
+from .state.gradient import added, gradient
+from .state.pytree import build
+from .state.undo import all_or_nothing
+from .state.walk import walk_of
 
 
 def check_loss(loss: Any, name: str) -> Any:
@@ -76,13 +81,17 @@ class _GradientProgram(Program):
             by_part = dict(zip(parts, grads, strict=True))
             new = [self.layout.joined(j, by_part.__getitem__, None) for j in part.train]
             new = (
-                [placed(grad, self.places[j]) for grad, j in zip(new, part.train, strict=True)] if self.places else new
+                [constrained(grad, self.places[j]) for grad, j in zip(new, part.train, strict=True)]
+                if self.places
+                else new
             )
-            stored = [cells.added(acc, grad) for acc, grad in zip(owned[: len(new)], new, strict=True)] + changed
+            stored = [added(acc, grad) for acc, grad in zip(owned[: len(new)], new, strict=True)] + changed
             rest_out: tuple[Any, ...] = (loss, aux)
         else:
             if self.places:
-                grads = [placed(grad, self.places[self.layout.of[i]]) for grad, i in zip(grads, parts, strict=True)]
+                grads = [
+                    constrained(grad, self.places[self.layout.of[i]]) for grad, i in zip(grads, parts, strict=True)
+                ]
             stored, rest_out = changed, (loss, aux, grads)
         flat, tree = jax.tree.flatten(rest_out)
         out = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
@@ -210,7 +219,7 @@ def accumulate_inline(function: Function, call: Arguments) -> tuple[Any, Any]:
     for param, new in grads.items():
         if param.grad is not None:
             param.grad.reached = True
-            cells.write(param.grad, cells.added(cells.gradient(param.grad), new), "a gradient")
+            access.write(param.grad, added(gradient(param.grad), new), "a gradient")
     return loss, unwrap_output(aux, objects)
 
 
@@ -236,9 +245,9 @@ def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any,
     (loss, aux, written), grads = _value_and_grad(traced, values, owned_data(call.data), train)
     paths = paths_of(call.objects)
     for i in train if accumulate else ():
-        cells.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])
+        access.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])
     for i, value in zip(traced.written, written, strict=True):
-        cells.write(lifted[i], value, paths[lifted[i]], call.objects[0])
+        access.write(lifted[i], value, paths[lifted[i]], call.objects[0])
     settle(traced.settings, call.objects)
     return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
 
@@ -252,15 +261,15 @@ def _inline_plainly(
     if not grads:
         raise _no_parameter(function.name, list(paths))
     for cell in grads if accumulate else ():
-        cells.check_writable(cell.grad, f"the gradient of {paths[cell]}", call.objects[0])
+        access.check_writable(cell.grad, f"the gradient of {paths[cell]}", call.objects[0])
     for cell, value in changes.items():
-        cells.write(cell, value, paths[cell], call.objects[0])
+        access.write(cell, value, paths[cell], call.objects[0])
     return loss, aux, grads, call.objects
 
 
 def touch_all(objects: list[Any]) -> None:
     """Let the run around this one know what an inner run has reached."""
-    frame = cells.local.frame
+    frame = frames.local.frame
     if frame is not None:
         for obj in objects:
             for cell in walk_of(obj).cells:
@@ -354,7 +363,7 @@ def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
             left -= {*walks[-1].cells}
     used = [walk for walk in dict.fromkeys(walks) if any(cell in grads for cell in walk.cells)]
     copies = [
-        build(walk.spec, [grads[c] if c in grads else free_zeros(c.value) for c in walk.cells], cells.birth_here())
+        build(walk.spec, [grads[c] if c in grads else free_zeros(c.value) for c in walk.cells], births.birth_here())
         for walk in used
     ]
     return copies[0] if len(copies) == 1 else tuple(copies)

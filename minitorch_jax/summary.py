@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .containers import describe
-from .module import Module
-from .parameter import declared
-from .random import rng
+from .module.module import Module
+from .module.parameter import declared
+from .module.random import rng
+from .state.containers import describe
 
 
 class Row(NamedTuple):

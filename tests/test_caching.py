@@ -22,10 +22,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from training import Line, Scale, X, Y, assert_same, eagerly, everything, pair, squared, step
 
 import minitorch_jax as mt
-from minitorch_jax import closures, nn, optim
-from minitorch_jax.function import Function
-from minitorch_jax.recompiles import RecompileWarning
-from minitorch_jax.stateful import walk_of
+from minitorch_jax import nn, optim
+from minitorch_jax.engine import closures
+from minitorch_jax.engine.function import Function
+from minitorch_jax.engine.recompiles import RecompileWarning
+from minitorch_jax.state.walk import walk_of
 
 
 @contextmanager

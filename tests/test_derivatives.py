@@ -18,8 +18,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from training import Scale
 
 import minitorch_jax as mt
-from minitorch_jax import derivatives, nn
-from minitorch_jax.derivatives import remembered
+from minitorch_jax import nn
+from minitorch_jax.engine import derivatives
+from minitorch_jax.engine.derivatives import remembered
 
 X = jnp.linspace(-1.0, 1.5, 12).reshape(4, 3)
 KEY = jax.random.key(0)

@@ -164,8 +164,8 @@ def test_batch_norm_counts_on_in_half_precision():
 
 def test_a_pickle_of_halves_is_read():
     """Before bytes, each float stood for 16 bits."""
-    from minitorch_jax.cell import _unpickle_cell
-    from minitorch_jax.encoding import Encoding
+    from minitorch_jax.state.cell import _unpickle_cell
+    from minitorch_jax.state.encoding import Encoding
 
     for dtype in DTYPES:
         with jax.enable_x64(True) if "64" in dtype else contextlib.nullcontext():

@@ -19,7 +19,7 @@ from training import as_jax_comes
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters.equinox import Equinox, to_equinox
-from minitorch_jax.stateful import walk_of
+from minitorch_jax.state.walk import walk_of
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 Y = np.linspace(1, 0, 4, dtype=np.float32)

@@ -17,7 +17,9 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 
 import minitorch_jax as mt
-from minitorch_jax import derivatives, jax_private, nn, optim, pipeline
+from minitorch_jax import nn, optim
+from minitorch_jax.engine import call_and_store, derivatives
+from minitorch_jax.runtime import jax_private
 
 ROOT = Path(__file__).parents[1]
 FILES = [*sorted((ROOT / "minitorch_jax").rglob("*.py")), *sorted((ROOT / "adapters").rglob("*.py"))]
@@ -74,8 +76,8 @@ def test_calls_that_raised_by_public_names(public: ModuleType, monkeypatch: pyte
     assert public.forget_effects is not jax_private.forget_effects
     public.forget_effects()
     public.forget_refusals(object())
-    monkeypatch.setattr(pipeline, "forget_effects", public.forget_effects)
-    monkeypatch.setattr(pipeline, "forget_refusals", lambda jitted: None)
+    monkeypatch.setattr(call_and_store, "forget_effects", public.forget_effects)
+    monkeypatch.setattr(call_and_store, "forget_refusals", lambda jitted: None)
     model = nn.Linear(2, 1, key=jax.random.key(0))
     opt = optim.SGD([model], lr=0.5)
     before = model.bias
@@ -171,7 +173,8 @@ def importing(name, globals=None, *args):
 builtins.__import__ = importing
 import jax, jax.numpy as jnp
 import minitorch_jax as mt
-from minitorch_jax import jax_private, nn
+from minitorch_jax import nn
+from minitorch_jax.runtime import jax_private
 assert jax_private.trace_context is object and jax_private.at_top_level is jax_private._at_top_level
 jax_private.context_of = lambda eqn: None
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import sys
 import weakref
 
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from optimizers import loss_of, matrix, stepped
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.kept import Kept
 from minitorch_jax.optim import plan
+from minitorch_jax.runtime.bounded_cache import Kept
 
 X = jnp.ones((3, 2))
 
@@ -110,7 +111,7 @@ def half(t):
 
 def program_count():
     gc.collect()
-    return sum(isinstance(obj, mt.pipeline.Compiled) for obj in gc.get_objects())
+    return sum(isinstance(obj, mt.engine.call_and_store.Compiled) for obj in gc.get_objects())
 
 
 def loops():
@@ -158,7 +159,7 @@ def lambda_of_scan(model, x):
 def test_what_is_defined_anew_in_a_loop_does_not_pile_up(what, monkeypatch):
     """With room for three of each kind, so that a few rounds show what a hundred would."""
     monkeypatch.setattr(Kept.__init__, "__defaults__", (3,))
-    monkeypatch.setattr(mt.compile, "_MOST_SCANS", 3)
+    monkeypatch.setattr(sys.modules["minitorch_jax.scan"], "_MOST_SCANS", 3)
     for kept in [plan._updates, plan._rules, train._function.programs]:
         monkeypatch.setattr(kept, "_most", 3)
     run = loops()[what]

@@ -9,7 +9,7 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.memory import owned
+from minitorch_jax.runtime.memory import owned
 
 SIDE = 1500  # JAX copies smaller arrays before it returns, as it happens
 TRIES = 3

@@ -432,11 +432,11 @@ def test_all_that_differs_is_said_at_once_and_nothing_changes(manager, folder):
         manager.restore(model=model, opt=None, epoch=4, other=line())
     mine, large = line(5.0), nn.Linear(4, 2)
     opt = optim.SGD([mine], lr=0.7)
-    stream = np.array(mt.random.current().cell.value)
+    stream = np.array(mt.module.random.current().cell.value)
     with pytest.raises(ValueError, match=r"(?s)step 4.*nothing was loaded.*ema: .*weight.*\(2, 3\).*opt: .*fields"):
         manager.restore(model=mine, ema=large, opt=opt)
     assert float(mine.bias[0]) == 5.0 and opt.lr == 0.7
-    np.testing.assert_array_equal(mt.random.current().cell.value, stream)
+    np.testing.assert_array_equal(mt.module.random.current().cell.value, stream)
     assert manager.restore(model=mine, opt=None, ema=None) == {"epoch": 3}
     assert float(mine.bias[0]) == 1.0
 

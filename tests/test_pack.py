@@ -28,7 +28,7 @@ from training import X, Y, assert_alive, assert_same, everything, squared, step
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.stateful import walk_of
+from minitorch_jax.state.walk import walk_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Twins
@@ -1442,7 +1442,7 @@ def lines_of(run: Callable[[], Any], stop: int | None = None) -> int:
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.endswith(("minitorch_jax/pack.py", "optim/units.py")):
+        if not frame.f_code.co_filename.endswith(("state/packed.py", "optim/units.py")):
             return None
         if event == "line":
             count += 1

@@ -13,8 +13,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 import minitorch_jax as mt
-from minitorch_jax import jax_private, nn, optim
-from minitorch_jax.stateful import walk_of
+from minitorch_jax import nn, optim
+from minitorch_jax.runtime import jax_private
+from minitorch_jax.state.walk import walk_of
 
 X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 

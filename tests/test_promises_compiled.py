@@ -25,7 +25,7 @@ INTERRUPTS = textwrap.dedent(
     import jax, jax.numpy as jnp, numpy as np
     import minitorch_jax as mt
     from minitorch_jax import optim
-    from minitorch_jax.random import current
+    from minitorch_jax.module.random import current
 
     class Mixed(mt.Module):
         '''Small parameters and a large one, of which each has the gradient 1e-3, and a count of forward passes.'''
@@ -95,7 +95,7 @@ INTERRUPTS = textwrap.dedent(
         assert not isinstance(current().cell.value, jax.core.Tracer)
         if not "{draw}":
             assert np.array_equal(current().cell.value, start)
-        assert mt.cell.local.frame is None
+        assert mt.state.frame.local.frame is None
 
     rng = random.Random({seed})
     fired = [False]

@@ -10,7 +10,7 @@ import pytest
 from training import X, Y, assert_alive, assert_same, eagerly, everything, pair, squared, step
 
 import minitorch_jax as mt
-from minitorch_jax import random
+from minitorch_jax.module import random
 
 
 class Boom(Exception):

@@ -19,7 +19,8 @@ import pytest
 from oracle import torch
 
 import minitorch_jax as mt
-from minitorch_jax import Module, Parameter, nn, optim, random
+from minitorch_jax import Module, Parameter, nn, optim
+from minitorch_jax.module import random
 
 F = nn.functional
 SEED = 7

@@ -73,13 +73,13 @@ def test_it_is_html_in_a_notebook():
 def test_nothing_is_computed_and_nothing_changes():
     model = Counted()
     before = {name: np.array(value) for name, value in model.state_dict().items()}
-    key = np.array(jax.random.key_data(mt.random.current().next()))
+    key = np.array(jax.random.key_data(mt.module.random.current().next()))
     mt.seed(0)
     mt.summary(model, jax.ShapeDtypeStruct((5, 3), jnp.float32))
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[name])
     assert model.training and "forward" not in vars(model.shared)
-    np.testing.assert_array_equal(jax.random.key_data(mt.random.current().next()), key)
+    np.testing.assert_array_equal(jax.random.key_data(mt.module.random.current().next()), key)
     leaves = jax.tree.leaves(model)
     assert not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     large = jax.ShapeDtypeStruct((10**9, 3), jnp.float32)  # 12 GB, if it were there

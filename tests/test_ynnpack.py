@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import minitorch_jax as mt
-from minitorch_jax import nn, ynnpack
+from minitorch_jax import nn
+from minitorch_jax.runtime import ynnpack
 
 F = nn.functional
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minitorch_jax as mt
-from minitorch_jax import optim, random
+from minitorch_jax import optim
+from minitorch_jax.module import random
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 Y = np.linspace(1, 0, 4, dtype=np.float32)

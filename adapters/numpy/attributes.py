@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitorch_jax import interrupts
-from minitorch_jax.optim.foreign import is_zero, overlapping, same_memory
+from minitorch_jax.optim.numpy_modules import is_zero, overlapping, same_memory
+from minitorch_jax.runtime import interrupts
 
 from .objects import describe, held_by, is_floating, listing
 from .pairs import Listed, Pair, Scan, gradient_names, patterns
@@ -192,7 +192,7 @@ class WrappedNetwork:
             raise ValueError(f"state_dict does not fit this network; nothing was loaded:{listing(problems)}")
         values = {path: np.array(value) for path, value in values.items()}  # they may be the very arrays, or views
         made = {path: np.array(state_dict[path]) if path in state_dict else None for path in late}
-        with interrupts.held:
+        with interrupts.deferred:
             for path, value in values.items():
                 np.copyto(mine[path], value)
             for path, place in late.items():

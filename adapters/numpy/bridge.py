@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import minitorch_jax as mt
 from minitorch_jax import nn
-from minitorch_jax.stateful import join
+from minitorch_jax.state.walk import join
 
 from .layers import Flatten, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch_jax.stateful import join
+from minitorch_jax.state.walk import join
 
 _LIBRARIES = {"numpy", "scipy", "jax", "jaxlib", "numba", "cupy", "torch", "tensorflow", "pandas", "sklearn"}
 _LIBRARIES |= {"matplotlib", "mpl_toolkits", "PIL", "tqdm", "h5py", "gymnasium", "gym", "wandb"}

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import minitorch_jax as mt
-from minitorch_jax.stateful import join
+from minitorch_jax.state.walk import join
 
 from .objects import attribute, attributes_of, describe, is_floating, is_object, items_of, walk
 

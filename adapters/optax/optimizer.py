@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import minitorch_jax as mt
-from minitorch_jax import cell as cells
-from minitorch_jax.memory import owned
-from minitorch_jax.optim.hyper import short
+from minitorch_jax.module.parameter import as_array, checked
+from minitorch_jax.optim.hyperparameters import short
 from minitorch_jax.optim.joint import JointOptimizer
-from minitorch_jax.parameter import as_array, checked
+from minitorch_jax.runtime import contexts
+from minitorch_jax.runtime.memory import owned
+from minitorch_jax.state import access
+from minitorch_jax.state import frame as frames
 
 from .transformation import Transformation
 
@@ -93,7 +95,7 @@ class OptaxOptimizer(JointOptimizer):
         data = jax.tree.map(as_array, {name: value for name, value in extra.items() if name not in functions})
         if not functions:
             self._step(data)
-        elif cells.is_eager():
+        elif frames.is_eager():
             taken_apart = {name: _taken_apart(function) for name, function in functions.items()}
             _compiled_step(self, data, taken_apart)
         else:
@@ -105,7 +107,7 @@ class OptaxOptimizer(JointOptimizer):
         def tried(params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
             plan = self._plan_now()
             values = [params[path] for path in plan.paths]
-            out, _, frame = cells.substituted(plan.params, values, lambda _: function(*args, **kwargs))
+            out, _, frame = frames.substituted(plan.params, values, lambda _: function(*args, **kwargs))
             if frame.parent is not None:
                 for owner, cell in frame.met.values():
                     frame.parent.touch(cell, owner)
@@ -125,7 +127,7 @@ class OptaxOptimizer(JointOptimizer):
     @property
     def opt_state(self) -> Any:
         """The transformation's state, as optax has it; assigning one of the same structure takes it over."""
-        return jax.tree.map(lambda cell: cells.read(cell, self), self._state_cells())
+        return jax.tree.map(lambda cell: access.read(cell, self), self._state_cells())
 
     def _state_cells(self) -> Any:
         """The state with cells in the place of arrays."""
@@ -145,7 +147,7 @@ class OptaxOptimizer(JointOptimizer):
             for leaf, cell, place in zip(jax.tree.leaves(new), held, places, strict=True)
         ]
         for cell, leaf, place in zip(held, leaves, places, strict=True):
-            cells.write(cell, leaf, f"opt_state: {place}", self)
+            access.write(cell, leaf, f"opt_state: {place}", self)
 
     @property
     def hyperparams(self) -> MutableMapping[str, Any]:
@@ -201,7 +203,7 @@ class _Hyperparams(MutableMapping[str, Any]):
         }
 
     def __getitem__(self, name: str) -> Any:
-        return short(cells.read(self._opt._shared[self._fields[name]], self._opt))
+        return short(access.read(self._opt._shared[self._fields[name]], self._opt))
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self._fields:
@@ -217,11 +219,11 @@ class _Hyperparams(MutableMapping[str, Any]):
                 f"{name} must be a finite number; got {value!r}. A schedule goes into the transformation:"
                 f" `optax.inject_hyperparams(...)({last}=schedule)`"
             )
-        with cells.full_width([cell.value]):
+        with contexts.full_width([cell.value]):
             new = jnp.asarray(owned(value)).astype(cell.value.dtype)
             if new.shape == ():  # the same for all members of an ensemble
                 new = jnp.broadcast_to(new, cell.value.shape)
-            cells.write(cell, checked(new, cell.value, name), name, self._opt)
+            access.write(cell, checked(new, cell.value, name), name, self._opt)
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("injected hyperparameters belong to the transformation: they cannot be deleted")

@@ -9,8 +9,8 @@ import torch
 
 import minitorch_jax as mt
 from minitorch_jax import optim
-from minitorch_jax.cell import Cell
 from minitorch_jax.optim.optimizer import Options
+from minitorch_jax.state.cell import Cell
 
 from .weights import mismatch
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 import minitorch_jax as mt
-from minitorch_jax import interrupts, optim
-from minitorch_jax.parameter import is_narrow
+from minitorch_jax import optim
+from minitorch_jax.module.parameter import is_narrow
+from minitorch_jax.runtime import interrupts
 
 from . import lbfgs
 from .arrays import dtype_of, tensor_of, to_numpy
@@ -136,7 +137,7 @@ def copy_optimizer_to_torch(
             if p.settings is not None:
                 state[p.tensor] = _copied_fields(opt, p, p.settings, known[p.path], problems)
     raise_all(problems, f"copy_optimizer_to_torch: this {type(opt).__name__} does not fit torch's; nothing was copied")
-    with interrupts.held:
+    with interrupts.deferred:
         for group, name, value in changes:
             if isinstance(group[name], torch.Tensor):
                 group[name].fill_(value)

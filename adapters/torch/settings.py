@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minitorch_jax.optim.hyper import is_schedule
+from minitorch_jax.optim.hyperparameters import is_schedule
 
 from .matching import Param, names
 

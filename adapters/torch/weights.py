@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 import minitorch_jax as mt
-from minitorch_jax import interrupts
-from minitorch_jax.cell import Cell
-from minitorch_jax.containers import describe
-from minitorch_jax.module import IncompatibleKeys
-from minitorch_jax.parameter import X64, declared, fitting, same_values
+from minitorch_jax.module.module import IncompatibleKeys
+from minitorch_jax.module.parameter import X64, declared, fitting, same_values
+from minitorch_jax.runtime import interrupts
+from minitorch_jax.state.cell import Cell
+from minitorch_jax.state.containers import describe
 
 from .arrays import described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
 
@@ -88,7 +88,7 @@ def load_from_torch(
     raise_all(
         problems, f"load_from_torch: the torch weights do not fit this {type(module).__name__}; nothing was loaded"
     )
-    with interrupts.held:
+    with interrupts.deferred:
         for a, b in ties:
             module.tie(b, module, a)
         module.load_state_dict(arrays, strict=False)
@@ -145,7 +145,7 @@ def copy_to_torch(module: mt.Module, torch_module: torch.nn.Module, strict: bool
     )
     arrays = module.state_dict()
     new = [tensor_of(np.asarray(arrays[path])) for path in both]
-    with interrupts.held, torch.no_grad():
+    with interrupts.deferred, torch.no_grad():
         for path, tensor in zip(both, new, strict=True):
             theirs[path].copy_(tensor)
     return IncompatibleKeys(missing, unexpected)

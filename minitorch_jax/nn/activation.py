@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from ..parameter import fresh_parameter
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..module.parameter import fresh_parameter
+from ..nn import functional as F  # noqa: N812
 
 
 class _InPlace(Module):

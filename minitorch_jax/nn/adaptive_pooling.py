@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from ..module import Module
-from ..parameter import Buffer
+from ..module.module import Module
+from ..module.parameter import Buffer
 from .functional.adaptive_pooling import (
     SomeSize,
     adaptive_avg_pool,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from ..random import next_key
+from ..module.module import Module
+from ..module.random import next_key
 from .container import ModuleList, Sequential
 from .functional.cross_entropy import class_mask
 from .functional.softmax import log_softmax_of

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..containers import describe
-from ..module import Module
-from ..parameter import fresh_parameter
-from ..random import next_key
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..module.parameter import fresh_parameter
+from ..module.random import next_key
+from ..nn import functional as F  # noqa: N812
+from ..state.containers import describe
 from . import init
 from .functional.attention import attention, check_mask_dtype
 from .functional.dropout import probability

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..cell import constants
-from ..parameter import Buffer, counted
-from . import functional as F  # noqa: N812
+from ..module.parameter import Buffer, counted
+from ..nn import functional as F  # noqa: N812
+from ..runtime.contexts import constants
 from . import init
 from .functional.batchnorm import batch_norm_by_input, instance_norm_by_input
 from .functional.dtypes import check_parameters

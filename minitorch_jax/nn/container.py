@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..module import Module
+from ..module.module import Module
 
 
 def _check_module(value: Any, where: str) -> Module:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from ..parameter import fresh_parameter
-from ..random import next_key
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..module.parameter import fresh_parameter
+from ..module.random import next_key
+from ..nn import functional as F  # noqa: N812
 from . import init
 from .functional.conv import conv, conv_transpose, margins
 from .functional.spatial import Size, sizes

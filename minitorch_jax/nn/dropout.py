@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from ..module import Module
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..nn import functional as F  # noqa: N812
 from .functional.dropout import probability
 
 

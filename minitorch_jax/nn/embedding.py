@@ -7,10 +7,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from ..parameter import Parameter, fresh_parameter
-from ..random import next_key
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..module.parameter import Parameter, fresh_parameter
+from ..module.random import next_key
+from ..nn import functional as F  # noqa: N812
 from . import init
 from .functional.embedding import check_dense, check_mode, renormalized, row_number
 

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..eager import own_arguments
-from ..module import Module
-from ..random import draw, next_key
+from ..module.callers_memory import own_arguments
+from ..module.module import Module
+from ..module.random import draw, next_key
 
 _GAINS = {
     "linear": 1.0,

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from ..parameter import fresh_parameter
-from ..random import next_key
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..module.parameter import fresh_parameter
+from ..module.random import next_key
+from ..nn import functional as F  # noqa: N812
 from . import init
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from . import functional as F  # noqa: N812
+from ..nn import functional as F  # noqa: N812
 from .distance import PairwiseDistance
 from .loss import Loss, WeightedLoss
 

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import jax
 
-from ..containers import is_array
-from ..module import Module
-from ..parameter import Parameter
+from ..module.module import Module
+from ..module.parameter import Parameter
+from ..state.containers import is_array
 from .container import check_name
 
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from ..module import Module
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..nn import functional as F  # noqa: N812
 from .functional.pooling import avg_pool, lp_pool, max_pool
 from .functional.spatial import Size, sizes, static, step_of
 from .functional.unpooling import max_unpool

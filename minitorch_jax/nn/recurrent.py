@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..nn import functional as F  # noqa: N812
 from .functional.dropout import probability
 from .recurrent_cell import ELMAN, check_input, check_nonlinearity, gru_step, initial_state, lstm_step, uniform
 

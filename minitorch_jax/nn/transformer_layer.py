@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module
-from ..random import next_key
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..module.random import next_key
+from ..nn import functional as F  # noqa: N812
 from .attention import MultiheadAttention
 from .dropout import Dropout
 from .linear import Linear

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from ..module import Module
-from . import functional as F  # noqa: N812
+from ..module.module import Module
+from ..nn import functional as F  # noqa: N812
 from .functional.spatial import Size, sizes, static
 
 

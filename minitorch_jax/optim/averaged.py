@@ -10,16 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import cell as cells
-from ..cell import Cell, get_value, structure
-from ..containers import describe
-from ..kept import Kept
-from ..module import Module
-from ..pack import Layout, stored_cells
-from ..parameter import Buffer, counted, is_narrow, wide_dtype
-from ..pipeline import Compiled, Pipeline, Placement, join_mesh, placed, placement
-from ..stateful import Walk, build, walk_of
-from ..tracing import unaliased
+from ..engine.call_and_store import Compiled, Pipeline
+from ..engine.sharding import Placement, constrained, join_mesh, placement
+from ..engine.tracing import unaliased
+from ..module.module import Module
+from ..module.parameter import Buffer, counted, is_narrow, wide_dtype
+from ..runtime import contexts
+from ..runtime.bounded_cache import Kept
+from ..state import access, births
+from ..state import frame as frames
+from ..state.cell import Cell, get_value
+from ..state.containers import describe
+from ..state.packed import PackedLayout, stored_cells
+from ..state.pytree import build
+from ..state.structure import structure
+from ..state.walk import Walk, walk_of
 
 
 class _Averages(Module):
@@ -88,7 +93,7 @@ class AveragedModel(Module):
         self.use_buffers = bool(use_buffers)
         self.num_averaged = Buffer(jax.device_put(np.int32(0)))
         leaves = jax.tree.leaves(model)  # arrays are shared until the first update
-        self.module = build(walk_of(model).spec, leaves, cells.birth_here()).freeze()
+        self.module = build(walk_of(model).spec, leaves, births.birth_here()).freeze()
         self.averages = _Averages()
         for path, cell in params:
             if is_narrow(cell.value):
@@ -115,21 +120,21 @@ class AveragedModel(Module):
         plan = self._plan_for(model)
         weight = plan.weight_for(decay)
         source = [walk_of(model).cells[i] for i in plan.order]
-        if cells.is_eager() and plan.pipeline is not None:
+        if frames.is_eager() and plan.pipeline is not None:
             plan.pipeline.run((plan.values_of(source), weight))
             return
         label = "an average of an AveragedModel"
         for cell in source:
-            if cells.local.frame is not None:
-                cells.local.frame.touch(cell, model)
+            if frames.local.frame is not None:
+                frames.local.frame.touch(cell, model)
         for cell in plan.owned:
-            cells.check_writable(cell, label, self)
+            access.check_writable(cell, label, self)
         new = plan.how.average([cell.value for cell in plan.owned], [cell.value for cell in source], weight)
-        if cells.is_eager():
-            cells.store_all(plan.owned, new)
+        if frames.is_eager():
+            access.store_all(plan.owned, new)
         else:
             for cell, value in zip(plan.owned, new, strict=True):
-                cells.write(cell, value, label, self)
+                access.write(cell, value, label, self)
 
     def _plan_for(self, model: Module) -> _Plan:
         mine, theirs = walk_of(self), walk_of(model)
@@ -162,17 +167,17 @@ class _Plan:
         self.pipeline: Pipeline | None = None
         self.weight: tuple[float | None, Any] = None, None
         self.moves = False
-        if cells.is_eager() and all(cell.pack is None for cell in self.owned):
+        if frames.is_eager() and all(cell.pack is None for cell in self.owned):
             join_mesh(self.owned)
             self.moves = _devices(source) != _devices(held)
             self.targets = held
-            compiled = _compiled_for(self.how, None if self.moves else Layout(source), placement(self.owned))
+            compiled = _compiled_for(self.how, None if self.moves else PackedLayout(source), placement(self.owned))
             self.pipeline = Pipeline(compiled, self.owned, self.owned)
         self.version = structure.version
 
     def weight_for(self, decay: float | None) -> Any:
         """The weight of the new values, on the device."""
-        if decay is None or not cells.is_eager():
+        if decay is None or not frames.is_eager():
             return None if decay is None else np.float32(1 - decay)
         if self.weight[0] != decay:
             self.weight = decay, jax.device_put(np.float32(1 - decay))
@@ -201,7 +206,7 @@ class _How:
 
     def average(self, owned: Sequence[Any], source: Sequence[Any], weight: Any) -> list[Any]:
         """The new values of the number of updates, the parameters and buffers, and the averages kept in float32."""
-        with cells.full_width(owned):
+        with contexts.full_width(owned):
             count = self.counter.decode(owned[0])
             mine, wide = owned[1 : 1 + len(source)], iter(owned[1 + len(source) :])
             new, new_wide = [], []
@@ -233,7 +238,7 @@ def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
 _compiled = Kept()
 
 
-def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compiled:
+def _compiled_for(how: _How, layout: PackedLayout | None, places: Placement) -> Compiled:
     key = how.key(), layout and layout.key, places
     found: Compiled | None = _compiled.get(key)
     if found is None:
@@ -244,7 +249,7 @@ def _compiled_for(how: _How, layout: Layout | None, places: Placement) -> Compil
             if layout is not None:
                 source = layout.cut(dict(enumerate(source)), [None] * layout.parts)
             new = how.average(owned, source, weight)
-            return [placed(v, place) for v, place in zip(new, places, strict=True)] if places else new
+            return [constrained(v, place) for v, place in zip(new, places, strict=True)] if places else new
 
         found = _compiled.set(key, Compiled(update, "AveragedModel_update"))
     return found

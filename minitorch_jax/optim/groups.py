@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..stateful import Stateful
+from ..state.pytree import Stateful
 
 
 class Group:

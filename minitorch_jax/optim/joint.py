@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, keystr
 
-from .. import cell as cells
-from ..cell import Cell
-from ..containers import describe
-from ..memory import owned
-from ..parameter import as_array
-from ..stateful import Builder, Node
-from ..tracing import unaliased
-from .hyper import Hyperparameters
+from ..engine.tracing import unaliased
+from ..module.parameter import as_array
+from ..runtime import contexts
+from ..runtime.memory import owned
+from ..state.cell import Cell
+from ..state.containers import describe
+from ..state.pytree import Builder
+from ..state.walk import Node
+from .hyperparameters import Hyperparameters
 from .optimizer import Optimizer
 
 Arrays = dict[str, Any]  # by parameter path
@@ -203,7 +204,7 @@ class JointOptimizer(Optimizer):
         self._check_moved({before[cell]: names[cell] for cell in moved})
         params = {names[cell]: arrays.get(cell, cell.value) for cell in trainable}
         try:
-            with cells.full_width(arrays.values()):
+            with contexts.full_width(arrays.values()):
                 begun = self._rule.init({name: jnp.asarray(owned(array)) for name, array in params.items()})
         except Exception as error:
             if params:

@@ -12,16 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import cell as cells
-from ..cell import Cell, get_value, store
-from ..kept import Kept
-from ..module import Module
-from ..pack import Layout, stored_cells
-from ..pipeline import fresh_copies, placed, placement
-from ..stateful import Builder, Node, walk_of
-from ..tracing import unaliased
-from ..ynnpack import largest
-from .hyper import Hyperparameters, is_schedule
+from ..engine.call_and_store import fresh_copies
+from ..engine.sharding import constrained, placement
+from ..engine.tracing import unaliased
+from ..module.module import Module
+from ..runtime import contexts
+from ..runtime.bounded_cache import Kept
+from ..runtime.ynnpack import largest
+from ..state import access
+from ..state import frame as frames
+from ..state.cell import Cell, get_value, store
+from ..state.errors import TraceError
+from ..state.gradient import unless_consumed
+from ..state.lending import gradient_writes, lend, lendings
+from ..state.packed import PackedLayout, stored_cells
+from ..state.pytree import Builder
+from ..state.structure import structure_changed
+from ..state.walk import Node, walk_of
+from .hyperparameters import Hyperparameters, is_schedule
 from .optimizer import Optimizer, Options
 from .plan import LAST, Plan
 from .wolfe import Point, strong_wolfe
@@ -181,7 +189,7 @@ class LBFGS(Optimizer):
         return len(known.ro) == int(self.history_size) and known.d.dtype == _wide_dtype(plan.params)
 
     def _begin(self, plan: Plan) -> None:
-        with cells.full_width([cell.value for cell in plan.params]), cells.constants():
+        with contexts.full_width([cell.value for cell in plan.params]), contexts.constants():
             self._begin_wide(plan)
 
     def _begin_wide(self, plan: Plan) -> None:
@@ -212,7 +220,7 @@ class LBFGS(Optimizer):
         states: dict[Cell, Any] = {cell: (none, []) for cell in self._state}
         states[first] = tree, [Cell(leaf, "state", birth=first.birth) for leaf in leaves]
         vars(self).update(_state=states, _members=list(plan.params), _cached_walk=None)
-        cells.structure_changed()
+        structure_changed()
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
@@ -234,8 +242,8 @@ class LBFGS(Optimizer):
         if not callable(closure):
             was = "none was given" if closure is None else f"got {closure!r}"
             raise TypeError(f"LBFGS.step() takes {_CLOSURE}\n\n({was})")
-        if not cells.is_eager():
-            raise cells.TraceError(
+        if not frames.is_eager():
+            raise TraceError(
                 "LBFGS.step() was called inside compiled code (mt.jit, mt.scan, or a JAX transform): the losses that the"
                 " closure gives decide, in Python, how the step goes on. Call it outside; the closure itself may be"
                 " compiled: `opt.step(mt.jit(closure))`."
@@ -258,7 +266,7 @@ class LBFGS(Optimizer):
             steps = np.array(self._steps.value)
             ticking = [*map(self._order.index, plan.params), -2]
             steps[ticking] = np.minimum(steps[ticking], LAST - 1) + 1
-            cells.store_all([*held, self._steps], [*state, jax.device_put(steps, may_alias=False)])
+            access.store_all([*held, self._steps], [*state, jax.device_put(steps, may_alias=False)])
             done = True
         finally:
             if not done:
@@ -309,7 +317,7 @@ class LBFGS(Optimizer):
             if evals >= max_eval or x.g_max <= tolerance_grad or small or abs(x.f - last_f) < tolerance_change:
                 break
         counts = (jnp.asarray(min(count, LAST), jnp.int32) for count in (n_iter, total))
-        with cells.full_width([d]), cells.constants():
+        with contexts.full_width([d]), contexts.constants():
             return LBFGSState(d, jnp.asarray(t, d.dtype), last_g, *(memory or state[3:8]), *counts)
 
 
@@ -320,7 +328,7 @@ def _wide_dtype(params: Sequence[Cell]) -> Any:
 
 def _array(number: Any, dtype: Any) -> Any:
     """A number as an array, so that its type does not compile again."""
-    with cells.full_width([np.empty(0, dtype)]):
+    with contexts.full_width([np.empty(0, dtype)]):
         return number if isinstance(number, jax.Array) else jax.device_put(np.asarray(number, dtype))
 
 
@@ -354,26 +362,26 @@ class _Before:
     """What some cells held, put back by one C call, which no signal handler comes between."""
 
     def __init__(self, parts: Sequence[Cell]) -> None:
-        self.parts, self.layout = parts, Layout(parts)
+        self.parts, self.layout = parts, PackedLayout(parts)
         stored = self.layout.stored
         for cell in stored:
-            cells.lend(cell)  # so that no program uses the arrays up
+            lend(cell)  # so that no program uses the arrays up
         self.values = list(map(get_value, stored))
         steps = chain(map(store, stored, self.values), map(_set_lent, stored, repeat(True)))
         self.put_back: Callable[[], Any] = partial(deque, steps, 0)
 
     def put_back_if_repacked(self) -> None:
         """What remains to be done: tell the compiled programs; and if packs have changed since, store part by part."""
-        cells.lendings.last = cells.gradients.last = object()
+        lendings.last = gradient_writes.last = object()
         if stored_cells(self.parts) != self.layout.stored:
             values = self.layout.cut(dict(enumerate(self.values)), [None] * len(self.parts))
-            cells.store_all(self.parts, values)
+            access.store_all(self.parts, values)
 
 
 class _Space:
     """How the vector is made of arrays: what programs are compiled for. Equal ones are one object."""
 
-    def __init__(self, params: Sequence[Cell], layout: Layout, grads: Layout) -> None:
+    def __init__(self, params: Sequence[Cell], layout: PackedLayout, grads: PackedLayout) -> None:
         self.layout, self.grads = layout, grads
         self.shapes = tuple([cell.value.shape for cell in params])
         self.dtypes = tuple([cell.value.dtype for cell in params])
@@ -387,7 +395,7 @@ _spaces = Kept()
 
 
 def _space_of(params: Sequence[Cell]) -> _Space:
-    space = _Space(params, Layout(params), Layout([cell.grad for cell in params]))
+    space = _Space(params, PackedLayout(params), PackedLayout([cell.grad for cell in params]))
     known: _Space | None = _spaces.get(space.key)
     return known or _spaces.set(space.key, space)
 
@@ -402,12 +410,12 @@ class _Objective:
     def here(self) -> list[Any]:
         """The parameters' arrays, to be kept."""
         for cell in self.stored:
-            cells.lend(cell)
+            lend(cell)
         return list(map(get_value, self.stored))
 
     def move(self, origin: list[Any], d: Any, t: Any) -> None:
         """Put the parameters at a distance `t` from an origin."""
-        cells.store_all(self.stored, _moved(self.space, origin, d, _array(t, self.space.dtype)))
+        access.store_all(self.stored, _moved(self.space, origin, d, _array(t, self.space.dtype)))
 
     def evaluate(self, t: Any, d: Any) -> tuple[Any, Point]:
         """The loss where the parameters are now, as the closure gives it, and as the point `t` along `d`."""
@@ -447,7 +455,7 @@ def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        with cells.full_width(jax.tree.leaves(args)):
+        with contexts.full_width(jax.tree.leaves(args)):
             return function(*args)
 
     return call
@@ -459,7 +467,7 @@ def _measured(space: _Space, stored: list[Any], d: Any) -> Any:
     """The gradient as a vector, its largest element, and its slope along `d`."""
     parts = space.grads.cut(dict(enumerate(stored)), [None] * len(space.shapes))
     arrays = [
-        jnp.zeros(shape, space.dtype) if cells.unless_consumed(part) is None else part.astype(space.dtype)
+        jnp.zeros(shape, space.dtype) if unless_consumed(part) is None else part.astype(space.dtype)
         for part, shape in zip(parts, space.shapes, strict=True)
     ]
     (g,) = unaliased([jnp.concatenate([array.reshape(-1) for array in arrays])], jax.tree.leaves((stored, d)))
@@ -478,7 +486,7 @@ def _moved(space: _Space, stored: list[Any], d: Any, t: Any) -> list[Any]:
         for part, step in zip(parts, steps, strict=True)
     ]
     joined = [space.layout.joined(j, new.__getitem__, old) for j, old in enumerate(stored)]
-    return [placed(*both) for both in zip(joined, space.places, strict=True)] if space.places else joined
+    return [constrained(*both) for both in zip(joined, space.places, strict=True)] if space.places else joined
 
 
 @jax.jit

@@ -18,18 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import cell as cells
-from .. import habits, interrupts
-from ..cell import Cell, get_stored, get_value, structure
-from ..lending import lendings, steadily
-from ..module import Module
-from ..pipeline import Pipeline
-from ..stateful import Builder, Node, Stateful, Walk, Walker, change_class, join
-from ..tracing import Met
-from ..undo import all_or_nothing
-from . import state
+from ..engine.call_and_store import Pipeline
+from ..engine.tracing import Met
+from ..module import habits
+from ..module.module import Module
+from ..runtime import contexts, interrupts
+from ..state import access, births
+from ..state import frame as frames
+from ..state.cell import Cell, get_stored, get_value
+from ..state.errors import TraceError
+from ..state.gradient import CONSUMED, gradient, starting_value
+from ..state.lending import lendings, steadily, using
+from ..state.pytree import Builder, Stateful, change_class
+from ..state.structure import structure, structure_changed
+from ..state.undo import all_or_nothing
+from ..state.walk import Node, Walk, Walker, join
+from . import state_dict as state
 from .groups import Group, as_list, group_modules, own_settings, split
-from .hyper import Hyperparameters
+from .hyperparameters import Hyperparameters
 from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
 # `_traced`: within a traced run, the modules that there were at its start.
@@ -141,7 +147,7 @@ class Optimizer(Stateful):
         given = {name: value for name, value in _tuples(type(self), settings).items() if name not in flags}
         lists, own = split(type(self).__name__, as_list(modules))
         own = [self._checked(mine, given, flags) for mine in own]
-        steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=cells.birth_here())
+        steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=births.birth_here())
         self._setup(lists, Hyperparameters(type(self).__name__, self._ranges, given, flags, own), steps)
         self._validate_now()
         self._plan_now()
@@ -163,8 +169,8 @@ class Optimizer(Stateful):
             _grows=False,  # whether the rule may need more state than before
             **_CACHES,
         )
-        object.__setattr__(self, "_birth", cells.birth_state())
-        cells.structure_changed()
+        object.__setattr__(self, "_birth", births.birth_state())
+        structure_changed()
 
     def _checked(self, settings: dict[str, Any], given: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
         """A group's own settings, with flags as booleans."""
@@ -211,7 +217,7 @@ class Optimizer(Stateful):
     def _step(self, *extra: Any) -> None:
         """`step`, with what a rule of all parameters is given besides."""
         plan = self._plan_now()
-        if not cells.is_eager():
+        if not frames.is_eager():
             self._step_inline(plan, *extra)
             return
         if plan.looked is not lendings.last:
@@ -265,13 +271,13 @@ class Optimizer(Stateful):
             >>> float(opt.grad_norm), bool(opt.grads_finite)
             (5.0, True)
         """
-        with cells.constants():
+        with contexts.constants():
             return self._last_seen(lambda seen: seen[..., 0])
 
     @property
     def grads_finite(self) -> jax.Array:
         """Whether all gradients of the last step were finite, a boolean scalar; True before. See `grad_norm`."""
-        with cells.constants():
+        with contexts.constants():
             return self._last_seen(lambda seen: seen[..., 1] > 0)
 
     def _last_seen(self, function: Callable[[Any], Any]) -> Any:
@@ -282,7 +288,7 @@ class Optimizer(Stateful):
                 " assign `opt.track_grad_norm = True`"
             )
         self._touch()
-        return cells.using(self._seen, function)
+        return using(self._seen, function)
 
     def _check_writable(self, plan: Plan) -> None:
         """Within a trace: raise unless what a step changes belongs to this very trace."""
@@ -291,17 +297,17 @@ class Optimizer(Stateful):
                 "NumPy modules are updated in place, which cannot be traced: call step() outside of transforms"
             )
         for cell in plan.owned:
-            cells.check_writable(cell, f"what {type(self).__name__}.step() updates", self)
+            access.check_writable(cell, f"what {type(self).__name__}.step() updates", self)
 
     @all_or_nothing
     def _step_inline(self, plan: Plan, *extra: Any) -> None:
         self._check_writable(plan)
-        grads = list(map(cells.gradient, plan.grads))
+        grads = list(map(gradient, plan.grads))
         self._look_for_missing(plan, grads)
         new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value, (), (), *extra)
         for cell, value in zip(plan.owned, new, strict=True):
-            cells.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
-        frame = cells.local.frame
+            access.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
+        frame = frames.local.frame
         if frame is not None:
             frame.consumed.update(zip(plan.grads, grads, strict=True))
 
@@ -316,7 +322,7 @@ class Optimizer(Stateful):
         wide = any(array.dtype == np.float64 for array in arrays)
         with jax.enable_x64(True) if wide else nullcontext():
             values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
-            with interrupts.held:
+            with interrupts.deferred:
                 pipeline = Pipeline(plan.compiled, [*plan.held, *landing], plan.held)
                 pipeline.run((grads, values, arrays, gradients, *extra))
                 new = iter([np.asarray(cell.value) for cell in landing])
@@ -355,7 +361,7 @@ class Optimizer(Stateful):
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
-        if cells.local.frame is not None:
+        if frames.local.frame is not None:
             self._have_lifted()  # a plan makes states, which are to be arrays, and to last
             self._refuse_other_modules()
         plan: Plan | None = self._plan
@@ -370,7 +376,7 @@ class Optimizer(Stateful):
                     f"this {name} trains a module that holds the {name} itself, so each would be a part of the other. Keep"
                     f" the optimizer outside of it, or have it train the parts: `{name}([self.net])`."
                 )
-            with interrupts.held, cells.constants():  # states and step counts change together
+            with interrupts.deferred, contexts.constants():  # states and step counts change together
                 vars(self)["_planner"] = get_ident()
                 try:
                     plan = make_plan(self)
@@ -381,14 +387,14 @@ class Optimizer(Stateful):
 
     def _touch(self) -> None:
         """Within a trace that has not been told of this optimizer, of which something is read: have it repeated."""
-        frame = cells.local.frame
+        frame = frames.local.frame
         if frame is not None:
             frame.touch(self._steps, self)
 
     def _have_lifted(self) -> None:
         """Within a trace that has not been told of this optimizer: have it repeated, now."""
-        frame = cells.local.frame
-        if frame is not None and cells.is_foreign(self._steps):
+        frame = frames.local.frame
+        if frame is not None and frames.is_unlifted(self._steps):
             frame.touch(self._steps, self)  # it is repeated even if the user's code catches this
             raise Met([self])
 
@@ -420,12 +426,12 @@ class Optimizer(Stateful):
         if self._hyper.kinds() != kinds:
             self._hyper.put_back(hyper)
             vars(self)["_plan"] = None
-            cells.structure_changed()
+            structure_changed()
 
     def _refuse_other_modules(self) -> None:
         """Within a traced run: raise if a list of modules was changed in it, before anything is made of that."""
         if self._traced is not None and self._traced != ids_of(self._lists):
-            raise cells.TraceError(
+            raise TraceError(
                 f"{type(self).__name__}.modules was changed inside compiled code, which would happen at the first call only:"
                 " later ones run the compiled program. Change the list between calls"
             )
@@ -435,7 +441,7 @@ class Optimizer(Stateful):
         if changed:
             self._hyper.become_numbers(changed)
             vars(self)["_plan"] = None
-            cells.structure_changed()
+            structure_changed()
 
     # -- modules and groups -------------------------------------------------------------------------------------------
 
@@ -459,7 +465,7 @@ class Optimizer(Stateful):
         Raises:
             ValueError, TypeError: as the constructor; nothing has changed then.
         """
-        cells.check_restructurable(self._birth, f"{type(self).__name__}.groups", "were changed")
+        access.check_restructurable(self._birth, f"{type(self).__name__}.groups", "were changed")
         before, hyper = self._lists, self._hyper
         name = type(self).__name__
         own = [*(hyper.own or [{}]), self._checked(own_settings(group), hyper.given, hyper.flags)]
@@ -467,7 +473,7 @@ class Optimizer(Stateful):
         owned = [{key: self._stated(key, g) for key in mine} for g, mine in enumerate(own[:-1])]
         lists = [*before, group_modules(name, group)]
         new = Hyperparameters(name, self._ranges, numbers, hyper.flags, [*owned, own[-1]])
-        with interrupts.held:
+        with interrupts.deferred:
             vars(self).update(_lists=lists, _hyper=new, _plan=None)
             try:
                 self._validate_now()
@@ -476,12 +482,12 @@ class Optimizer(Stateful):
                 vars(self).update(_lists=before, _hyper=hyper, _plan=None)
                 raise
             finally:
-                cells.structure_changed()
+                structure_changed()
 
     def _set_modules(self, value: Any, group: int) -> None:
-        cells.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
+        access.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
         lists, foreign = self._lists, self._foreign
-        with interrupts.held:
+        with interrupts.deferred:
             vars(self)["_lists"] = [*lists[:group], as_list(value), *lists[group + 1 :]]
             vars(self)["_plan"] = None
             try:
@@ -493,7 +499,7 @@ class Optimizer(Stateful):
                 vars(self).update(_lists=lists, _foreign=foreign, _plan=None)
                 raise
             finally:
-                cells.structure_changed()
+                structure_changed()
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------
 
@@ -521,7 +527,7 @@ class Optimizer(Stateful):
         """Steps taken and skipped: integers, or for a traced or stacked optimizer arrays."""
         self._touch()
         steps = self._steps.value
-        steps = steps if isinstance(steps, jax.core.Tracer) else cells.using(self._steps, jax.device_get)
+        steps = steps if isinstance(steps, jax.core.Tracer) else using(self._steps, jax.device_get)
         pair = steps[..., -2], steps[..., -1]
         return pair if steps.ndim > 1 or isinstance(steps, jax.core.Tracer) else (int(pair[0]), int(pair[1]))
 
@@ -571,13 +577,13 @@ class Optimizer(Stateful):
         """Assign a setting of the optimizer or of a group; one that does not fit, or goes with no other, changes nothing."""
         hyper, owner = self._hyper, type(self).__name__
         self._have_lifted()
-        if cells.local.undo is not None:
+        if frames.local.undo is not None:
             kept = [(settings, dict(settings)) for settings in (hyper.given, hyper.flags, *hyper.own)]
-            cells.on_failure(self._put_back, kept, hyper.exact)
+            frames.on_failure(self._put_back, kept, hyper.exact)
         if name in hyper.given:
             value = _tuples(type(self), {name: value})[name]
             if not hyper.is_plain() and begins_state(self, self._plan_now(), name, value, group):
-                raise cells.TraceError(
+                raise TraceError(
                     f"{owner}.{name} was changed from 0 where the state that it needs cannot begin (in compiled code, or for"
                     " an ensemble): assign it before"
                 )
@@ -587,9 +593,9 @@ class Optimizer(Stateful):
             self._validate_or(partial(hyper.set, name, before, self, group), name, group, own)
             if isinstance(before, int | float) and not before:
                 vars(self).update(_grows=True, _plan=None)  # from zero: the rule may need a state now
-                cells.structure_changed()
+                structure_changed()
         elif name in hyper.flags:
-            cells.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
+            access.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
             known, own = hyper.flags_of(group)[name], dict(hyper._own(group))
             optional = _is_optional(type(self), name)
             if (isinstance(known, str) or optional) and not isinstance(value, str) and not (optional and value is None):
@@ -639,7 +645,7 @@ class Optimizer(Stateful):
         """
         plan = self._known("state_dict")
         read_all = partial(state.state_dict, self, plan)
-        return steadily(self._held_cells(), read_all) if cells.is_eager() else read_all()
+        return steadily(self._held_cells(), read_all) if frames.is_eager() else read_all()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what another optimizer's `state_dict()` gave. Load the modules' own states first.
@@ -654,7 +660,7 @@ class Optimizer(Stateful):
         """The plan, for a method that needs to know numbers, which compiled code does not."""
         plan = self._plan_now()
         if isinstance(self._steps.value, jax.core.Tracer):
-            raise cells.TraceError(
+            raise TraceError(
                 f"{type(self).__name__}.{method}() was called inside compiled code (mt.jit, mt.scan, or a JAX transform),"
                 " where the values of its counts and settings are not known. Call it outside, between calls"
             )
@@ -678,7 +684,7 @@ class Optimizer(Stateful):
         except ValueError:
             vars(self)["_hyper"] = before
             raise
-        cells.structure_changed()
+        structure_changed()
 
     def _held_cells(self) -> list[Cell]:
         plan = self._plan_now()
@@ -699,8 +705,8 @@ class Optimizer(Stateful):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, **_CACHES)
-        object.__setattr__(self, "_birth", cells.birth_state())
-        cells.structure_changed()
+        object.__setattr__(self, "_birth", births.birth_state())
+        structure_changed()
 
     def __repr__(self) -> str:
         shown = [f"{name}={self._stated(name)!r}" for name in self._hyper.given]
@@ -782,11 +788,11 @@ class Optimizer(Stateful):
         made: dict[Cell, Any] = {}
         for grad, param in zip(plan.grads, plan.params, strict=True):
             if isinstance(param.value, jax.Array):
-                lost = cells.held(grad) is cells.CONSUMED
-                value = None if lost else cells.gradient(grad)
+                lost = starting_value(grad) is CONSUMED
+                value = None if lost else gradient(grad)
                 # no value stands for a gradient that is not there any more, but NaN shows wherever it is used
                 if value is None:
-                    with cells.constants():
+                    with contexts.constants():
                         value = _nan_like(param.value) if lost else jnp.zeros_like(param.value)
                 made[grad] = value
         return [made.get(c, c.value) for c in walk.cells]
@@ -817,7 +823,7 @@ class Optimizer(Stateful):
 def _look(lists: list[list[Any]], ids: list[Any]) -> None:
     """Notice that a list of modules was changed in place."""
     if ids_of(lists) != ids:
-        cells.structure_changed()
+        structure_changed()
 
 
 def _frames_to_the_user() -> int:

@@ -12,20 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from .. import cell as cells
-from ..cell import Cell
-from ..clip import norm
-from ..kept import Kept
-from ..live import LiveList
-from ..memory import owned
-from ..module import Module
-from ..pack import stored_cells
-from ..parameter import is_narrow, wide_dtype
-from ..pipeline import Compiled, Pipeline, Placement, follow, join_mesh, placed, placement
-from ..stateful import join, walk_of
-from ..tracing import unaliased
-from .foreign import Foreign, overlapping
-from .hyper import Layout, complement
+from ..engine.call_and_store import Compiled, Pipeline
+from ..engine.sharding import Placement, constrained, follow, join_mesh, placement
+from ..engine.tracing import unaliased
+from ..module.live_lists import LiveList
+from ..module.module import Module
+from ..module.parameter import is_narrow, wide_dtype
+from ..runtime import contexts
+from ..runtime.bounded_cache import Kept
+from ..runtime.memory import owned
+from ..state import frame as frames
+from ..state.cell import Cell
+from ..state.gradient import unless_consumed
+from ..state.lending import using
+from ..state.packed import stored_cells
+from ..state.structure import structure
+from ..state.walk import join, walk_of
+from .clip import norm
+from .hyperparameters import VectorLayout, complement
+from .numpy_modules import Foreign, overlapping
 from .reading import Reading
 from .units import Unit, make_units, over_packs, single
 
@@ -124,7 +129,7 @@ class Plan:
 
 def make_plan(opt: Any) -> Plan:
     """Look at the optimizer's modules as they are now; make states for what is new, drop those of what has gone."""
-    version = cells.structure.version
+    version = structure.version
     if not opt.modules:
         raise ValueError(f"{type(opt).__name__}: modules is empty; give it a list with at least one module: `[model]`")
     native, foreign, groups = _parameters(opt)
@@ -134,7 +139,7 @@ def make_plan(opt: Any) -> Plan:
     names = native | {cell: f"{module.label}.{j}" for module in foreign for j, cell in enumerate(module.cells)}
     _keep_state(opt, names, [*(c for c in native if c.trainable), *extra], foreign, groups)
     _keep_seen(opt)
-    if cells.is_eager():
+    if frames.is_eager():
         states = [*opt._shared.values(), *(cell for _, state in opt._state.values() for cell in state)]
         seen = [] if opt._seen is None else [opt._seen]
         for param, (_, state) in opt._state.items():
@@ -143,7 +148,7 @@ def make_plan(opt: Any) -> Plan:
             follow(param, [*opt._shared.values(), opt._steps, *seen])
         join_mesh(stored_cells([*native, *states, opt._steps, *seen]))
     plan = Plan(opt, native, foreign, groups, version)
-    if cells.is_eager() and any(cell.pack is not None for cell in plan.params):
+    if frames.is_eager() and any(cell.pack is not None for cell in plan.params):
         plan.compile(opt)  # now, so that compiled code, too, finds the state packed
     return plan
 
@@ -255,7 +260,7 @@ def begin_states(
     lent = not type(opt).__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
     for cell in trainable:
         if cell not in state or not state[cell][1] or opt._grows:
-            with cells.full_width([arrays.get(cell, cell.value)]):
+            with contexts.full_width([arrays.get(cell, cell.value)]):
                 p = jnp.asarray(owned(arrays[cell])) if cell in arrays else cell.value
                 if settings[groups[cell]].master_weights and is_narrow(p):
                     p = p.astype(jnp.float32)
@@ -310,7 +315,7 @@ def _clocks(opt: Any, every: list[Cell], trainable: Iterable[Cell]) -> tuple[int
     first: dict[Any, int] = {}
     counts: Any
     if isinstance(steps, jax.Array | np.ndarray) and not isinstance(steps, jax.core.Tracer):
-        columns = cells.using(opt._steps, np.asarray)
+        columns = using(opt._steps, np.asarray)
         counts = [columns[..., i].tobytes() for i in range(len(every))]
     else:  # within a trace nothing begins to tick apart, or together
         known = dict(zip(opt._order, opt._clocks, strict=True))
@@ -412,7 +417,7 @@ class Settings(NamedTuple):
             return None
         return tuple([(int(np.prod(shape)), len(shape) >= 2) for shape in shapes])
 
-    def numbers(self, values: Any, layout: Layout, num_steps: Any) -> dict[str, Any]:
+    def numbers(self, values: Any, layout: VectorLayout, num_steps: Any) -> dict[str, Any]:
         """The numbers by name: scalars, or tuples of them; as `one_minus` 1 minus each, exact where one is nearly 1."""
         found: dict[str, Any] = {}
         rests: dict[str, Any] = {}
@@ -428,7 +433,7 @@ class Settings(NamedTuple):
 
 
 def _make_update(
-    source: Callable[[], tuple[Any, Sequence[Settings], Layout, Any]],
+    source: Callable[[], tuple[Any, Sequence[Settings], VectorLayout, Any]],
     num_native: int,
     structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any]],
     num_steps: int,
@@ -462,7 +467,7 @@ def _make_update(
         foreign_grads: Sequence[Any] = (),
         extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Any]:
-        with cells.full_width(owned):
+        with contexts.full_width(owned):
             return update_all(owned, grads, values, foreign, foreign_grads, extra)
 
     def update_all(
@@ -481,7 +486,7 @@ def _make_update(
         params, steps = [*owned[:num_native], *foreign], owned[-1]
         held = iter(owned[num_native:last])
         states = [jax.tree.unflatten(tree, [next(held) for _ in range(tree.num_leaves)]) for tree, *_ in structures]
-        grads = [*map(cells.unless_consumed, grads), *foreign_grads]
+        grads = [*map(unless_consumed, grads), *foreign_grads]
         if isinstance(rule, type):
             new_params, new_states = each(params, grads, states, jnp.asarray(values), steps)
         else:
@@ -499,7 +504,7 @@ def _make_update(
         seen = [jnp.stack([norm(grads).astype(jnp.float32), finite.astype(jnp.float32)])] if tracks else []
         out = [*new_params[:num_native], *new_states, *seen, new_steps]
         if places:
-            out = [placed(value, place) for value, place in zip(out, places, strict=True)]
+            out = [constrained(value, place) for value, place in zip(out, places, strict=True)]
         out += new_params[num_native:]
         return unaliased(out, [*jax.tree.leaves((grads, values)), *foreign])
 

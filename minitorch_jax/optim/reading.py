@@ -6,9 +6,9 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..followed import Followed, follow
-from ..libraries import is_users_code
-from ..watch import Same, Watch
+from ..engine.followed import Followed, follow
+from ..engine.libraries import is_users_code
+from ..engine.watch import Same, Watch
 
 
 class Reading:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import cell as cells
-from ..cell import Cell
-from ..pack import Layout, Pack, compact, make_pack
+from ..state.cell import Cell
+from ..state.lending import using
+from ..state.packed import Pack, PackedLayout, compact, make_pack
+from ..state.structure import structure_changed
 
 
 class Unit:
@@ -69,7 +70,7 @@ def _goes_as_one(opt: Any, pack: Pack, order: dict[Cell, int], groups: dict[Cell
     """Whether the rule may be applied to the flat array: it says so, and all parts are of one group and as many steps."""
     if not type(opt).elementwise or len({groups[view] for view in pack.places}) != 1:
         return False
-    steps = cells.using(opt._steps, np.asarray)
+    steps = using(opt._steps, np.asarray)
     trees = {opt._state[view][0] for view in pack.places}
     if len(trees) != 1 or len({int(steps[order[view]]) for view in pack.places}) != 1:
         return False
@@ -94,7 +95,7 @@ def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
             if part.pack is not None:
                 part.pack.release(part)
         known = make_pack(parts, places, pack.length, parts[0].value.dtype, "state")
-        cells.structure_changed()
+        structure_changed()
     for gone in set(known.places) - set(parts):  # of a parameter that has left its pack, and keeps its state as it is
         known.release(gone)
     cell: Cell = known.cell
@@ -105,7 +106,7 @@ def over_packs(
     update: Callable[..., list[Any]], owned: Sequence[Cell], grads: Sequence[Cell]
 ) -> tuple[Callable[..., list[Any]], Any]:
     """`update` of cells' values as a function of the values that are stored for them, and what it depends on."""
-    layout, grad_layout = Layout(owned), Layout(grads)
+    layout, grad_layout = PackedLayout(owned), PackedLayout(grads)
 
     def stored_update(stored: list[Any], stored_grads: list[Any], values: Any, *others: Any) -> list[Any]:
         parts = layout.cut(dict(enumerate(stored)), [None] * len(owned))

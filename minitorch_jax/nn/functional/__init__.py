@@ -1,6 +1,6 @@
 """The stateless forms of layers and losses, as in torch.nn.functional."""
 
-from ... import eager as _eager
+from ...module import callers_memory as _eager
 from .activation import celu as celu
 from .activation import elu as elu
 from .activation import gelu as gelu

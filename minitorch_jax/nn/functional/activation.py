@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ... import random
+from ...module import random
 from .dtypes import of_one_dtype, promoted_to_floats, wide
 from .spatial import floating
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ... import random
+from ...module import random
 from .dtypes import of_one_dtype
 from .pooling import avg_pool, max_pool
 from .spatial import Size, floating, not_empty, over_batch, sizes, wide

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...containers import describe
-from ...parameter import wide_dtype
+from ...module.parameter import wide_dtype
+from ...state.containers import describe
 from .dropout import dropout, probability
 from .spatial import floating
 

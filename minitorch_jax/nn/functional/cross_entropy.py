@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...parameter import wide_dtype
+from ...module.parameter import wide_dtype
 from .dtypes import of_one_dtype, promoted, promoted_dtype, wide
 from .linear import linear
 from .loss import reduced

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ... import random
+from ...module import random
 
 _SELU_SATURATION = 1.7580993408473766  # minus the limit of SELU at -inf
 

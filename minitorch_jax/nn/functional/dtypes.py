@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...containers import describe
-from ...parameter import wide_dtype
+from ...module.parameter import wide_dtype
+from ...state.containers import describe
 
 
 class DtypeMismatch(TypeError, ValueError):

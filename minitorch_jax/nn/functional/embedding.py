@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...parameter import wide_dtype
-from ...ynnpack import largest
+from ...module.parameter import wide_dtype
+from ...runtime.ynnpack import largest
 from .distance import norm
 from .dtypes import of_one_dtype
 from .spatial import floating

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ... import random
-from ...parameter import is_narrow
+from ...module import random
+from ...module.parameter import is_narrow
 from .dtypes import wide
 from .spatial import floating
 

@@ -1,0 +1,1 @@
+"""Stateful code run as one compiled pure function: arguments, closures, tracing, programs, calls."""

@@ -1,0 +1,173 @@
+"""What goes into a compiled function of the user's and what comes out: objects, data, and what is static."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import tree_flatten, tree_map, tree_unflatten
+
+from ..state.containers import holds_state, is_array
+
+
+class Fixed:
+    """An argument that is static because the user says so."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Fixed or type(self.value) is not type(other.value):
+            return False
+        return self.value is other.value or bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        value = weaken(self.value)
+        return self if value is self.value else (Fixed, value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+FLAT = jax.tree.structure(0)  # stands for positional arguments without containers
+DATA, OBJECT, STATIC, CONTAINER = "data", "object", "static", "container"
+_codes: dict[type, str] = {}
+
+
+def _classify(value: Any) -> str:
+    """How an argument is treated: traced, lifted cell by cell, taken apart, or part of what is compiled for."""
+    kind = type(value)
+    if holds_state(value):
+        code = OBJECT
+    elif isinstance(value, jax.Array | np.ndarray | np.generic | int | float | complex) and kind is not bool:
+        code = DATA
+    elif is_array(value):
+        raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
+    else:
+        code = STATIC if jax.tree_util.all_leaves([value]) else CONTAINER
+    if len(_codes) >= 1024:  # types that are made anew all the time
+        _codes.clear()
+    _codes[kind] = code
+    return code
+
+
+class Arguments:
+    """The arguments of one call: objects whose cells are lifted, data that is traced, and everything else, static."""
+
+    __slots__ = ("fn", "treedef", "template", "objects", "data")
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.fn = fn
+        template: list[Any] = [_codes.get(type(arg)) or _classify(arg) for arg in args]
+        leaves: Sequence[Any] = args
+        self.treedef = FLAT
+        if CONTAINER in template or kwargs:
+            leaves, self.treedef = tree_flatten((args, kwargs), is_leaf=holds_state)
+            template = [_codes.get(type(leaf)) or _classify(leaf) for leaf in leaves]
+        self.objects: list[Any] = [leaf for leaf, code in zip(leaves, template, strict=True) if code is OBJECT]
+        self.data = tuple([leaf for leaf, code in zip(leaves, template, strict=True) if code is DATA])
+        if STATIC in template:
+            check_hashable(leaves, template)
+            template = [
+                (type(leaf), leaf) if code is STATIC else code for leaf, code in zip(leaves, template, strict=True)
+            ]
+        self.template = tuple(template)
+
+    def statics(self) -> list[Any]:
+        """The static arguments."""
+        values = [item[1] for item in self.template if type(item) is tuple]
+        return [value.value if type(value) is Fixed else value for value in values]
+
+    def count_data(self, first: int) -> int:
+        """How many of the data belong to the `first` positional arguments."""
+        if self.treedef is not FLAT:
+            treedef: Any = self.treedef
+            first = sum(child.num_leaves for child in treedef.children()[0].children()[:first])
+        return self.template[:first].count(DATA)
+
+    def run(self, data: Sequence[Any]) -> Any:
+        """Call the function with `data` in the data's places."""
+        objects, arrays = iter(self.objects), iter(data)
+        leaves = [
+            next(arrays) if item is DATA else next(objects) if item is OBJECT else item[1] for item in self.template
+        ]
+        if self.treedef is FLAT:
+            return self.fn(*leaves)
+        args, kwargs = tree_unflatten(self.treedef, leaves)
+        return self.fn(*args, **kwargs)
+
+
+def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Bring partials, methods of modules and modules themselves to a plain function with more arguments."""
+    while True:
+        if isinstance(fn, functools.partial):
+            fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
+        elif isinstance(fn, types.MethodType) and holds_state(fn.__self__):
+            fn, args = fn.__func__, (fn.__self__, *args)
+        elif holds_state(fn):
+            fn, args = type(fn).__call__, (fn, *args)
+        else:
+            return fn, args, kwargs
+
+
+def check_hashable(leaves: Sequence[Any], codes: Sequence[str]) -> None:
+    """Raise TypeError for a static argument that cannot be part of what a program is found by."""
+    for leaf, code in zip(leaves, codes, strict=True):
+        if code is STATIC:
+            try:
+                hash(leaf)
+            except TypeError:
+                value = leaf.value if type(leaf) is Fixed else leaf
+                raise TypeError(
+                    f"an argument is a {type(value).__name__}, which is neither an array or a module nor hashable. Pass"
+                    " arrays, numbers, modules, pytrees of them, or hashable static values."
+                ) from None
+
+
+class Static:
+    """A leaf of a result that is not an array, or (`index`) one of the objects: passed around compiled code."""
+
+    def __init__(self, value: Any, index: int | None = None) -> None:
+        self.value, self.index = value, index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and (self.value, self.index) == (other.value, other.index)
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.index))
+
+
+jax.tree_util.register_pytree_node(Static, lambda s: ((), s), lambda s, _: s)
+
+
+def wrap_output(out: Any, objects: Sequence[Any]) -> Any:
+    """`out` with everything but arrays wrapped, so that a compiled function can return it."""
+    numbers = {id(obj): i for i, obj in enumerate(objects)}
+
+    def wrap(leaf: Any) -> Any:
+        if id(leaf) in numbers:
+            return Static(None, numbers[id(leaf)])
+        return leaf if holds_state(leaf) or is_array(leaf) else Static(leaf)
+
+    return tree_map(wrap, out, is_leaf=holds_state)
+
+
+def unwrap_output(out: Any, objects: Sequence[Any]) -> Any:
+    """Undo `wrap_output` outside, with the objects of this call."""
+
+    def unwrap(leaf: Any) -> Any:
+        if not isinstance(leaf, Static):
+            return leaf
+        return leaf.value if leaf.index is None else objects[leaf.index]
+
+    return tree_map(unwrap, out, is_leaf=lambda leaf: isinstance(leaf, Static))

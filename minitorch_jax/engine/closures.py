@@ -1,0 +1,137 @@
+"""Finding the modules and optimizers that a function reaches by closure, by name.
+
+`loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
+globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest. Plain values
+that a function reads by name are found in `followed.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from ..state.containers import holds_state
+from .libraries import is_library, is_namespace, is_users_code, is_wrapper
+from .watch import Place, contents, getter, item, items, itself, length
+
+_FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
+_DEPTH = 4
+
+
+def search(fn: Any) -> list[Place]:
+    """Where `fn` finds modules and optimizers, and what leads to them."""
+    found: list[Place] = []
+    _function(fn, found, {id(fn): False}, 0)  # whoever watches may not hold it
+    return found
+
+
+def stateful_objects(fn: Callable[..., Any]) -> tuple[list[Any], list[Place]]:
+    """The modules and optimizers that `fn` reaches by name, each once, and the places that lead to them."""
+    places = search(getattr(fn, "stands_for", fn))  # a wrapper of ours: what it reaches is the user's
+    return list({id(place.was): place.was for place in places if holds_state(place.was)}.values()), places
+
+
+def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+    if isinstance(fn, functools.partial):
+        for value in (fn.func, *fn.args, *fn.keywords.values()):
+            _value(value, None, found, seen, depth)
+        return
+    if isinstance(fn, types.MethodType):
+        _value(fn.__self__, None, found, seen, depth)
+        fn = fn.__func__
+    if is_wrapper(fn):  # jax.jit and others wrap functions in objects
+        fn = fn.__wrapped__
+    elif not isinstance(fn, types.FunctionType):  # an object with a __call__ of its own
+        if holds_state(fn):
+            found.append(Place(itself, fn, None, fn))
+        else:
+            _inside(fn, found, seen, depth)
+        fn = type(fn).__call__
+    if not isinstance(fn, types.FunctionType) or is_library(fn.__module__, fn.__code__):
+        return
+    for variable in fn.__closure__ or ():
+        try:
+            value = variable.cell_contents
+        except ValueError:  # not yet bound
+            continue
+        _value(value, Place(contents, variable, None, value), found, seen, depth)
+    for value in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
+        _value(value, None, found, seen, depth)
+    names = dict.fromkeys(
+        _names(fn.__code__)
+    )  # in the same order in every process, so that JAX finds its programs again
+    for name in [name for name in names if name in fn.__globals__]:
+        value = fn.__globals__[name]
+        if not isinstance(value, types.ModuleType):
+            _value(value, item(fn.__globals__, name), found, seen, depth)
+        elif not is_library(value.__name__):
+            for inner in [name for name in names if name in vars(value)]:
+                _value(vars(value)[inner], item(vars(value), inner), found, seen, depth)
+
+
+def _value(value: Any, place: Place | None, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+    """Add to `found` what a value is or leads to, and, if that is anything, the place of the value.
+
+    `seen` says of values whether they lead to something; those that are being looked through do.
+    """
+    leads = seen.get(id(value), holds_state(value))
+    if not leads and id(value) not in seen and depth < _DEPTH:
+        seen[id(value)] = True
+        before = len(found)
+        look = _function if isinstance(value, _FUNCTIONS) or is_wrapper(value) else _inside
+        look(value, found, seen, depth + 1)
+        leads = seen[id(value)] = len(found) > before
+        if leads and isinstance(value, list | dict | deque):
+            found.append(length(value))
+    if leads:
+        found.append(Place(itself, value, None, value) if place is None else place)
+
+
+def _inside(value: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+    """Look through what a container, or a user's object, holds."""
+    if isinstance(value, list | tuple | deque | dict):
+        places = [Place(getter(value), value, key, inner) for key, inner in islice(items(value), 100)]
+    elif isinstance(value, types.ModuleType):
+        return
+    else:
+        cls = value if isinstance(value, type) else type(value)
+        places = (
+            list(_attributes(value))
+            if is_users_code(cls) or is_namespace(cls) or hasattr(cls, "_leads_to_state")
+            else []
+        )
+    for place in places:
+        _value(place.was, place, found, seen, depth)
+
+
+def _attributes(value: Any) -> Iterator[Place]:
+    """Where a user's object or class keeps data: instance attributes, slots, class attributes (no properties)."""
+    own = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+    for name in list(own):
+        yield item(own, name)
+    for cls in (value if isinstance(value, type) else type(value)).__mro__:
+        for name, inner in list(vars(cls).items()) if _is_looked_into(cls) else ():
+            if isinstance(inner, types.MemberDescriptorType):
+                if isinstance(value, type):
+                    continue
+                try:
+                    yield Place(inner.__get__, value, None, inner.__get__(value))
+                except AttributeError:  # not yet assigned
+                    continue
+            elif name not in own and (isinstance(inner, list | tuple | dict) or holds_state(inner)):
+                yield item(vars(cls), name)
+
+
+def _is_looked_into(cls: Any) -> bool:
+    return is_users_code(cls) or is_namespace(cls) or hasattr(cls, "_leads_to_state")
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)

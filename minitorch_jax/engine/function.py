@@ -1,0 +1,430 @@
+"""Functions of the user's, and their programs: one for each distinct structure of what they are given.
+
+A call is bound to cells once per object; after that it compares, gathers, and commits.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+from ..module import random
+from ..runtime import interrupts
+from ..runtime.bounded_cache import Kept, Weaken
+from ..runtime.jax_private import is_debugging
+from ..runtime.memory import owned_data
+from ..state.cell import Cell, get_stored, is_concrete
+from ..state.id_map import IdMap
+from ..state.lending import gradient_writes
+from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
+from ..state.structure import structure
+from ..state.walk import Walk, walk_of
+from . import closures
+from .arguments import FLAT, OBJECT, Arguments
+from .call_and_store import FirstRun
+from .donation import safe_to_donate
+from .followed import Followed, follow, random_state
+from .plain import is_plain
+from .program import Binding, Program, Repartition
+from .recompiles import Compilations
+from .sharding import join_mesh, placement
+from .shortcut import Reads, Shortcut
+from .tracing import Met, Purpose, Traced, settle, trace_with_all, unique_cells
+from .watch import Place, Watch
+
+_SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
+
+
+class _Latest(threading.local):
+    shortcut: Shortcut | None = None
+
+
+class _Found(NamedTuple):
+    """What a function reaches by closure, found by name. One object, so that a thread sees both parts old or both new."""
+
+    watch: Watch
+    objects: list[Any]
+    places: list[Place]
+
+
+class _Reached(NamedTuple):
+    """What a call reaches besides its arguments."""
+
+    places: list[Place]
+    stream: random.Stream
+    met: list[Any]  # weak references to what only a trace could find
+
+
+class Function:
+    """A function of the user's, and its programs."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        program: type[Program],
+        purpose: Purpose,
+        count_donated: Callable[[Arguments], int] | None = None,
+    ) -> None:
+        self.name = getattr(fn, "__name__", type(fn).__name__)
+        self.program, self.purpose = program, purpose
+        self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
+        self.programs = Kept()  # lists: of one key, those that read other arrays by name
+        self.compilations = Compilations(self.name, per_object=not purpose.gradients)
+        self.token = object()  # stands for this function where holding it would make a cycle
+        self.lock = threading.RLock()
+        self.latest = _Latest()
+        self.met: list[Any] = []  # weak references to what only a trace could find
+        self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()
+        self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
+        self.found: _Found | None = None  # made at the first call: names may be bound after the function is defined
+
+    def __del__(self) -> None:
+        for binding in list(self.bound):  # they may live as long as their modules, and would keep what was read
+            binding.reads = None
+
+    def look(self, fn: Callable[..., Any]) -> _Found:
+        """Find by name what `fn` reaches by closure."""
+        objects, places = closures.stateful_objects(fn)
+        self.found = found = _Found(Watch(places), objects, places)
+        return found
+
+    def follow(self, args: Arguments) -> Followed:
+        """Find what a call reads by name, besides modules and optimizers."""
+        fn = getattr(args.fn, "stands_for", args.fn)  # a wrapper of ours: what it reads is the user's
+        return follow(fn, args.statics(), args.objects, self.own_changes)
+
+    def _follow_again(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reached: list[Any]) -> Followed:
+        """What a call that is about to be traced reads by name."""
+        call = Arguments(fn, args, kwargs)
+        call.objects += reached
+        return self.follow(call)
+
+    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
+        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding.
+
+        Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
+        """
+        short = self.latest.shortcut
+        if short is not None and not kwargs and short.version is structure.version and short.applies(args):
+            settled = (short.gradients is None or short.gradients is gradient_writes.last) and not is_debugging()
+            try:
+                if (done := short.run(args, settled)) is not None:
+                    return done
+            except (FirstRun, Repartition, ValueError):  # the last: of JAX, that data are on other devices
+                pass
+        return self._run_slowly(fn, args, kwargs)
+
+    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
+        """`run`, the long way, and for a program's first run with these shapes."""
+        if is_plain():
+            call = Arguments(fn, args, kwargs)
+            self.add_reached(call)
+            return self.program.plainly(self, call), None
+        binding, data, reached = self._bind(fn, args, kwargs)
+        binding.look()
+        program, data = binding.program, tuple(owned_data(data))
+        donated, data = data[: program.num_donated], data[program.num_donated :]
+        others = list(map(get_stored, binding.read)), data
+        now = program.now
+        try:
+            if now.traced is None:
+                run = partial(binding.pipeline.run, others, safe_to_donate(donated, others))
+                return self._settled(run, program, fn, args, kwargs) if any(program.settings) else run(), binding
+        except FirstRun:
+            pass
+        now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
+        results: Any = None
+        try:
+            run = partial(binding.pipeline.run_first, others, safe_to_donate(donated, others))
+            results = self._settled(run, program, fn, args, kwargs)
+        except _SIGNALS as signal:
+            self._heed(signal, binding)
+        finally:
+            now.traced = now.call = None
+            if program.changes_statics:
+                self._forget(program)
+        if results is None:
+            return self._run_slowly(fn, args, kwargs)
+        binding.mark_reached()
+        self.compilations.explain()
+        return results, binding
+
+    def _settled(
+        self, run: Callable[[], list[Any]], program: Program, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Run a program, and do to optimizers what it does not do itself, together with what it stores."""
+        with interrupts.deferred if any(program.settings) else nullcontext():
+            results = run()
+            if any(program.settings):
+                call = Arguments(fn, args, kwargs)
+                self.add_reached(call)
+                settle(program.settings, call.objects)
+        return results
+
+    def lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`fn`'s program for these arguments, lowered and not run."""
+        binding, data, reached = self._bind(fn, args, kwargs)
+        donated, data = data[: binding.program.num_donated], data[binding.program.num_donated :]
+        others = list(map(get_stored, binding.read)), data
+        owned = [*map(get_stored, binding.pipeline.owned), *donated]
+        now = binding.program.now
+        now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
+        try:
+            return binding.pipeline.compiled.donating.lower(owned, others)
+        except _SIGNALS as signal:
+            self._heed(signal, binding)
+            return self.lower(fn, args, kwargs)
+        finally:
+            now.traced = now.call = None
+            if binding.program.changes_statics:
+                self._forget(binding.program)
+            interrupts.release()
+
+    def _heed(self, signal: Exception, binding: Binding) -> None:
+        """What a call is to be made again after, when its trace was ended by a signal."""
+        if isinstance(signal, PartlyConsumed):
+            binding.dissolve(signal.stored)
+        elif isinstance(signal, Met):  # with these shapes only: now a trace is to look for them first
+            self.met = [weakref.ref(owner) for owner in signal.owners]
+
+    def _forget(self, program: Program) -> None:
+        """Have no later call run a program in which Python would not do what it did when that was traced."""
+        with self.lock:
+            self.programs.drop(lambda entry: program in entry.value)
+            self.token = object()
+            self.latest.shortcut = None
+
+    def _bind(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Binding, tuple[Any, ...], list[Any]]:
+        """The long way: take the arguments apart, walk the objects if their structure may have changed, compare.
+
+        Gives the binding, the data with what is read by name at their end, and the objects that are no arguments.
+        """
+        call = Arguments(fn, args, kwargs)
+        own = len(call.objects)
+        reached = self.add_reached(call)
+        walks = [walk_of(obj) for obj in call.objects]
+        key = self._binding_key(call)
+        binding: Any = walks[0].bindings.get(key)
+        named = None
+        if binding is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
+            if binding.reads is not None and not binding.reads.rebound():
+                named = self._read(binding)
+        while named is None:  # more than once only if another thread rebinds an array at this moment
+            binding = self._bind_slowly(call, reached, walks)
+            walks = [walk_of(obj) for obj in call.objects]
+            named = self._read(binding)
+        simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
+        if simple and not reached.met and not self.met:
+            watched = [walk for walk in walks if walk.watched]
+            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding)
+        return binding, (*call.data, *named), call.objects[own:]
+
+    def _read(self, binding: Binding) -> tuple[Any, ...] | None:
+        """The arrays that a bound program reads by name; None if it has to be bound anew."""
+        partition = binding.program.version[1]
+        if binding.partition is not partition:
+            binding.regroup()
+        named: tuple[Any, ...] | None = binding.reads.fetch() if binding.reads.partition is partition else None
+        return named
+
+    def add_reached(self, args: Arguments) -> _Reached:
+        """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
+        found = self.found
+        if found is None or found.watch.rebound():
+            found = self.look(args.fn)
+        args.objects += found.objects
+        stream = random.current()
+        if stream.is_committed():
+            stream.move(_devices(args))
+        args.objects.append(stream)
+        met: list[Any] = []
+        if self.met:  # nothing but a trace can tell whether these are still the ones
+            trace_with_all(args, self.purpose, met)
+            self.met = met
+        return _Reached(found.places, stream, met)
+
+    def _bind_slowly(self, args: Arguments, reached: _Reached, walks: list[Walk]) -> Binding:
+        with self.lock:
+            lifted, alias = self._unique(walks)
+            join_mesh(stored_cells(lifted))
+            followed = self.follow(args)
+            program = self._program_for(self._key(args, walks, lifted, alias, followed), followed)
+            if program is None:
+                known = list(map(id, args.objects))
+                traced, lifted, followed = self._traced(args, reached, followed)
+                if known != list(map(id, args.objects)):
+                    walks = [walk_of(obj) for obj in args.objects]
+                    lifted, alias = self._unique(walks)
+                key = self._key(args, walks, lifted, alias, followed)
+                program = self._program_for(key, followed)
+                if program is None:
+                    donated = 0 if self.count_donated is None else self.count_donated(args)
+                    program = self.program(
+                        self.name, self.purpose, self.compilations, traced, lifted, donated, followed
+                    )
+                    self.programs.set(key, [*(self.programs.get(key) or ()), program])
+            binding = Binding(program, walks, lifted)
+            binding.reads = Reads(followed, reached.places, binding.partition, _keeper(args))
+            self.bound.add(binding)
+            bindings, kept = walks[0].bindings, list[Any]()
+            kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
+            _keep(binding, bindings, kept[0])
+            return binding
+
+    def _traced(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
+        """Trace a call, add to its objects what the trace has met; note what values the function itself has changed."""
+        for _ in range(_MAX_TRACES):
+            draws = random_state(followed.generators)
+            met = reached.met
+            traced, lifted = trace_with_all(args, self.purpose, met)
+            self.compilations.note_draws(draws, random_state(followed.generators))
+            if met:
+                found = self.look(args.fn)  # by now it may be found by name
+                if {id(ref()) for ref in met} <= {id(obj) for obj in found.objects}:
+                    met.clear()
+                    args.objects[:] = [*args.objects[: args.template.count(OBJECT)], *found.objects, reached.stream]
+                    traced, lifted = trace_with_all(args, self.purpose, met)
+                self.met = met
+            after = self.follow(args)
+            self.own_changes |= followed.changed_by(after)
+            before, followed = followed, self.follow(args) if self.own_changes else after
+            if all(before.entries.get(path, entry) == entry for path, entry in followed.entries.items()):
+                break  # else another thread has changed something meanwhile, and the trace may have seen either
+        return traced, lifted, followed
+
+    def _program_for(self, key: Any, followed: Followed) -> Program | None:
+        for program in self.programs.get(key) or ():
+            if followed.fits(program.version[1].named, program.others):
+                return program
+        return None
+
+    def _binding_key(self, args: Arguments, gone: Callable[[Any], Any] | None = None) -> Any:
+        """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own.
+
+        `gone` is called when a static argument of the call has gone, which the key does not keep.
+        """
+        template: Any = args.template
+        if any([type(code) is tuple for code in template]):
+            template = Weaken(gone)(template)
+        return self.token, args.treedef, template, threading.get_ident()
+
+    def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:
+        """What a program is compiled for, apart from shapes and dtypes."""
+        packed = PackedLayout(lifted).key if any(cell.pack is not None for cell in lifted) else ()
+        specs = tuple(walk.spec for walk in walks)
+        return args.treedef, args.template, specs, alias, placement(lifted), packed, followed.key
+
+    def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
+        return unique_cells(walks, self.purpose.gradients)
+
+
+def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:
+    """Keep a binding among those of its first object, and let those go that can serve no more."""
+    for other, known in list(bindings.items()):
+        if any(walk() is None for walk in known.walks):
+            bindings.pop(other, None)
+    if len(bindings) >= _MAX_BINDINGS:
+        bindings.clear()
+    bindings[key] = binding
+
+
+_MAX_BINDINGS = 64
+_MAX_TRACES = 3
+
+
+def _keeper(args: Arguments) -> Any:
+    """Where a function or method that is a static argument keeps what calls read by way of it: it goes with that."""
+    for value in args.statics():
+        if isinstance(value, types.FunctionType | types.MethodType):
+            kept = kept_for(getattr(value, "__self__", value))
+            if kept is not None:
+                return kept.setdefault(_READS, deque(maxlen=_MAX_READS))
+    return None
+
+
+_READS, _MAX_READS = "reads", 8
+
+
+def _devices(args: Arguments) -> Any:
+    """The devices that a call is bound to by its arrays, or None."""
+    values = (cell.value for obj in args.objects for cell in walk_of(obj).cells)
+    for value in (*values, *args.data):
+        if is_concrete(value) and value.committed:
+            return value.sharding.device_set
+    return None
+
+
+class Functions:
+    """The Functions for one use of functions (`backward`, say), each kept for as long as the user's function lives."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+        self._others = IdMap()  # what is kept for objects without a `__dict__`
+
+    def get(self, fn: Any) -> Function:
+        if type(fn) is types.FunctionType:
+            kept = fn.__dict__.get(_KEPT)
+            known: Function | None = kept.items.get(self) if kept is not None and kept.owner() is fn else None
+            if known is not None:
+                return known
+        return self._find(fn)
+
+    def _find(self, fn: Any) -> Function:
+        owner, key = (fn.__self__, (self, fn.__func__)) if isinstance(fn, types.MethodType) else (fn, self)
+        kept = kept_for(owner)
+        if kept is None:
+            try:
+                kept = self._others.get(owner)
+                if kept is None:
+                    kept = {}
+                    self._others.set(owner, kept)
+            except TypeError:  # cannot be referred to weakly: traced anew at each call
+                return self._make(fn)
+        if key not in kept:
+            kept.setdefault(key, self._make(fn))
+        found: Function = kept[key]
+        return found
+
+
+_KEPT = "_minitorch_jax_compiled"
+
+
+class _Kept:
+    """What was compiled for one object, in its `__dict__`: it goes when that goes, and is not copied with it.
+
+    (It may refer to the object, by what a function reaches. A map of the library's would then keep both for ever.)
+    """
+
+    def __init__(self, owner: Any = None) -> None:
+        self.items: dict[Any, Any] = {}
+        self.owner = _nobody if owner is None else weakref.ref(owner)  # a shallow copy has another's
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+
+def _nobody() -> None:
+    return None
+
+
+def kept_for(owner: Any) -> dict[Any, Any] | None:
+    """What was compiled for an object, by keys of the caller's; None if the object cannot keep anything."""
+    attributes = getattr(owner, "__dict__", None)
+    if not isinstance(attributes, dict):  # none, or that of a class
+        return None
+    kept = attributes.get(_KEPT)
+    if kept is None or kept.owner() is not owner:
+        try:
+            kept = attributes[_KEPT] = _Kept(owner)
+        except TypeError:  # cannot be referred to weakly
+            return None
+    items: dict[Any, Any] = kept.items
+    return items

@@ -1,0 +1,139 @@
+"""What `backward`, `mt.jit` and `mt.scan` do under `jax.disable_jit()`: plain Python on values that are there.
+
+Nothing is traced or compiled, so `print(float(x))`, `pdb` and `if x > 0` work in the user's code. The code still runs on
+values in place of the cells' own (`cell.substituted`), which are stored when all has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime import interrupts
+from ..runtime.jax_private import show_values
+from ..state import access
+from ..state import frame as frames
+from ..state.cell import Cell, get_value
+from ..state.containers import holds_state
+from ..state.frame import Frame
+from ..state.gradient import starting_value
+from ..state.lending import lend
+from ..state.structure import structure_changed
+from ..state.walk import walk_of
+from .arguments import Arguments
+from .tracing import Met, Purpose, check_statics, owners_met, unique_cells
+
+_config: Any = jax.config
+
+
+def is_plain() -> bool:
+    """Whether code is to run as plain Python: `jax.disable_jit()`."""
+    return bool(_config.jax_disable_jit)
+
+
+def arrays_of(data: Sequence[Any]) -> tuple[Any, ...]:
+    """Data as the arrays that compiled code would see; NumPy memory is the caller's, and copied."""
+    return tuple([jnp.asarray(np.array(value) if isinstance(value, np.ndarray) else value) for value in data])
+
+
+def all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool = True) -> Any:
+    """Run eager code that changes the objects' cells, and store what it changed once all of it has succeeded.
+
+    Objects that no name leads to are found when the code meets them; then it runs again. `statics`: whether static
+    attributes may end with other values.
+    """
+
+    def checked(frame: Frame) -> Any:
+        out = run()
+        check_statics(frame, statics)
+        return out
+
+    while True:
+        lifted, _ = unique_cells([walk_of(obj) for obj in objects], True)
+        start = list(map(starting_value, lifted))
+        with interrupts.unwrapped():
+            out, new, frame = frames.substituted(lifted, start, checked, True)
+        if not frame.met:
+            break
+        objects += owners_met(frame)
+    for cell in lifted:  # whatever the code read, it may have kept
+        lend(cell)
+    changed = [(cell, value) for cell, value, before in zip(lifted, new, start, strict=True) if value is not before]
+    if any(getattr(cell.value, "sharding", None) != getattr(value, "sharding", None) for cell, value in changed):
+        structure_changed()  # compiled functions keep results where they were
+    jax.block_until_ready([value for _, value in changed])
+    access.store_all([cell for cell, _ in changed], [value for _, value in changed])
+    return out
+
+
+class _Noted(dict[Cell, Any]):
+    """The values of a run, with a note of those that were read."""
+
+    def __init__(self, values: dict[Cell, Any]) -> None:
+        super().__init__(values)
+        self.seen: set[Cell] = set()
+
+    def __getitem__(self, cell: Cell) -> Any:
+        self.seen.add(cell)
+        return super().__getitem__(cell)
+
+
+def value_and_grad(call: Arguments, purpose: Purpose) -> tuple[Any, Any, dict[Cell, Any], dict[Cell, Any]]:
+    """Run a loss function once, differentiated as it runs: `loss, aux, gradients, what it changed`.
+
+    Its parameters, and what it computes from them, are tracers of `jax.grad`, of which each knows its value.
+    """
+    show_values()
+    data = arrays_of(call.data)
+    while True:
+        try:
+            return _value_and_grad(call, purpose, data)
+        except Met as met:
+            call.objects += met.owners
+
+
+def _value_and_grad(call: Arguments, purpose: Purpose, data: tuple[Any, ...]) -> Any:
+    lifted, _ = unique_cells([walk_of(obj) for obj in call.objects], purpose.gradients)
+    start = list(map(get_value, lifted))
+    train = [i for i, cell in enumerate(lifted) if cell.trainable]
+    written: list[int] = []
+    seen: set[Cell] = set()
+
+    def run(frame: Frame) -> Any:
+        noted = _Noted(frame.values)
+        frame.values = noted
+        out = call.run(data)
+        seen.update(noted.seen)
+        check_statics(frame, purpose.statics)
+        return purpose.check(out, call.objects)
+
+    def loss_of(params: list[Any]) -> Any:
+        values = list(start)
+        for i, param in zip(train, params, strict=True):
+            values[i] = param
+        (loss, aux), new, frame = frames.substituted(lifted, values, run, purpose.gradients)
+        if frame.met:
+            raise Met(owners_met(frame))
+        written.extend(i for i, value in enumerate(new) if value is not values[i])
+        return loss, (aux, [new[i] for i in written])
+
+    with interrupts.unwrapped():
+        (loss, (aux, changed)), grads = jax.value_and_grad(loss_of, has_aux=True)([start[i] for i in train])
+    gradients = {lifted[i]: grad for i, grad in zip(train, grads, strict=True) if lifted[i] in seen}
+    return loss, aux, gradients, {lifted[i]: value for i, value in zip(written, changed, strict=True)}
+
+
+def loop(fn: Callable[..., Any], call: Arguments, arrays: Sequence[Any], length: int) -> Any:
+    """`mt.scan` as a loop: `fn` on each slice in turn, and the stacked results."""
+    outs = [call.run([array[i] for array in arrays]) for i in range(length)]
+
+    def stacked(*leaves: Any) -> Any:
+        first = leaves[0]
+        is_data = isinstance(first, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+        return jnp.stack([jnp.asarray(leaf) for leaf in leaves]) if is_data else leaves[-1]
+
+    return jax.tree.map(stacked, *outs, is_leaf=holds_state)

@@ -1,0 +1,273 @@
+"""Programs: traced functions compiled for one structure, and bound to the cells of some objects.
+
+What is computed is said by subclasses of `Program`, in `autograd.py` and `compile.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import jax
+
+from ..module import habits
+from ..runtime.jax_private import trace_context
+from ..runtime.ynnpack import options_for
+from ..state import access
+from ..state.cell import Cell
+from ..state.gradient import starting_value
+from ..state.lending import lendings
+from ..state.packed import KEPT, PackedLayout, stored_cells
+from ..state.structure import structure_changed
+from ..state.walk import Walk
+from .arguments import Arguments
+from .call_and_store import Compiled, FirstRun, Pipeline, repeated
+from .followed import Followed, random_state
+from .recompiles import Compilations
+from .sharding import constrained, placement
+from .tracing import Purpose, Traced
+
+
+class Repartition(Exception):  # noqa: N818
+    """For new shapes the function uses or changes other cells than before."""
+
+
+class Partition:
+    """What a program does with the stored cells (as indices): those it differentiates by, changes, only reads.
+
+    `named`: the paths of the arrays that it reads by name, those of one array together.
+    """
+
+    def __init__(
+        self,
+        used: set[int],
+        written: set[int],
+        dropped: set[int],
+        trainable: Sequence[bool],
+        named: tuple[tuple[str, ...], ...] = (),
+    ) -> None:
+        self.named = named
+        self.used, self.written = sorted(used), sorted(written)
+        self.dropped = sorted(dropped - written)
+        self.train = [i for i in self.used if trainable[i]]
+        self.owned = [i for i in self.used if i in written and i not in self.train]
+        self.read = self.train + [i for i in self.used if i not in self.train and i not in self.owned]
+
+    def covers(self, other: Partition) -> bool:
+        return (
+            set(other.used) <= set(self.used)
+            and set(other.written) <= set(self.written)
+            and set(self.written) <= {*other.written, *self.used}  # what is not changed is passed through
+            and other.dropped == self.dropped
+            and set(other.named) <= set(self.named)
+        )
+
+    def extended(self, other: Partition, trainable: Sequence[bool]) -> Partition:
+        """One that covers `other` too, with all gradients given out unless both drop them."""
+        kept = set() if other.dropped == self.dropped else {*other.dropped, *self.dropped}
+        mine, theirs = {*self.written, *kept}, {*other.written, *kept}
+        used = {*self.used, *other.used, *(mine ^ theirs), *kept}
+        named = tuple(dict.fromkeys([*self.named, *other.named]))
+        return Partition(used, mine | theirs, {*self.dropped} - kept, trainable, named)
+
+
+class _Now(threading.local):
+    """What a thread that runs a program for the first time hands to the tracing of it."""
+
+    call: Any = None
+    traced: Traced | None = None  # made already, to find out what the function reaches
+
+
+class Program:
+    """The compiled form of one function for one structure. Subclasses say what is computed, in `group` and `body`."""
+
+    differentiates = False
+
+    def __init__(
+        self,
+        name: str,
+        purpose: Purpose,
+        compilations: Compilations,
+        traced: Traced,
+        lifted: Sequence[Cell],
+        num_donated: int,
+        followed: Followed,
+    ) -> None:
+        self.name, self.purpose, self.compilations = name, purpose, compilations
+        self.num_donated = num_donated  # of the data, the first ones
+        self.layout = PackedLayout(lifted)
+        stored, self.layout.stored = self.layout.stored, []  # which would keep the first model alive
+        self.trainable = [self.differentiates and cell.trainable for cell in stored]
+        self.places = placement(stored)
+        self.wraps, self.changes_statics = traced.wraps, traced.changes_statics
+        self.settings = traced.settings
+        self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
+        self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
+        self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
+        self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
+        self.now = _Now()
+        self.now.traced = traced
+        self.options = options_for(traced.jaxpr)
+        self._set(self._partition(traced, followed))
+        self.others = followed.others(self.version[1].named)  # arrays that are no inputs: others need another program
+
+    def _partition(self, traced: Traced, followed: Followed) -> Partition:
+        """What `traced` does with the cells, for the stored ones, and which arrays it reads by name."""
+        of, packs = self.layout.of, self.layout.packs
+        used, written, dropped = ({of[i] for i in parts} for parts in (traced.used, traced.written, traced.dropped))
+        if packs:
+            values = dict(zip(traced.written, traced.shapes[1], strict=True))
+            for j in packs:
+                views, whole = packs[j].views, packs[j].whole
+                covered = whole and set(views) <= {*traced.written, *traced.dropped}
+                if j in dropped and covered and all(values.get(i) is None for i in views):
+                    written.discard(j)  # no gradient of the pack is given out
+                elif j in dropped:  # some are: then all
+                    self.purpose = self.purpose.keeping_grads()
+                    self.now.traced = None
+                    dropped.discard(j)
+                    written.add(j)
+                if j in written and not covered:
+                    used.add(j)
+        named = followed.named(traced.constants, traced.inner_constants()) if followed.arrays or followed.long else ()
+        return Partition(used, written, dropped, self.trainable, named)
+
+    def _set(self, partition: Partition) -> None:
+        # one object, so that a thread sees either both old or both new
+        body = partial(self._traced_body, partition)
+        self.version = Compiled(body, self.name, asks=True, options=self.options), partition
+
+    def group(self, lifted: list[Cell], part: Partition) -> Any:
+        """(stored, owned, dropped) cells for the pipeline; owned ones that the lifted cells do not have come first."""
+        raise NotImplementedError
+
+    def body(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
+        """What is computed, from the values of the owned cells, those that are only read, and the data."""
+        raise NotImplementedError
+
+    def _traced_body(self, partition: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
+        now = self.now
+        if now.call is None:  # it is to be called by `run_first`
+            raise FirstRun
+        if partition is not self.version[1]:  # another thread has found that it takes more
+            raise Repartition
+        if self.num_donated:
+            cut = len(owned) - self.num_donated
+            owned, data = owned[:cut], (*owned[cut:], *data)
+        traced, now.traced = now.traced, None
+        fn, call_args, kwargs, reached, lifted, followed = now.call
+        named = [followed.place_of(group[0]).was for group in partition.named]
+        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), trace_context(), partition.named
+        if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
+            traced = self.last[1]  # the same again, but for which gradients there are to add to
+        elif traced is not None:
+            traced.take(named)
+        if traced is None:
+            arguments = Arguments(fn, call_args, kwargs)
+            arguments.objects += reached
+            values = self.values_of(list(map(starting_value, lifted)), partition, owned, read)
+            before = random_state(followed.generators)
+            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose)
+            self.compilations.note_draws(before, random_state(followed.generators))
+            needed = self._partition(traced, followed)
+            if not partition.covers(needed):
+                if needed.dropped != partition.dropped:
+                    self.purpose = self.purpose.keeping_grads()
+                self._set(partition.extended(needed, self.trainable))
+                for group in needed.named:
+                    for path in group:
+                        self.others.pop(path, None)
+                structure_changed()  # bindings are to be made anew
+                raise Repartition
+            if self.options is None and (options := options_for(traced.jaxpr)) is not None:
+                self.options = options
+                self._set(partition.extended(partition, self.trainable))
+                structure_changed()
+                raise Repartition
+            self.wraps = self.wraps or traced.wraps
+            self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings
+            self.settings = traced.settings
+            traced.take(named)
+        self.last = inputs, traced
+        out = self.body(traced, partition, owned, read, data)
+        self.compilations.note(now.call, self.others.keys())
+        return out
+
+    @classmethod
+    def plainly(cls, function: Any, call: Arguments) -> list[Any]:
+        """The results of a call under `jax.disable_jit()`, for which there is no program."""
+        raise NotImplementedError
+
+    def values_of(self, values: list[Any], part: Partition, owned: list[Any], read: list[Any]) -> list[Any]:
+        """The lifted cells' values: `values`, but for those that come from the arguments."""
+        return self.layout.cut(self.stored_values(part, owned, read), values)
+
+    def stored_values(self, part: Partition, owned: list[Any], read: list[Any]) -> dict[int, Any]:
+        """The values of stored cells among the arguments."""
+        owned = owned[len(owned) - len(part.owned) :]
+        return dict(zip([*part.owned, *part.read], [*owned, *read], strict=True))
+
+    def new_values(self, part: Partition, traced: Traced, written: Sequence[Any], old: dict[int, Any]) -> list[Any]:
+        """The changed stored cells' new values, from those that the trace gave."""
+        changed = dict(zip(traced.written, written, strict=True))
+        new = [self.layout.joined(j, lambda i: changed.get(i, KEPT), old.get(j)) for j in part.written]
+        return [constrained(v, self.places[j]) for v, j in zip(new, part.written, strict=True)] if self.places else new
+
+
+class Binding:
+    """A program, and the cells of some objects in the order in which it takes them."""
+
+    __slots__ = (
+        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "looked", "reads"),
+        "__weakref__",
+    )
+
+    def __init__(self, program: Program, walks: Sequence[Walk], lifted: list[Cell]) -> None:
+        self.program = program
+        self.walks = [weakref.ref(walk) for walk in walks]
+        for walk in walks:
+            for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+                if cell.unseen:
+                    access.check_encoded(cell, cell.value, f"{walk.spec.node[1].__name__}.{path}")
+        self.cells = lifted
+        self.stored = stored_cells(lifted)
+        self.looked: object = None  # see `habits.look`
+        self.reads: Any = None  # what the function reads by name (`shortcut.Reads`), as long as there is the function
+        self.regroup()
+
+    def regroup(self) -> None:
+        compiled, self.partition = self.program.version
+        stored, owned, dropped = self.program.group(self.stored, self.partition)
+        self.read = [self.stored[j] for j in self.partition.read]
+        self.pipeline = Pipeline(compiled, stored, owned, dropped)
+        self.run_again = repeated(self.pipeline, self.read)
+        self.mark_reached()
+
+    def look(self) -> None:
+        """Notice what does nothing on arrays that were lent since the last look."""
+        if self.looked is not lendings.last:
+            walks = [walk for reference in self.walks if (walk := reference()) is not None]
+            habits.look(self, chain.from_iterable(walk.named() for walk in walks))
+
+    def mark_reached(self) -> None:
+        """Note of which parameters the program gives gradients."""
+        for i in self.program.reaches:
+            cell = self.cells[i]
+            (cell.grad or cell).reached = True
+
+    def dissolve(self, stored: int) -> None:
+        """Release the pack of gradients that one of the stored cells holds."""
+        for pack in {cell.pack for cell in self.cells if cell.pack is not None}:
+            if pack.cell is self.stored[stored]:
+                pack.dissolve()
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether the program uses or changes a cell."""
+        return cell in self.pipeline.stored or cell in self.read
+
+    def fits(self, walks: list[Walk]) -> bool:
+        return [reference() for reference in self.walks] == walks

@@ -1,0 +1,267 @@
+"""The record of what a function was compiled for, and warnings that say what changed."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from ..module.differences import short, statics
+from ..state.containers import holds_state
+from ..state.walk import join, walk_of
+from .arguments import DATA, OBJECT, Arguments
+from .followed import Followed
+
+MANY = 6  # the number of programs of one function from which on each new one is explained
+_REMEMBERED = 32
+
+
+class RecompileWarning(UserWarning):
+    """A function is compiled again and again."""
+
+
+class TracedOnceWarning(UserWarning):
+    """Something that compiled code reads or does happened while it was traced, and will not be seen to change again."""
+
+
+class _Read(str):
+    """The description of a value that is read by name."""
+
+    __slots__ = ()
+
+
+Description = dict[str, str]  # of one program: what each argument and each part of a module was
+
+
+class Compilations:
+    """How many programs a function has, and what each was compiled for.
+
+    One loss function may serve many models, each of which needs a program: with `per_object`, only those for the same
+    model are counted for a warning.
+    """
+
+    def __init__(self, name: str, per_object: bool) -> None:
+        self.name, self.per_object = name, per_object
+        self.count = 0
+        self._known: list[tuple[Any, Description]] = []  # with a reference to the first object
+        self._message: str | None = None
+        self._remarks: list[str] = []  # to be given as warnings when the results are stored
+        self._said: set[str] = set()
+        self._by_name: Counter[str] = Counter()  # how often another value under a name was the reason
+
+    def remark(self, about: str, text: str) -> None:
+        """Have a TracedOnceWarning given, once for each subject."""
+        if about not in self._said:
+            self._said.add(about)
+            self._remarks.append(f"{self.name}: {text}")
+
+    def note_draws(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Have a warning given if generators of random numbers outside of JAX moved while the function was traced."""
+        moved = [name for name, state in before.items() if after.get(name) != state]
+        if moved:
+            self.remark(
+                "draws",
+                f"numbers were drawn from {', '.join(moved)} inside compiled code: that happens once, while it is traced, and"
+                " later calls use the same numbers. Draw with `jax.random` (a key from `mt.next_key()`), or draw outside"
+                " and pass the numbers as arguments.",
+            )
+
+    def note_followed(self, followed: Followed) -> None:
+        """Have warnings given of what is read by name, and changes in which will not be seen."""
+        for path, array in followed.large.items():
+            self.remark(
+                f"large {path}",
+                f"`{path}` is a NumPy array, {_describe_array(array)}, that the code reads by name. It is part of the"
+                " program, so changes within it are not seen. Pass it as an argument, or make it a JAX array.",
+            )
+        for path in followed.cut:
+            self.remark(
+                f"cut {path}",
+                f"`{path}` holds more than is looked through, so not every change in it is seen. Pass what the code needs"
+                " of it as arguments.",
+            )
+
+    def note(self, call: tuple[Any, ...], fixed: Collection[str] = ()) -> None:
+        """Record that the function is being compiled for `call`, as `program.py` describes one.
+
+        `fixed`: the paths of arrays that are no inputs.
+        """
+        fn, args, kwargs, reached, lifted, followed = call
+        arguments = Arguments(fn, args, kwargs)
+        objects = arguments.objects + reached
+        new = _describe(_named_leaves(fn, args, kwargs), arguments.template, objects, lifted)
+        for path in followed.entries.keys() - new.keys():
+            number = f" ({id(followed.arrays[path].was):x})" if path in fixed else ""
+            new[path] = (_Read if followed.is_value(path) else str)(followed.describe(path) + number)
+        self.note_followed(followed)
+        self.count += 1
+        known = [old for ref, old in self._known if not self.per_object or ref() is objects[0]]
+        count = len(known) + 1 if self.per_object else self.count
+        if count >= MANY:
+            self._message = f"{self.name} compiled again: {_difference(known, new)}. It has {count} programs."
+        elif self.count == 1:
+            self._message = _made_anew(fn, objects, self.name)
+        elif known and (reason := self._reason_by_name(known[-1], new)):
+            self._message = reason
+        self._known = [*self._known[1 - _REMEMBERED :], (weakref.ref(objects[0]), new)]
+
+    def _reason_by_name(self, old: Description, new: Description) -> str | None:
+        """What to say if a value that is read by name is another one for the second time."""
+        changed = [path for path in new if old.get(path) != new[path]]
+        values = [path for path in changed if isinstance(new[path], _Read)]
+        if len(values) < len(changed):
+            return None
+        self._by_name.update(values)
+        again = [path for path in values if self._by_name[path] > 1]
+        if not again:
+            return None
+        shown = ", ".join(f"{path} went from {old.get(path, 'nothing')} to {new[path]}" for path in again[:3])
+        return (
+            f"{self.name} compiled again: {shown}. The code reads {'it' if len(again) == 1 else 'them'} by name, so each"
+            " value needs a program of its own. Pass it as an argument, or make it a JAX array (`jnp.asarray(...)`)."
+        )
+
+    def explain(self) -> None:
+        """Give the warnings that are due: now that the results are stored."""
+        remarks, self._remarks = self._remarks, []
+        for text in remarks:
+            warnings.warn(text, TracedOnceWarning, stacklevel=5)
+        if self._message is not None:
+            message, self._message = self._message, None
+            warnings.warn(message, RecompileWarning, stacklevel=5)
+
+
+def _difference(known: list[Description], new: Description) -> str:
+    """What changed, against whichever earlier program is nearest; the latest of several."""
+    differing = [[k for k in {**old, **new} if old.get(k) != new.get(k)] for old in known]
+    distance, i = min((len(keys), -i) for i, keys in enumerate(differing))
+    old, keys = known[-i], differing[-i]
+    if not distance:
+        return "its arguments are as they were, so something else that it depends on changed (such as JAX's settings)"
+    changes = []
+    for key in keys[:4]:
+        if key not in old:
+            changes.append(f"{key} is new ({new[key]})")
+        elif key not in new:
+            changes.append(f"{key} is not there any more (it was {old[key]})")
+        else:
+            changes.append(f"{key} went from {old[key]} to {new[key]}")
+    more = f", and {len(keys) - 4} more differences" if len(keys) > 4 else ""
+    return ", ".join(changes) + more
+
+
+# -- what a program is compiled for -----------------------------------------------------------------------------------
+
+
+def _describe(
+    arguments: Iterator[tuple[str, Any]], template: tuple[Any, ...], objects: list[Any], lifted: list[Any]
+) -> Description:
+    """Every argument and every part of the objects, by name."""
+    found: Description = {}
+    names: dict[int, str] = {}
+    for (name, leaf), code in zip(arguments, template, strict=True):
+        if code is OBJECT:
+            names.setdefault(id(leaf), name)
+        else:
+            found[name] = _describe_leaf(leaf) if code is DATA else short(leaf)
+    shown: set[int] = set()
+    for obj in objects:
+        if id(obj) not in shown:
+            shown.add(id(obj))
+            label = names.get(id(obj), type(obj).__name__)
+            while f"{label} " in found:  # two of a class
+                label += "'"
+            found[f"{label} "] = type(obj).__name__
+            found.update(_describe_object(obj, label, {id(cell) for cell in lifted}))
+    return found
+
+
+def _named_leaves(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Leaves of the arguments, named as the function's signature names them."""
+    names = _parameter_names(fn, len(args))
+    for name, value in [*zip(names, args, strict=True), *sorted(kwargs.items())]:
+        for path, leaf in tree_flatten_with_path(value, is_leaf=holds_state)[0]:
+            yield name + keystr(path), leaf
+
+
+def _parameter_names(fn: Any, count: int) -> list[str]:
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
+    more = [f"{rest}[{i}]" for i in range(count - len(positional))]
+    return [*positional, *more][:count]
+
+
+def _describe_leaf(leaf: Any) -> str:
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        weak = ", weakly typed" if isinstance(leaf, jax.Array) and leaf.aval.weak_type else ""
+        return _describe_array(leaf) + weak
+    return f"a Python {type(leaf).__name__}"
+
+
+def _describe_array(array: Any) -> str:
+    """`float32[32,784]`."""
+    sharding = getattr(array, "sharding", None)
+    spread = isinstance(array, jax.Array) and sharding is not None and len(sharding.device_set) > 1
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]" + (f" on {sharding}" if spread else "")
+
+
+def _describe_object(obj: Any, label: str, lifted: set[int]) -> Description:
+    walk = walk_of(obj)
+    found = dict(statics(walk.spec.node, label))
+    for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+        if hasattr(cell.value, "shape"):
+            frozen = ", frozen" if cell.kind == "parameter" and not cell.trainable else ""
+            found[join(label, path)] = _describe_array(cell.value) + frozen
+        if cell.grad is not None and id(cell.grad) in lifted:
+            value = cell.grad.value
+            found[f"the gradient of {join(label, path)}"] = (
+                _describe_array(value) if hasattr(value, "shape") else "zeros that were never written"
+            )
+    return found
+
+
+# -- functions that are made anew at each call ------------------------------------------------------------------------
+
+
+class _Maker:
+    """The last function made from some code, what it was used on, and how many came and went before it."""
+
+    def __init__(self, fn: Any, obj: Any, before: int) -> None:
+        self.fn, self.object, self.before = weakref.ref(fn), weakref.ref(obj), before
+
+
+_makers: weakref.WeakKeyDictionary[types.CodeType, _Maker] = weakref.WeakKeyDictionary()
+
+
+def _made_anew(fn: Any, objects: list[Any], name: str) -> str | None:
+    """What to say if `fn` is one of many, made from the same code, used on the same object, and thrown away."""
+    while hasattr(fn, "__wrapped__"):
+        fn = fn.__wrapped__
+    if not isinstance(fn, types.FunctionType) or not objects:
+        return None
+    code = fn.__code__
+    last = _makers.get(code)
+    again = last is not None and last.fn() is None and last.object() is objects[0]
+    before = last.before + 1 if last is not None and again else 0
+    _makers[code] = _Maker(fn, objects[0], before)
+    if before < MANY - 1:
+        return None
+    captured = ", ".join(v for v in code.co_freevars)
+    advice = f", and give it {captured} as arguments instead of capturing them" if captured else ""
+    return (
+        f"{name} compiled again: it is a new function at each call ({code.co_filename}:{code.co_firstlineno}), the"
+        f" {before + 1}th so far, and what was compiled for the last one is of no use to it. Define it once, outside of"
+        f" the loop{advice}."
+    )

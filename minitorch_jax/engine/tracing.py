@@ -1,0 +1,252 @@
+"""Running stateful code as a pure function over its cells: the jaxpr of one run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jax_core
+from jax.tree_util import tree_unflatten
+
+from ..runtime import interrupts
+from ..state import frame as frames
+from ..state.cell import Cell
+from ..state.errors import TraceError
+from ..state.frame import Frame
+from ..state.gradient import CONSUMED, Unread, starting_value
+from ..state.walk import Walk, walk_of
+from .arguments import Arguments, Static
+from .derivatives import remembered
+
+
+class Met(Exception):  # noqa: N818  # a signal to whoever traces, never an error of the user's
+    """A run reached cells that were not lifted; it is repeated with their owners lifted too."""
+
+    def __init__(self, owners: list[Any]) -> None:
+        self.owners = owners
+
+
+# Part of the key of every cache of JAX's: another value for each run, so that a function of the user's that is jitted
+# and reads a module by closure is traced in each run anew, with that run's tracers.
+_run = jax.make_user_context()
+
+
+class Purpose:
+    """What a function is traced for: what becomes of its result, and of gradients."""
+
+    def __init__(
+        self,
+        check: Callable[[Any, list[Any]], Any],  # (result, objects) -> what the traced function returns
+        gradients: bool = False,  # whether gradients are lifted like other cells; a loss function may not touch them
+        keep_grads: bool = True,  # whether those that an optimizer's step has used up are given out
+        statics: bool = True,  # whether static attributes may be other ones at the end
+    ) -> None:
+        self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
+
+    def keeping_grads(self) -> Purpose:
+        """The same with every gradient given out."""
+        return Purpose(self.check, self.gradients, True, self.statics)
+
+
+# Of each optimizer, which settings (of itself, 0, or of a group, from 1 on) followed a schedule or were the optimizer's.
+Settings = tuple[tuple[tuple[int, str], ...], ...]
+
+
+class Traced:
+    """One run of the user's function as a jaxpr over cell values and data."""
+
+    def __init__(
+        self, args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any], purpose: Purpose
+    ) -> None:
+        self.written: list[int] = []
+        self.dropped: list[int] = []  # gradients that end up CONSUMED
+        self.wraps = False  # whether the result holds more than arrays
+        self.changes_statics = False  # then what was compiled is right for this one call only
+        self.settings: Settings = ()  # what has become a number, of each optimizer among the objects
+
+        def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
+            start = list(values)
+            optimizers = optimizers_of(args.objects)
+            before = [opt.begin_run() for opt in optimizers]
+
+            def run(frame: Frame) -> Any:
+                if purpose.gradients:
+                    for i, cell in enumerate(lifted):
+                        if cell.kind == "gradient":
+                            cell.value = start[i] = Unread(values[i], frame)
+                frame.undo += [(opt.undo_run, (kept,)) for opt, kept in zip(optimizers, before, strict=True)]
+                out = args.run(data)
+                self.settings = tuple([opt.end_run(kept) for opt, kept in zip(optimizers, before, strict=True)])
+                self.changes_statics = check_statics(frame, purpose.statics)
+                return purpose.check(out, args.objects)
+
+            out, new, frame = frames.substituted(lifted, values, run, purpose.gradients)
+            if frame.met:
+                raise Met(owners_met(frame))
+            for opt, kept in zip(optimizers, before, strict=True):
+                opt.undo_run(kept)  # `settle` does it again, after this run or any other of the program
+            self.observed = {i for i, cell in enumerate(lifted) if cell in frame.observed}
+            self.written = [i for i, value in enumerate(new) if value is not start[i]]
+            self.dropped = [
+                i
+                for i in self.written
+                if new[i] is CONSUMED
+                or (not purpose.keep_grads and i not in self.observed and _is_used_up(frame, lifted[i], new[i]))
+            ]
+            self.written = [i for i in self.written if i not in self.dropped]
+            self.wraps = any(isinstance(leaf, Static) for leaf in jax.tree.leaves(out, is_leaf=_is_static))
+            return out, [new[i] for i in self.written]
+
+        with _run(object()), interrupts.unwrapped():
+            closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
+        self.constants = closed.consts  # the arrays that it holds, of which some may be inputs: see `take`
+        self._taken: list[int | None] = []
+        self._out_tree = jax.tree.structure(shapes)
+        self.shapes = shapes
+        self._closed = closed
+        present = [i for i, value in enumerate(values) if value is not None and value is not CONSUMED]
+        used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if isinstance(v, jax_core.Var)}
+        used |= {v for v in closed.jaxpr.outvars if isinstance(v, jax_core.Var)}
+        in_jaxpr = {i for i, var in zip(present, closed.jaxpr.invars, strict=False) if var in used}
+        self.used = sorted(in_jaxpr | self.observed)
+        self.present = present
+
+    def inner_constants(self) -> set[int]:
+        """The ids of constants of jitted functions inside, which cannot be inputs."""
+        return set(map(id, _inner_constants(self._closed.jaxpr)))
+
+    def take(self, arrays: Sequence[Any]) -> None:
+        """From now on `data` ends with values for these of its constants, which it holds no longer itself."""
+        places = {id(constant): i for i, constant in enumerate(self.constants)}
+        self._taken = [places.get(id(array)) for array in arrays]
+        left = [None if i in self._taken else constant for i, constant in enumerate(self.constants)]
+        self.constants = left
+        self._closed = jax_core.ClosedJaxpr(self._closed.jaxpr, left)
+
+    @property
+    def jaxpr(self) -> Any:
+        return self._closed.jaxpr
+
+    def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        """The result and the written cells' new values. `values` of unused cells may be anything."""
+        return self._run(self._closed, values, data)
+
+    def differentiably(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        """The same, for `jax.value_and_grad`, which is quicker so."""
+        return self._run(remembered(self._closed), values, data)
+
+    def _run(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        if self._taken:
+            cut, constants = len(data) - len(self._taken), list(closed.consts)
+            for i, value in zip(self._taken, data[cut:], strict=True):
+                if i is not None:
+                    constants[i] = value
+            closed, data = jax_core.ClosedJaxpr(closed.jaxpr, constants), data[:cut]
+        avals = closed.in_avals  # (jax_enable_checks looks at inputs that are used for nothing, too)
+        inputs = [
+            free_zeros(aval) if values[i] is None else values[i] for i, aval in zip(self.present, avals, strict=False)
+        ]
+        flat = jax_core.jaxpr_as_fun(closed)(*inputs, *data)
+        return tree_unflatten(self._out_tree, flat)
+
+
+def optimizers_of(objects: Sequence[Any]) -> list[Any]:
+    """The optimizers that some objects are or hold, in the order of their structure."""
+    return [opt for obj in objects for reference in walk_of(obj).optimizers if (opt := reference()) is not None]
+
+
+def settle(settings: Settings, objects: Sequence[Any]) -> None:
+    """Do to optimizers what a traced run did to settings besides giving them other numbers."""
+    if any(settings):
+        for opt, changed in zip(optimizers_of(objects), settings, strict=True):
+            opt.settle(changed)
+
+
+def _is_static(leaf: Any) -> bool:
+    return isinstance(leaf, Static)
+
+
+def _is_used_up(frame: Frame, cell: Cell, value: Any) -> bool:
+    return cell.kind == "gradient" and value is not None and frame.consumed.get(cell) is value
+
+
+def check_statics(frame: Frame, may: bool) -> bool:
+    """Whether a static attribute of a module that was there before ends with another value than it had; if it `may`."""
+    seen: set[tuple[int, str]] = set()
+    for module, name, before in frame.statics:
+        if id(module) in frame.own or (id(module), name) in seen:
+            continue
+        seen.add((id(module), name))
+        now = vars(module).get(name, frame)
+        if now is not before and now != before:
+            if may:
+                return True
+            change = "" if now is frame else f" (to {now!r})"
+            raise TraceError(
+                f"{type(module).__name__}.{name} was changed{change} inside compiled code: that would happen at the first"
+                f" call only, since later ones run the compiled program. Change it outside (`model.eval()` before the"
+                " call), change it back in the function, or, if it counts something, declare it as a Buffer."
+            )
+    return False
+
+
+def owners_met(frame: Frame) -> list[Any]:
+    """What a run reached besides what was lifted."""
+    owners = {id(owner): owner for owner, _ in frame.met.values()}
+    if None in owners.values():
+        raise RuntimeError("a cell without an owner was reached while tracing")
+    return list(owners.values())
+
+
+def _inner_constants(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, jax_core.ClosedJaxpr):
+                    yield from inner.consts
+        for inner in jax_core.jaxprs_in_params(eqn.params):
+            yield from _inner_constants(inner)
+
+
+def free_zeros(like: Any) -> Any:
+    """Zeros of any shape in the memory of one."""
+    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
+
+
+def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """Outputs of a traced function of which none shares a buffer with an input or another output."""
+    seen = {id(value) for value in inputs}
+    result = []
+    for value in outputs:
+        if id(value) in seen and isinstance(value, jax.Array):
+            value = jax.numpy.copy(value)
+        seen.add(id(value))
+        result.append(value)
+    return result
+
+
+def unique_cells(walks: Sequence[Walk], gradients: bool) -> tuple[list[Cell], tuple[int, ...]]:
+    """The cells of the objects, each once, and a signature of which of them the objects share."""
+    index: dict[Cell, int] = {}
+    groups = [walk.with_gradients() if gradients else walk.cells for walk in walks]
+    order = [index.setdefault(cell, len(index)) for group in groups for cell in group]
+    return list(index), tuple(order) if len(order) > len(index) else ()
+
+
+def trace_with_all(
+    args: Arguments, purpose: Purpose, met: list[Any] | None = None, data: Sequence[Any] | None = None
+) -> tuple[Traced, list[Cell]]:
+    """Trace the function at the cells' present values, again as long as it reaches objects not in `args.objects`."""
+    while True:
+        lifted, _ = unique_cells([walk_of(obj) for obj in args.objects], purpose.gradients)
+        try:
+            return Traced(
+                args, lifted, list(map(starting_value, lifted)), args.data if data is None else data, purpose
+            ), lifted
+        except Met as error:
+            args.objects += error.owners
+            if met is not None:
+                met += [weakref.ref(owner) for owner in error.owners]

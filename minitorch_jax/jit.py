@@ -1,0 +1,247 @@
+"""`jit`: stateful code as one XLA program."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial, update_wrapper
+from typing import Any, NamedTuple
+
+import jax
+
+from .autograd import objects_of
+from .engine.arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
+from .engine.function import Function, kept_for
+from .engine.tracing import Purpose
+from .engine.whole_program import _WholeProgram
+from .state.containers import holds_state
+from .state.frame import is_eager
+from .state.undo import all_or_nothing
+
+
+class _Options(NamedTuple):
+    """Of `jit`, by position and by name."""
+
+    static_nums: frozenset[int] = frozenset()
+    static_names: frozenset[str] = frozenset()
+    donate_nums: frozenset[int] = frozenset()
+    donate_names: frozenset[str] = frozenset()
+    keep_grads: bool = False
+
+    def without_self(self) -> _Options:
+        """The same for a bound method."""
+        static, donate = (frozenset(i - 1 for i in nums) for nums in (self.static_nums, self.donate_nums))
+        return self._replace(static_nums=static, donate_nums=donate)
+
+
+class _Order(NamedTuple):
+    """How the arguments of a call were rearranged, those to be donated first."""
+
+    places: tuple[int | str, ...]  # of each: its position, or its name
+
+    def restored(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        by_place = dict(zip(self.places, (v.value if type(v) is Fixed else v for v in values), strict=True))
+        args = [by_place[i] for i in range(len(by_place)) if i in by_place]
+        return args, {name: value for name, value in by_place.items() if isinstance(name, str)}
+
+
+class Jitted:
+    """A function compiled by `mt.jit`."""
+
+    def __init__(self, fn: Callable[..., Any], options: _Options) -> None:
+        update_wrapper(self, fn if hasattr(fn, "__name__") else type(fn).__call__)
+        self.__wrapped__ = fn
+        self._options = options
+        self._fn, self._before, self._kwargs = unfold(fn, (), {})
+        self._arranges = bool(
+            options.static_nums or options.static_names or options.donate_nums or options.donate_names
+        )
+        target = _arranged(self._fn) if self._arranges else self._fn
+        count = _count_donated if options.donate_nums or options.donate_names else None
+        purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads, statics=False)
+        self._target, self._function = target, Function(target, _WholeProgram, purpose, count)
+        self._function.name = self._function.compilations.name = getattr(fn, "__name__", type(fn).__name__)
+        self._changes_args = self._arranges or bool(self._before or self._kwargs)
+        self._warned = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not is_eager():
+            return all_or_nothing(self.__wrapped__)(*args, **kwargs)  # part of the program that is being traced
+        if self._changes_args:
+            args, kwargs = self._arrange(args, kwargs)
+        (out,), binding = self._function.run(self._target, args, kwargs)
+        if self._function.met and not self._warned:
+            self._warn_of_met()
+        return self._unwrap(out, args, kwargs) if binding is not None and binding.program.wraps else out
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        if holds_state(instance):  # an argument like others
+            return types.MethodType(self, instance)
+        return _bound_to(instance, self)
+
+    @property
+    def num_compiles(self) -> int:
+        """How many programs have been compiled: one for each structure, shape and dtype."""
+        return self._function.compilations.count
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """The program for these arguments, not run: `.as_text()`, `.compile().cost_analysis()`; see `jax.stages`."""
+        args, kwargs = self._arrange(args, kwargs)
+        return self._function.lower(self._target, args, kwargs)
+
+    def _arrange(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as the compiled function takes them: static ones marked, those to be donated first."""
+        options, before = self._options, self._before
+        if not self._arranges:
+            return (*before, *args), {**self._kwargs, **kwargs}
+        named: list[tuple[int | str, Any]] = [*enumerate((*before, *args)), *{**self._kwargs, **kwargs}.items()]
+        n = len(before)
+        static = {*(i + n for i in options.static_nums), *options.static_names}
+        donate = {*(i + n for i in options.donate_nums), *options.donate_names}
+        named = [(place, Fixed(value) if place in static else value) for place, value in named]
+        named = [item for item in named if item[0] in donate] + [item for item in named if item[0] not in donate]
+        count = sum(place in donate for place, _ in named)
+        order = _Order(tuple(place for place, _ in named))
+        return (Fixed(order), Fixed(count), *(value for _, value in named)), {}
+
+    def _unwrap(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return unwrap_output(out, objects_of(self._function, self._target, args, kwargs))
+
+    def _warn_of_met(self) -> None:
+        self._warned = True
+        names = ", ".join(sorted({type(reference()).__name__ for reference in self._function.met}))
+        warnings.warn(
+            f"{self.__name__} reaches a {names} in a way that cannot be followed by name, so it must be traced at every"
+            " call to see whether it still does. Pass it as an argument, or refer to it by a variable or attribute.",
+            stacklevel=3,
+        )
+
+    __name__: str
+
+
+def _arranged(fn: Any) -> Callable[..., Any]:
+    def call(order: Fixed, count: Fixed, *values: Any) -> Any:
+        args, kwargs = order.value.restored(values)
+        return fn(*args, **kwargs)
+
+    call.__wrapped__ = call.stands_for = fn  # type: ignore[attr-defined]
+    return call
+
+
+def _count_donated(call: Arguments) -> int:
+    """How many of the data come first because they may be used up."""
+    count: int = call.template[1][1].value
+    return call.count_data(2 + count)
+
+
+def _bound_to(instance: Any, method: Jitted) -> Jitted:
+    def bound() -> Jitted:
+        return Jitted(types.MethodType(method.__wrapped__, instance), method._options.without_self())
+
+    kept = kept_for(instance)
+    if kept is None:
+        return bound()
+    if method not in kept:
+        kept.setdefault(method, bound())
+    found: Jitted = kept[method]
+    return found
+
+
+def jit(
+    fn: Callable[..., Any] | None = None,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+    donate_argnums: int | Sequence[int] = (),
+    donate_argnames: str | Sequence[str] = (),
+    keep_grads: bool = False,
+) -> Any:
+    """Compile a function that reads and changes modules, optimizers and random streams into one XLA program.
+
+    The body is ordinary eager code: `opt.zero_grad()`, `mt.backward`, `opt.step()`. What
+    it uses may come as arguments (anywhere in a pytree) or by closure. Results are those of the eager code to the
+    rounding of XLA's fusion, and happen wholly or not at all. Inside another `mt.jit`, or a plain JAX transform, the
+    function is part of that.
+
+    A second model or optimizer of the same structure uses the same program, as do new values, data and
+    hyperparameters; a new shape, dtype, `training` mode or static attribute compiles another (`num_compiles` counts
+    them). From the sixth on, a `RecompileWarning` says what changed. What its code names is followed, as in `backward`.
+
+    Args:
+        fn: the function; without it, `jit` gives a decorator. Methods and modules are fine.
+        static_argnums, static_argnames: arguments that are part of what is compiled for; they must be hashable. Strings,
+            booleans, functions and other hashable values are static anyway; numbers are traced.
+        donate_argnums, donate_argnames: data that may be used up: their arrays are gone afterwards, but for those that a
+            module, an optimizer or another argument holds too, which are copied. (Modules and optimizers are always
+            updated in place.)
+        keep_grads: give out, as `grads()`, also those gradients that an optimizer's step in the function has used up.
+            Without it, reading one after the call is an error that says so: they would cost as many results as there
+            are parameters. Gradients that no step has used are always given out.
+
+    Returns:
+        The compiled function, with `num_compiles` and `lower(*args)` (see `jax.stages`).
+
+    Raises:
+        TypeError, ValueError: for options that do not fit the function's signature.
+        TraceError: when called, if a static attribute of a module (such as `training`) ends up changed, or an optimizer is
+            given a schedule, a flag or other modules, or a setting that needs a state (momentum, say) goes from 0 to
+            something else. (Numbers may be assigned: each call does so, for each optimizer that it is called with.)
+
+    Example:
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> opt = mt.Optimizer([model], lr=0.1)
+        >>> @mt.jit
+        ... def train_step(x):
+        ...     opt.zero_grad()
+        ...     loss = mt.backward(lambda x: (model(x) ** 2).mean(), x)
+        ...     opt.step()
+        ...     return loss
+        >>> losses = [float(train_step(jnp.ones((4, 2)))) for _ in range(3)]
+        >>> losses[2] < losses[1] < losses[0], train_step.num_compiles
+        (True, 1)
+    """
+    if fn is None:
+        return partial(
+            jit,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            donate_argnums=donate_argnums,
+            donate_argnames=donate_argnames,
+            keep_grads=keep_grads,
+        )
+    if not callable(fn):
+        raise TypeError(f"mt.jit takes a function, not {fn!r}")
+    static = _places(fn, static_argnums, static_argnames, "static_arg")
+    donate = _places(fn, donate_argnums, donate_argnames, "donate_arg")
+    if static[0] & donate[0] or static[1] & donate[1]:
+        raise ValueError("mt.jit: an argument cannot be both static and donated")
+    return Jitted(fn, _Options(*static, *donate, keep_grads))
+
+
+def _places(
+    fn: Any, nums: int | Sequence[int], names: str | Sequence[str], option: str
+) -> tuple[frozenset[int], frozenset[str]]:
+    """Positions and names of arguments that an option means, each found from the other."""
+    nums = (nums,) if isinstance(nums, int) else tuple(nums)
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not nums and not names:
+        return frozenset(), frozenset()
+    parameters = list(inspect.signature(fn).parameters.values())
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for num in nums:
+        if not -len(positional) <= num < len(positional) and not (more and num >= 0):
+            raise ValueError(f"mt.jit: {option}nums has {num}, but the function takes {len(positional)} arguments")
+    for name in names:
+        if name not in [p.name for p in parameters] and not any_name:
+            raise ValueError(f"mt.jit: {option}names has {name!r}, which is no argument of the function")
+    found = {num + len(positional) if num < 0 else num for num in nums}
+    found |= {positional.index(name) for name in names if name in positional}
+    return frozenset(found), frozenset(names) | {positional[i] for i in found if i < len(positional)}

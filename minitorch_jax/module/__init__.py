@@ -1,0 +1,1 @@
+"""What a user writes a network with: Module, Parameter, Buffer, random streams."""

@@ -1,0 +1,53 @@
+"""Calls that run at once, operation by operation: what they are given belongs to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime.jax_private import at_top_level
+from ..runtime.memory import SMALL, owned_data
+
+
+def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, with NumPy's memory copied: as JAX arrays, which the calls within need not copy again."""
+    mine = owned_data(args)
+    named = kwargs if not kwargs else dict(zip(kwargs, owned_data(tuple(kwargs.values())), strict=True))
+    if (mine is args and not kwargs) or not at_top_level():
+        return mine, named
+    return tuple(map(_on_device, mine)), {name: _on_device(value) for name, value in named.items()}
+
+
+def _on_device(value: Any) -> Any:
+    """A NumPy array as one of JAX's, unless that would change its dtype or it is small: it may be a shape."""
+    if type(value) is not np.ndarray or value.nbytes < SMALL or value.dtype.kind not in "biufcV":
+        return value
+    try:
+        kept = jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype
+    except TypeError:
+        return value
+    return jnp.asarray(value) if kept else value
+
+
+def own_arguments(namespace: dict[str, Any]) -> None:
+    """Have every public function of a module's namespace copy what belongs to its caller before it returns."""
+    for name, function in list(namespace.items()):
+        ours = isinstance(function, FunctionType) and function.__module__.startswith(namespace["__name__"])
+        if ours and not name.startswith("_"):
+            namespace[name] = _owning(function, namespace["__name__"])
+
+
+def _owning(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = given(args, kwargs)
+        return function(*args, **kwargs)
+
+    call.__module__ = module  # where pickle finds it
+    return call

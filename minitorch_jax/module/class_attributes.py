@@ -1,0 +1,171 @@
+"""What a module's class has by the name of an attribute: a default, a method, a property, a slot.
+
+Python looks for data descriptors on the class, then in the object, then for anything else on the class, and calls
+`__getattr__` last. Parameters and buffers are found by `__getattr__`, so what the class has by their name would hide them.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ..state import cell as cells
+from ..state import frame as frames
+from ..state.containers import convert, find_hidden, holds_state, is_array, is_declaration, stateful_in
+from ..state.structure import structure_changed
+from ..state.walk import walk_of
+
+_MISSING = object()
+_SLOTS = ("_cells", "_walk", "_birth")
+
+
+class Declared:
+    """A class attribute of a name by which objects declare a parameter or buffer: of those the array, else the default."""
+
+    __slots__ = ("name", "default")
+
+    def __init__(self, name: str, default: Any) -> None:
+        self.name, self.default = name, default
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        cell = None if instance is None else instance._cells.get(self.name)
+        return self.default if cell is None else instance.__getattr__(self.name)
+
+
+class Derived(functools.cached_property):  # type: ignore[type-arg]
+    """A cached_property of a module. It keeps no arrays, and nothing while code is traced: those would grow old."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        value, name = self.func(instance), str(self.attrname)
+        label = f"{type(instance).__name__}.{name}"
+        if _leads_to_arrays(value):
+            return value
+        try:
+            kept = convert(value, label)
+        except TypeError:  # nothing that a module may keep
+            return value
+        parts = list(stateful_in(kept))
+        made = [part for part in parts if id(part) not in walk_of(instance).objects] if parts else []
+        if made and not frames.is_eager():
+            raise TypeError(
+                f"{label} is a cached_property that made a {type(made[0]).__name__} while code was traced, so nothing would"
+                " keep it or train it: make it in `__init__`"
+            )
+        if frames.is_eager() and (made or not parts):  # parts that are there already would get another name
+            structure_changed()
+            value = vars(instance)[name] = kept
+        return value
+
+
+def _leads_to_arrays(value: Any) -> bool:
+    found = None if is_array(value) or holds_state(value) else find_hidden(value)
+    return is_array(value) or (found is not None and is_array(found.value))
+
+
+def class_attribute(cls: type, name: str) -> Any:
+    """What a class has by a name, without calling any descriptor."""
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return _MISSING
+
+
+def declare(cls: type, name: str) -> None:
+    """Have objects find a parameter or buffer of this name, also where the class has a plain value by it."""
+    held = class_attribute(cls, name)
+    if held is not _MISSING and type(held) not in (Declared, types.MemberDescriptorType):
+        setattr(cls, name, Declared(name, held))
+
+
+def settle(cls: type, name: str, value: Any, label: str, ours: Collection[str]) -> bool:
+    """Look at what the class has by the name of an attribute that is assigned. True: a property or the like takes the value.
+
+    `ours` are the names that every module has.
+
+    Raises:
+        TypeError: if the value would be hidden by a method, or would hide one that modules need.
+    """
+    tracked = is_declaration(value) or holds_state(value) or isinstance(value, list | tuple | dict)
+    special = name.startswith("__") and name.endswith("__")
+    if (name in ours and name.startswith("_") and not special) or (tracked and name == "training"):
+        raise TypeError(f"{label}: modules keep something of their own by that name; choose another one")
+    held = class_attribute(cls, name)
+    if held is _MISSING or type(held) in (Declared, types.MemberDescriptorType):
+        return False
+    if hasattr(type(held), "__set__"):
+        return True
+    if hasattr(type(held), "__get__"):
+        kind = "cached_property" if isinstance(held, functools.cached_property) else "method"
+        if tracked or special or (name in ours and not callable(value)):
+            raise TypeError(
+                f"{label}: {cls.__name__} has a {kind} `{name}`, which the {type(value).__name__} assigned by that name"
+                " would hide, or be hidden by. Choose another name."
+            )
+    elif is_declaration(value):
+        declare(cls, name)
+    return False
+
+
+def prepare(cls: type, module: type) -> None:
+    """Look through a class of modules when its first object is made: by then decorators have done their work.
+
+    Raises:
+        TypeError: if the class itself holds a module, a Parameter or a Buffer, or is a frozen dataclass.
+    """
+    parameters = getattr(cls, "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen:
+        raise TypeError(
+            f"{cls.__name__} is a frozen dataclass, and modules change: training steps, train(), load_state_dict()."
+            " Leave `frozen=True` out."
+        )
+    seen: set[str] = set()
+    for base in cls.__mro__[: cls.__mro__.index(module)]:
+        for name, value in list(vars(base).items()):
+            if name not in seen and not name.startswith("__"):
+                _check_class_attribute(value, f"{base.__name__}.{name}")
+                if isinstance(value, functools.cached_property) and type(value) is not Derived:
+                    derived = Derived(value.func)
+                    derived.__set_name__(cls, name)
+                    setattr(cls, name, derived)
+            seen.add(name)
+    users = class_attribute(cls, "__getattr__")
+    if isinstance(users, types.FunctionType) and users.__code__ not in (_code_of(module), _CELLS_FIRST):
+        cls.__getattr__ = _cells_first(users, module.__getattr__)  # type: ignore[attr-defined]
+    cls._is_prepared = True  # type: ignore[attr-defined]
+
+
+def _check_class_attribute(value: Any, label: str) -> None:
+    found = find_hidden(value) if isinstance(value, list | tuple | set | dict) else None
+    inner = value if found is None else found.value
+    if holds_state(inner) or is_declaration(inner) or isinstance(inner, cells.Cell):
+        kind = "Parameter" if isinstance(inner, cells.Cell) else type(inner).__name__
+        raise TypeError(
+            f"{label} is or holds a {kind}, which belongs to the class: no optimizer would train it, train(), eval() and"
+            " state_dict() would not reach it, and all objects would share it. Assign it in `__init__`"
+            " (`self.name = ...`), frozen by `freeze()` if it is not to be trained; in a dataclass use"
+            " `field(default_factory=...)`."
+        )
+
+
+def _cells_first(users: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's `__getattr__` that is not asked for what was declared."""
+
+    @functools.wraps(users)
+    def __getattr__(self: Any, name: str) -> Any:
+        if not name.startswith("__") and name not in _SLOTS and (name in self._cells or name in vars(self)):
+            return ours(self, name)
+        return users(self, name)
+
+    return __getattr__
+
+
+def _code_of(module: Any) -> types.CodeType:
+    code: types.CodeType = module.__getattr__.__code__
+    return code
+
+
+_CELLS_FIRST = _cells_first(lambda self, name: None, lambda self, name: None).__code__

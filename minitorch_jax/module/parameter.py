@@ -1,0 +1,221 @@
+"""Parameter and Buffer, and the checks that every value passes on its way into one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime import contexts
+from ..runtime.memory import owned
+from ..state import access, births
+from ..state.cell import Cell
+from ..state.containers import describe
+from ..state.encoding import Encoding
+
+X64 = 'jax.config.update("jax_enable_x64", True)'
+
+
+def as_array(value: Any) -> Any:
+    """`value` as a jax array that shares no memory with NumPy and has no weak type."""
+    if isinstance(value, jax.Array):
+        return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
+    value = owned(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
+        value = fitting(value)
+    return jnp.array(value, dtype=jnp.result_type(value) if np.shape(value) == () else None)
+
+
+def fitting(values: Any, dtype: Any = None) -> Any:
+    """NumPy's integers in a dtype, which all of them must fit: by default theirs, of 32 bits where JAX's 64 are off."""
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype) if dtype is None else dtype
+    if dtype == values.dtype:
+        return values
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if values.size and not (low <= values.min() and values.max() <= high):
+        raise ValueError(
+            f"{values.dtype} from {values.min()} to {values.max()} does not fit {dtype}, JAX's integers while its 64 bits"
+            f" are off; call {X64} first"
+        )
+    return values.astype(dtype)
+
+
+def placed_as(value: Any, old: Any) -> Any:
+    """`value`, if it is no array of JAX's yet, on the devices that the array which it replaces is bound to, if any."""
+    if isinstance(value, jax.Array) or isinstance(old, jax.core.Tracer) or not getattr(old, "committed", False):
+        return value
+    value = np.asarray(owned(value))
+    if value.dtype.kind in "iu":
+        value = fitting(value)
+    return jax.device_put(value, old.sharding) if value.shape == old.shape else value
+
+
+class _Declaration:
+    """What Parameter and Buffer share: a new cell, on its way into a module."""
+
+    __slots__ = ("_cell",)
+    _cell: Cell
+    _declares = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_cell":
+            raise AttributeError(
+                f"a {type(self).__name__} is a declaration, with no `{name}` to set: give it the array when you make it,"
+                " and `Parameter(array, trainable=False)` for one that is not to be trained"
+            )
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe(self._cell.value)})"
+
+
+class Parameter(_Declaration):
+    """Declares a trainable array of a module.
+
+    The same Parameter object given to two attributes is one tied parameter.
+
+    Args:
+        array: floating, of any shape; JAX, NumPy (copied), or nested lists of numbers.
+        trainable: False declares it frozen.
+
+    Raises:
+        TypeError: if the array is not floating.
+
+    Example:
+        >>> from minitorch_jax import Module, Parameter
+        >>> class Scale(Module):
+        ...     def __init__(self, size):
+        ...         self.weight = Parameter(jnp.ones(size))
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> Scale(3)(2.0)
+        Array([2., 2., 2.], dtype=float32)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, array: Any, trainable: bool = True) -> None:
+        value = as_array(array)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
+                " `Parameter(array.astype(float))`, or `Buffer(array)` for what is not trained."
+            )
+        lent = isinstance(array, jax.Array)  # anything else was copied in
+        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=lent, birth=births.birth_here())
+
+
+def fresh_parameter(array: jax.Array) -> Parameter:
+    """A Parameter around an array that was just computed, so that nobody else holds its buffer: not copied either."""
+    parameter = Parameter(array)
+    parameter._cell.lent = False
+    return parameter
+
+
+class Buffer(_Declaration):
+    """Declares an array that a module keeps and saves, but that is not trained (running statistics, counts, keys).
+
+    Args:
+        array: of any dtype and shape, random keys included.
+
+    Example:
+        >>> from minitorch_jax import Buffer, Module
+        >>> class Counter(Module):
+        ...     def __init__(self):
+        ...         self.count = Buffer(0)
+        ...     def forward(self, x):
+        ...         self.count = self.count + 1
+        ...         return x
+        >>> counter = Counter()
+        >>> _ = counter(1.0), counter(1.0)
+        >>> int(counter.count)
+        2
+    """
+
+    __slots__ = ()
+
+    def __init__(self, array: Any) -> None:
+        value = as_array(array)
+        encoding = Encoding.of(value)
+        value = value if encoding is None else encoding.encode(value)
+        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=births.birth_here())
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype in which arithmetic on parameters and gradients of `dtype` is done: at least float32."""
+    return jnp.dtype(dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
+
+
+@jax.jit
+def counted(count: Any) -> Any:
+    """One more than an integer; the same where its dtype ends, as one more would be negative."""
+    return jnp.minimum(count, jnp.iinfo(count.dtype).max - 1) + 1
+
+
+def is_narrow(value: Any) -> bool:
+    """Whether a value is a floating array of fewer bits than arithmetic on it is done in."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
+
+
+def read_gradient(param: Cell, owner: Any = None) -> Any:
+    """The accumulated gradient of a parameter: zeros where there is none."""
+    value = access.read(param.grad, owner)
+    if value is not None:
+        return value
+    with contexts.constants():
+        return jnp.zeros_like(param.value)
+
+
+def write_gradient(param: Cell, value: Any, label: str, owner: Any = None) -> None:
+    """Give a parameter's gradient a new value, checked."""
+    access.write(param.grad, checked(value, param.value, label), label, owner)
+    param.grad.reached = True
+
+
+def checked(value: Any, old: Any, label: str) -> Any:
+    """`value` as an array that may take the place of `old`: the same shape, the same dtype."""
+    if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
+        value = jnp.asarray(value, dtype=old.dtype)
+    value = as_array(placed_as(value, old))
+    if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
+        raise ValueError(
+            f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
+            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape it or convert it with `.astype(...)`,"
+            " or declare a new Parameter or Buffer in its place."
+        )
+    return value
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two arrays of one dtype are equal; NaN is equal to itself."""
+    one, other = np.asarray(one), np.asarray(other)
+    return np.array_equal(one, other) or (one.shape == other.shape and one.tobytes() == other.tobytes())
+
+
+def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
+    """Give a parameter or buffer a new value, checked."""
+    access.write(cell, encode_checked(cell, value, label), label, owner)
+
+
+def encode_checked(cell: Cell, value: Any, label: str) -> Any:
+    """What `cell` would keep for `value`, once its shape and dtype are checked."""
+    new = checked(value, declared(cell), label)
+    if cell.encoding is None:
+        return new
+    encoded = cell.encoding.encode(new, cell.value)
+    if (
+        isinstance(value, jax.Array)
+        or isinstance(encoded, jax.core.Tracer)
+        or not getattr(cell.value, "committed", False)
+    ):
+        return encoded
+    return jax.device_put(encoded, cell.value.sharding)
+
+
+def declared(cell: Cell) -> Any:
+    """Something of the shape and dtype that readers of the cell see."""
+    if cell.encoding is None or not hasattr(cell.value, "dtype"):
+        return cell.value
+    return jax.eval_shape(cell.encoding.decode, cell.value)

@@ -1,0 +1,296 @@
+"""The streams of random keys that random layers and constructors draw from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime import contexts
+from ..runtime.jax_private import at_top_level
+from ..runtime.memory import owned
+from ..state import access, births
+from ..state import cell as cells
+from ..state import frame as frames
+from ..state.cell import Cell
+from ..state.pytree import Builder, Stateful
+from ..state.walk import Node, Walker
+
+
+class Stream(Stateful):
+    """A sequence of random keys: `next()` gives a new one and moves on.
+
+    Its one cell holds the data of a key, which are plain integers: an array of keys would leave JAX's fast path.
+    """
+
+    __slots__ = ("cell", "impl")
+
+    def __init__(self, key: jax.Array) -> None:
+        self._walk = None
+        self.impl = str(jax.random.key_impl(key))
+        data = jax.random.key_data(key)  # shares the buffer of the key, which is its giver's
+        self.cell = Cell(data, "stream", lent=True, birth=births.birth_here())
+
+    def next(self) -> jax.Array:
+        """A key that no other draw has given."""
+        access.check_writable(self.cell, "the random stream", self)
+        advance = _advance_now if at_top_level() else _advance
+        if frames.is_eager():
+            self.move(None)
+        data, key = advance(self.cell.value, self.impl)
+        access.write(self.cell, data, "the random stream", self)
+        return key
+
+    def move(self, devices: Any) -> None:
+        """Make the stream usable with arrays on some devices (None: those of new arrays): it belongs to none itself."""
+        value = self.cell.value
+        if self.is_committed() and value.sharding.device_set != (devices or {_default_device()}):
+            self.cell.value = jnp.asarray(np.asarray(value))
+
+    def is_committed(self) -> bool:
+        """Whether a computation with arrays that are bound to a device has bound the stream's to it."""
+        value = self.cell.value
+        return cells.is_concrete(value) and value.committed
+
+    def _describe(self, walker: Walker, path: str) -> Node:
+        return walker.cell(self.cell, path), self.impl
+
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Stream:
+        self = object.__new__(cls)
+        self._walk = None
+        self.cell, self.impl = builder.cells[payload[0]], payload[1]
+        builder.objects.append(self)
+        return self
+
+
+def _default_device() -> Any:
+    config: Any = jax.config
+    default = config.jax_default_device
+    return default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
+
+
+def _advance(data: Any, impl: str) -> tuple[Any, jax.Array]:
+    following, key = jax.random.split(jax.random.wrap_key_data(data, impl=impl))
+    return jax.random.key_data(following), key
+
+
+_advance_now = partial(jax.jit, static_argnums=1)(_advance)
+
+
+_SHARED = [4**n for n in range(6, 11)]  # how many numbers the programs draw that shapes share
+
+
+def draw(sample: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """`sample(key, shape)`, one of jax.random's functions, by a program that takes little time to compile.
+
+    XLA takes the longer to compile a generator, the more axes it fills: seconds for four. What a generator gives depends
+    on the place in row-major order alone, so a matrix does; its last axis is the shape's, so that arrays split over
+    devices can stay split. JAX's default generator gives the same numbers whatever number of them is asked for, too:
+    outside of other programs, shapes of about as many numbers share one, and only cutting is compiled for each.
+    """
+    shape = tuple(shape)
+    if not at_top_level():
+        return sample(key, (math.prod(shape[:-1]), *shape[-1:])).reshape(shape)
+    count = math.prod(shape)
+    if count > _SHARED[-1] or not _is_default(key):
+        return sample(key, (count,)).reshape(shape)
+    return _cut(sample(key, (next(n for n in _SHARED if n >= count),)), shape)
+
+
+def _is_default(key: jax.Array) -> bool:
+    config: Any = jax.config
+    return config.jax_threefry_partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
+
+
+@partial(jax.jit, static_argnums=1)
+def _cut(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return numbers[: math.prod(shape)].reshape(shape)
+
+
+class _Local(threading.local):
+    stream: Stream | None = None
+
+
+local = _Local()
+
+
+class _Block:
+    """A `with rng(key)` block that was entered: its stream, and the block around it.
+
+    A block may be left while it is not the innermost one, when a generator that entered it is closed late: then it is
+    skipped when those within it are left. It may also be left from where it was never entered, by a generator that another
+    thread or task finalizes: then it is `lost`, and skipped where it still seems to be in force.
+    """
+
+    __slots__ = ("stream", "around", "left", "lost")
+
+    def __init__(self, stream: Stream, around: _Block | None) -> None:
+        self.stream, self.around = stream, around
+        self.left = self.lost = False
+
+    def leave(self) -> None:
+        self.left = True
+        innermost = block = innermost_block.get()
+        while block is not None and block is not self:
+            block = block.around
+        self.lost = block is None
+        if innermost is self:
+            while block is not None and block.left:
+                block = block.around
+            innermost_block.set(block)
+
+
+# Of the running thread or asyncio task, so that tasks in turn do not draw from each other's.
+innermost_block: ContextVar[_Block | None] = ContextVar("minitorch_jax.rng", default=None)
+_seed = 0  # of the main thread's stream
+_threads = itertools.count(1)
+
+
+def current() -> Stream:
+    """The stream that is drawn from here: that of `rng`, or the thread's own."""
+    block = innermost_block.get()
+    while block is not None and block.lost:
+        block = block.around
+    if block is not None:
+        return block.stream
+    stream = local.stream
+    if stream is None:
+        with jax.ensure_compile_time_eval():
+            key = jax.random.key(_seed)
+            if threading.current_thread() is not threading.main_thread():
+                key = jax.random.fold_in(key, next(_threads))
+            stream = local.stream = _outside(key)
+    return stream
+
+
+def _outside(key: jax.Array) -> Stream:
+    """A stream that belongs to no trace, wherever it is made."""
+    stream = Stream(key)
+    stream.cell.birth = None
+    frame = frames.local.frame
+    if frame is not None:
+        frame.own.pop(id(stream.cell), None)
+    return stream
+
+
+def seed(n: int) -> None:
+    """Restart the stream of random keys that random layers, and constructors without `key=`, draw from.
+
+    Each thread has a stream of its own, so that threads can train at the same time: `seed` restarts that of the thread
+    that calls it. A thread that never does gets one derived from the main thread's seed and a running number.
+
+    Args:
+        n: an integer of 32 bits, signed or not; the main thread's stream starts as `seed(0)`.
+
+    Raises:
+        TypeError: if `n` is not an integer.
+        ValueError: if it does not fit.
+
+    Example:
+        >>> import minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> mt.seed(7); a = nn.Linear(2, 2).weight
+        >>> mt.seed(7); b = nn.Linear(2, 2).weight
+        >>> bool((a == b).all())
+        True
+    """
+    global _seed
+    new = _key_of(n, "seed")
+    if local.stream is None and innermost_block.get() is None and at_top_level():
+        local.stream = Stream(new)
+    else:
+        stream = current()
+        if str(jax.random.key_impl(new)) != stream.impl:
+            raise ValueError(f"seed() cannot restart a stream of {stream.impl} keys while JAX makes others by default")
+        access.write(stream.cell, jax.random.key_data(new), "the random stream", stream)
+    if threading.current_thread() is threading.main_thread():
+        _seed = n.__index__()
+
+
+def _key_of(n: Any, name: str) -> jax.Array:
+    """The key of an integer seed."""
+    if isinstance(n, bool | np.ndarray | jax.Array) or not hasattr(n, "__index__"):
+        raise TypeError(f"{name}() takes an integer, not {n!r}")
+    number = n.__index__()
+    if not -(2**31) <= number < 2**32:
+        raise ValueError(f"{name}() takes an integer of 32 bits; got {number}")
+    with contexts.constants():
+        return jax.random.key(number)
+
+
+@contextmanager
+def rng(key: Any) -> Iterator[None]:
+    """Draw from a stream of its own, which starts at `key`, in a `with` block (in this thread or asyncio task).
+
+    This is what a random layer needs inside a plain JAX transform, where the stream of `seed` cannot advance, and what
+    makes a piece of code reproducible on its own. Tasks that a block starts go on drawing from its stream. (A generator that
+    is suspended in a block leaves it in force for the code that runs on, as with `decimal.localcontext`.)
+
+    Args:
+        key: a `jax.random.key` (shape `()`, traced or not), one of `jax.random.PRNGKey`, or an integer seed.
+
+    Raises:
+        TypeError: if it is neither.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> drop = nn.Dropout(0.5)
+        >>> @jax.jit
+        ... def f(key, x):
+        ...     with mt.rng(key):
+        ...         return drop(x)
+        >>> f(jax.random.key(0), jnp.ones(4)).shape
+        (4,)
+    """
+    if hasattr(key, "__index__") and not isinstance(key, bool | np.ndarray | jax.Array):
+        key = _key_of(key, "rng")
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape == _raw_shape():
+        key = jax.random.wrap_key_data(jnp.asarray(owned(key)))  # of `jax.random.PRNGKey`
+    if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
+    block = _Block(Stream(key), innermost_block.get())
+    try:
+        innermost_block.set(block)
+        yield
+    finally:
+        block.leave()
+
+
+def _raw_shape() -> tuple[int, ...]:
+    """The shape of the data of a key."""
+    shape: tuple[int, ...] = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    return shape
+
+
+def next_key(key: Any = None) -> jax.Array:
+    """A new random key from the current stream, for layers and constructors of one's own.
+
+    Args:
+        key: given back as it is, if not None: for the `key=` of a constructor.
+
+    Raises:
+        TraceError: inside a plain JAX transform without an `rng` of its own.
+
+    Example:
+        >>> import jax, minitorch_jax as mt
+        >>> class Noise(mt.Module):
+        ...     def forward(self, x):
+        ...         return x + jax.random.normal(mt.next_key(), x.shape)
+        >>> Noise()(jax.numpy.zeros(3)).shape
+        (3,)
+    """
+    if key is None:
+        return current().next()
+    drawn: jax.Array = key
+    return drawn

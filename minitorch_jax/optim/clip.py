@@ -1,0 +1,210 @@
+"""What is done to accumulated gradients before a step: clipping and scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..engine.call_and_store import Compiled, Pipeline
+from ..module.module import Module
+from ..module.parameter import wide_dtype
+from ..runtime import contexts
+from ..runtime.ynnpack import largest
+from ..state import access
+from ..state import frame as frames
+from ..state.cell import Cell
+from ..state.errors import TraceError
+from ..state.gradient import gradient
+from ..state.packed import stored_cells
+from ..state.walk import walk_of
+
+
+def clip_grad_norm(
+    modules: Any, max_norm: Any, norm_type: float = 2.0, *, error_if_nonfinite: bool = False
+) -> jax.Array:
+    """Scale all gradients, as if they were one vector, to a norm of at most `max_norm`; in place.
+
+    Call it between `backward` and `step`, in eager code or in a compiled function. One pass computes the norm, one scales.
+
+    Args:
+        modules: a module, a list of them, or an optimizer, for its modules.
+        max_norm: a number > 0; a new one does not compile again.
+        norm_type: p of the p-norm; `float("inf")` for the largest absolute value.
+        error_if_nonfinite: raise if the norm is infinite or NaN, and change nothing. This waits for the result, so it
+            cannot be used in compiled code; without it the norm is there for whoever reads it.
+
+    Returns:
+        The norm before, a float32 scalar (float64 for float64 gradients); 0 if there are no gradients.
+
+    Raises:
+        TypeError: if something is no Module, or `max_norm` no number.
+        ValueError: if `max_norm` is negative or not finite, or `norm_type` is not > 0.
+        RuntimeError: with `error_if_nonfinite`, if the norm is not finite.
+
+    Source: `torch.nn.utils.clip_grad_norm_`, with its `max_norm / (norm + 1e-6)`.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> layer.accumulate([jnp.array([[3.0, 4.0]])])
+        >>> float(mt.clip_grad_norm(layer, 1.0))
+        5.0
+        >>> layer.grads()[0].round(3)
+        Array([[0.6, 0.8]], dtype=float32)
+    """
+    if not norm_type > 0:
+        raise ValueError(f"clip_grad_norm: norm_type must be > 0; got {norm_type!r}")
+    if error_if_nonfinite and not frames.is_eager():
+        raise TraceError("clip_grad_norm: error_if_nonfinite would need the norm's value, which compiled code has not")
+    grads = _gradients("clip_grad_norm", modules)
+    limit = _number("clip_grad_norm", "max_norm", max_norm)
+    if error_if_nonfinite:
+        found = _norms(norm_type)([gradient(grad) for grad in grads])
+        if not np.isfinite(found):
+            raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {found}; nothing was changed")
+    result: jax.Array = _apply(grads, limit, _clip_norm, float(norm_type))[0]
+    return result
+
+
+def clip_grad_value(modules: Any, clip_value: Any) -> None:
+    """Bring each element of all gradients into [-clip_value, clip_value], in place. See `clip_grad_norm`.
+
+    Source: `torch.nn.utils.clip_grad_value_`.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> layer.accumulate([jnp.array([[3.0, -0.5]])])
+        >>> mt.clip_grad_value(layer, 1.0)
+        >>> layer.grads()[0]
+        Array([[ 1. , -0.5]], dtype=float32)
+    """
+    grads = _gradients("clip_grad_value", modules)
+    _apply(grads, _number("clip_grad_value", "clip_value", clip_value), _clip_value)
+
+
+def scale_grads(modules: Any, factor: Any) -> None:
+    """Multiply all gradients by a number, in place: by 1/k after k micro-batches, for their mean. See `clip_grad_norm`.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> loss_fn = lambda x: layer(x).sum()
+        >>> for x in (jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])):
+        ...     loss = mt.backward(loss_fn, x)
+        >>> mt.scale_grads(layer, 1 / 2)
+        >>> layer.grads()[0]
+        Array([[2., 3.]], dtype=float32)
+    """
+    grads = _gradients("scale_grads", modules)
+    _apply(grads, _number("scale_grads", "factor", factor, low=None), _scale)
+
+
+# -- the programs ------------------------------------------------------------------------------------------------------
+
+
+def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
+    """The p-norm of all gradients (None for none) as one vector, computed in at least float32."""
+    wide = [g.astype(wide_dtype(g.dtype)).reshape(-1) for g in grads if g is not None and g.size]
+    if not wide:
+        return jnp.zeros((), jnp.float32)
+    if norm_type == np.inf:
+        return largest(jnp.stack([largest(jnp.abs(g)) for g in wide]))
+    if norm_type == 2:
+        return jnp.sqrt(jnp.stack([jnp.vdot(g, g) for g in wide]).sum())
+    return jnp.stack([(jnp.abs(g) ** norm_type).sum() for g in wide]).sum() ** (1 / norm_type)
+
+
+@lru_cache(maxsize=64)
+def _norms(norm_type: float) -> Callable[[Sequence[Any]], Any]:
+    return jax.jit(lambda grads: norm(grads, norm_type))
+
+
+def _each(update: Callable[[Any], Any], grads: Sequence[Any]) -> list[Any]:
+    """`update` of each gradient, in at least float32, in its own dtype."""
+    return [None if g is None else update(g.astype(wide_dtype(g.dtype))).astype(g.dtype) for g in grads]
+
+
+def _clip_norm(grads: list[Any], limit: Any, norm_type: float) -> list[Any]:
+    total = norm(grads, norm_type)
+    factor = jnp.minimum(limit.astype(total.dtype) / (total + 1e-6), 1.0)
+    return [*_each(lambda g: g * factor.astype(g.dtype), grads), total]
+
+
+def _clip_value(grads: list[Any], limit: Any) -> list[Any]:
+    return _each(lambda g: jnp.clip(g, -limit.astype(g.dtype), limit.astype(g.dtype)), grads)
+
+
+def _scale(grads: list[Any], factor: Any) -> list[Any]:
+    return _each(lambda g: g * factor.astype(g.dtype), grads)
+
+
+def _wide(function: Callable[..., list[Any]], grads: list[Any], *others: Any) -> list[Any]:
+    """Call one of these functions where float64 stays float64."""
+    with contexts.full_width(grads):
+        return function(grads, *others)
+
+
+@lru_cache(maxsize=64)
+def _compiled(function: Callable[..., list[Any]], *static: Any) -> Compiled:
+    return Compiled(lambda grads, number: _wide(function, grads, number, *static), function.__name__.lstrip("_"))
+
+
+def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *static: Any) -> list[Any]:
+    """Store what a function makes of gradients; its other results."""
+    if frames.is_eager():
+        stored = stored_cells(grads)
+        for grad in stored:
+            gradient(grad)  # the error for one that is not there any more
+        packs = {grad.pack for grad in grads if grad.pack is not None}
+        if {*grads}.issuperset(view for pack in packs for view in pack.places):
+            return Pipeline(_compiled(function, *static), stored, stored).run((number,))
+    for grad in grads:
+        access.check_writable(grad, "a gradient")
+    results = _wide(function, [gradient(grad) for grad in grads], number, *static)
+    changed = [(grad, new) for grad, new in zip(grads, results, strict=False) if new is not None]
+    if frames.is_eager():
+        access.store_all(*zip(*changed, strict=True))
+    else:
+        for grad, new in changed:
+            access.write(grad, new, "a gradient")
+    return results[len(grads) :]
+
+
+def _gradients(name: str, modules: Any) -> list[Cell]:
+    """The gradients' cells of the trainable parameters, each once."""
+    listed = getattr(modules, "modules", None) if not isinstance(modules, Module) else [modules]
+    listed = modules if listed is None or callable(listed) else listed
+    if isinstance(listed, str | bytes | dict) or not hasattr(listed, "__iter__"):
+        raise TypeError(f"{name} takes a Module, a list of them, or an optimizer; got {modules!r}")
+    listed = list(listed)
+    for module in listed:
+        if not isinstance(module, Module):
+            raise TypeError(f"{name} takes Modules; the list holds {module!r} ({type(module).__name__})")
+    return list(dict.fromkeys(cell.grad for module in listed for cell in walk_of(module).params if cell.trainable))
+
+
+def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> Any:
+    """A number as an array, so that a new one does not compile again."""
+    if not isinstance(value, jax.core.Tracer):
+        try:
+            number = float(value)
+        except TypeError:
+            number = None
+        if isinstance(value, bool | str) or number is None:
+            raise TypeError(f"{name}: {argument} must be a number; got {value!r}")
+        if not np.isfinite(number) or (low is not None and number < low):
+            raise ValueError(
+                f"{name}: {argument} must be finite{'' if low is None else f' and >= {low:g}'}; got {value!r}"
+            )
+        with contexts.constants():
+            return jnp.asarray(np.float32(number))
+    return value.astype(jnp.float32)

@@ -1,0 +1,348 @@
+"""The hyperparameters of an optimizer and its groups: numbers in one vector in one cell, flags beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime import contexts
+from ..runtime.memory import owned
+from ..state import access, births
+from ..state import cell as cells
+from ..state import frame as frames
+from ..state.cell import Cell
+from ..state.errors import TraceError
+from ..state.structure import structure_changed
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class Hyperparameters:
+    """Numbers, tuples of numbers, schedules and flags, by name: the optimizer's, and what its groups have of their own.
+
+    The compiled update takes the vector, so a new number never compiles again. The vector has one part for the optimizer's
+    numbers and, if it has groups, one of the same layout for each of them. Its second half has what each number in the
+    first half lost by rounding: 1 - 0.999999 would have no more than four right digits without it. A group is given by its
+    index, the optimizer itself by None. For the stacked optimizers of an ensemble the vector is a matrix, and a number may
+    be an array of the shape `members`.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        ranges: Mapping[str, tuple[float, float]],
+        given: dict[str, Any],
+        flags: dict[str, Any],
+        own: Sequence[dict[str, Any]] = (),
+        members: tuple[int, ...] = (),
+    ) -> None:
+        self.owner, self.ranges, self.members = owner, ranges, members
+        self.given, self.flags, self.own = owned(given), flags, [dict(owned(settings)) for settings in own]
+        for settings in (given, *self.own):
+            for name, value in settings.items():
+                if name in given:
+                    self.check(name, value)
+        self.layout, self.width = _vector_layout(given)
+        self.cell = Cell(self._vector(), "hyperparameters", birth=births.birth_here())
+        self.exact: Any = self.cell.value  # the vector that the numbers were brought into
+
+    @classmethod
+    def rebuilt(cls, owner: str, ranges: Any, statics: Any, cell: Cell) -> Hyperparameters:
+        """For a copy of an optimizer, around a cell with a leaf in it."""
+        self = object.__new__(cls)
+        self.owner, self.ranges, self.cell, self.exact = owner, ranges, cell, None
+        self.members = tuple(getattr(cell.value, "shape", ()))[:-1]
+        (self.layout, self.width), given, flags, own = statics
+        unknown = {name: _unknown(length) for name, _, length in self.layout}
+        self.given, self.flags = unknown | dict(given), dict(flags)
+        self.own = [{name: unknown.get(name) for name in names} | dict(known) for names, known in own]
+        return self
+
+    def statics(self) -> Any:
+        """What of it is part of what a program is compiled for; see `rebuilt`."""
+        own = [(tuple(mine), tuple((k, v) for k, v in mine.items() if self._is_static(k, v))) for mine in self.own]
+        given = tuple((name, value) for name, value in self.given.items() if is_schedule(value))
+        return (self.layout, self.width), given, tuple(self.flags.items()), tuple(own)
+
+    def _is_static(self, name: str, value: Any) -> bool:
+        return name in self.flags or is_schedule(value)
+
+    # -- by group -----------------------------------------------------------------------------------------------------
+
+    def flags_of(self, group: int | None) -> dict[str, Any]:
+        """The flags that hold in a group."""
+        own = self._own(group)
+        return {name: own.get(name, value) for name, value in self.flags.items()}
+
+    def schedules_of(self, group: int | None) -> dict[str, Any]:
+        """The hyperparameters of a group that follow a schedule."""
+        own = self._own(group)
+        values = {name: own.get(name, value) for name, value in self.given.items()}
+        return {name: value for name, value in values.items() if is_schedule(value)}
+
+    def start_of(self, group: int) -> int:
+        """Where a group's part of the vector begins."""
+        return (group + 1) * self.width if self.own else 0
+
+    def _own(self, group: int | None) -> dict[str, Any]:
+        return {} if group is None or not self.own else self.own[group]
+
+    # -- reading and assigning ----------------------------------------------------------------------------------------
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError unless `value` fits hyperparameter `name`."""
+        if is_schedule(value) or isinstance(value, jax.core.Tracer):
+            return
+        low, high = self.ranges.get(name, (0.0, _LARGEST))
+        for item in value if isinstance(value, tuple) else (value,):
+            try:
+                item = jax.device_get(item) if isinstance(item, jax.Array) else item
+                numbers = np.asarray(math.nan if isinstance(item, bool | str) else item, float)
+            except (TypeError, ValueError):
+                numbers = np.asarray(math.nan)
+            if numbers.shape not in ((), self.members) or not ((low <= numbers) & (numbers <= high)).all():
+                span = f">= {low:g}" if high == _LARGEST else f"in [{low:g}, {high:.8g}]"
+                what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
+                raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
+
+    def check_length(self, name: str, value: Any) -> None:
+        """Raise ValueError for a number where there is a tuple of them, or the other way round."""
+        length = self._place(name, None)[1]
+        right = len(value) == length if isinstance(value, tuple) else not length
+        if not right and not is_schedule(value):
+            wanted = f"a tuple of {length} numbers" if length else "a number"
+            raise ValueError(f"{self.owner}.{name} must be {wanted}; got {value!r}")
+
+    def get(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
+        """The value now: as it was given, or what a schedule says at `num_steps()`."""
+        own = self._own(group)
+        if name in self.flags:
+            return own.get(name, self.flags[name])
+        value: Any = own.get(name, self.given[name])
+        if is_schedule(value):
+            return short(value(num_steps()))
+        vector = self.cell.value
+        if vector is self.exact:
+            return value
+        start, length = self._place(name, group)
+        numbers = _numbers_at(vector, range(start, start + max(length, 1)))
+        return numbers if length else numbers[0]
+
+    def stated(self, name: str, num_steps: Callable[[], Any], group: int | None = None) -> Any:
+        """`get`, but for a schedule, which is given as it is."""
+        value = self._own(group).get(name, self.given.get(name))
+        return value if is_schedule(value) else self.get(name, num_steps, group)
+
+    def set(self, name: str, value: Any, owner: Any, group: int | None = None) -> None:
+        """Assign a number or a schedule; in a trace, to the traced vector. A group then has its own."""
+        value = owned(value)
+        self.check(name, value)
+        self.check_length(name, value)
+        label, (_, length) = f"{self.owner}.{name}", self._place(name, group)
+        if is_schedule(value) and frames.is_lifted(self.cell):
+            raise TraceError(
+                f"{label} was given a schedule inside compiled code, which would happen at the first call only: later ones"
+                " run the compiled program. Assign it before the call; in compiled code, assign a number"
+            )
+        own = self._settings_of(group)
+        restructures = is_schedule(value) or is_schedule(own.get(name)) or name not in own
+        if restructures:
+            access.check_writable(self.cell, label, owner)
+        if self.cell.value is self.exact and not isinstance(value, jax.core.Tracer):
+            before = dict(own)
+            own[name] = value
+            try:
+                exact = self._vector()
+                access.write(self.cell, exact, label, owner)
+            except BaseException:
+                own.clear()
+                own.update(before)
+                raise
+            self.exact = exact
+        else:
+            if not is_schedule(value):
+                access.write(self.cell, self._with(name, value, group), label, owner)
+            if restructures:
+                own[name] = value if is_schedule(value) else _unknown(length)
+        if restructures:
+            structure_changed()
+
+    def kinds(self) -> Any:
+        """Of each setting whether it is a number, a schedule or a flag, and whose: what compiled code may not change."""
+        return [
+            {name: value if self._is_static(name, value) else None for name, value in own.items()}
+            for own in self._all()
+        ]
+
+    def keep(self) -> Any:
+        """What `put_back` takes."""
+        return [dict(own) for own in self._all()], self.exact
+
+    def put_back(self, kept: Any) -> None:
+        """Undo what has become of the settings since `keep`. (The vector is its cell's, which is undone by itself.)"""
+        for own, before in zip(self._all(), kept[0], strict=True):
+            own.clear()
+            own.update(before)
+        self.exact = kept[1]
+
+    def become_numbers(self, changed: Sequence[tuple[int, str]]) -> None:
+        """Have the vector's numbers in place of schedules, and of what a group had from the optimizer."""
+        lengths = {name: length for name, _, length in self.layout}
+        for i, name in changed:
+            self._all()[i][name] = _unknown(lengths[name])
+
+    def _all(self) -> list[dict[str, Any]]:
+        return [self.given, *self.own]
+
+    def _settings_of(self, group: int | None) -> dict[str, Any]:
+        return self.own[group] if group is not None and self.own else self.given
+
+    def set_flag(self, name: str, value: Any, group: int | None) -> None:
+        """Assign a flag that has been checked."""
+        (self.flags if group is None or not self.own else self.own[group])[name] = value
+        structure_changed()
+
+    def _with(self, name: str, value: Any, group: int | None) -> Any:
+        """The vector with another number in a group, or in the optimizer and all groups without one of their own."""
+        vector, items = self.cell.value, value if isinstance(value, tuple) else (value,)
+        followers = [g for g, own in enumerate(self.own) if name not in own] if group is None else []
+        starts = [self._place(name, g)[0] for g in (group, *followers)]
+        places = [start + i for start in starts for i in range(len(items))]
+        if not cells.is_concrete(vector) or any(isinstance(item, jax.core.Tracer) for item in items):
+            vector = jnp.asarray(vector)
+            for place, number in zip(places, items * len(starts), strict=True):
+                for at, part in zip((place, place + vector.shape[-1] // 2), _split(number, vector.dtype), strict=True):
+                    vector = vector.at[..., at].set(part)
+            return vector
+        new, chosen = np.zeros(vector.shape, float), np.zeros(vector.shape[-1], bool)
+        for place, number in zip(places, items * len(starts), strict=True):
+            for at, part in zip((place, place + len(chosen) // 2), _split(number, vector.dtype), strict=True):
+                new[..., at], chosen[at] = part, True
+        where = vector.sharding if vector.committed else None
+        merged: Any = _merged(vector, *jax.device_put((chosen, new.astype(vector.dtype)), where))
+        return merged
+
+    def numbers(self) -> list[float]:
+        """The vector, as exact as it was given."""
+        if self.cell.value is self.exact:
+            numbers = [float(number) for number in self._numbers()]
+            return numbers + [0.0] * len(numbers)
+        return [float(number) for number in jax.device_get(self.cell.value)]
+
+    def given_number(self, name: str, group: int) -> Any:
+        """A value that decides about structure (is there a state for momentum?), even where the vector is traced."""
+        value = self._own(group).get(name, self.given[name])
+        return value if is_schedule(value) or not self.is_plain() else self.get(name, int, group)
+
+    def is_plain(self) -> bool:
+        """Whether the numbers are known, and those of one optimizer."""
+        vector = self.cell.value
+        plain = isinstance(vector, jax.Array | np.ndarray) and not isinstance(vector, jax.core.Tracer)
+        return plain and vector.ndim == 1
+
+    def _place(self, name: str, group: int | None) -> tuple[int, int]:
+        start, length = next((start, length) for key, start, length in self.layout if key == name)
+        return start + (0 if group is None else self.start_of(group)), length
+
+    def _numbers(self) -> list[Any]:
+        """The numbers of the optimizer and of each group, one after another."""
+        numbers: list[Any] = []
+        for own in ({}, *self.own):
+            for name, _, length in self.layout:
+                value = own.get(name, self.given[name])
+                if is_schedule(value):
+                    numbers += (0.0,) * max(length, 1)
+                else:
+                    numbers += value if length else (value,)
+        return numbers
+
+    def _vector(self) -> Any:
+        numbers, dtype = self._numbers(), jnp.result_type(float)
+        if any(isinstance(number, jax.core.Tracer) for number in numbers):
+            parts = [_split(number, dtype) for number in numbers]
+            return jnp.stack([jnp.asarray(number, dtype) for half in zip(*parts, strict=True) for number in half])
+        stacked = np.empty((*self.members, len(numbers)))
+        for i, number in enumerate(numbers):
+            stacked[..., i] = number
+        with contexts.constants():  # jax.device_put takes twice as long
+            return jnp.array(np.concatenate(_split(stacked, dtype), -1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "exact": self.exact is self.cell.value}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if np.shape(self.cell.value)[-1:] == (len(self._numbers()),):  # of a version that kept no rest
+            self.cell.value = self._vector()
+        self.exact = self.cell.value if state["exact"] else None
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a value is a function of the step."""
+    return callable(value) and not isinstance(value, type)
+
+
+VectorLayout = tuple[tuple[str, int, int], ...]
+
+
+def _vector_layout(given: Mapping[str, Any]) -> tuple[VectorLayout, int]:
+    """(name, start, length; 0 for a number) of each in a part of the vector, and the length of a part."""
+    layout, start = [], 0
+    for name, value in given.items():
+        length = len(value) if isinstance(value, tuple) else 0
+        layout.append((name, start, length))
+        start += max(length, 1)
+    return tuple(layout), start
+
+
+def _unknown(length: int) -> Any:
+    """What stands for a setting of which the vector alone knows the number, or the numbers."""
+    return (0.0,) * length if length else 0.0
+
+
+def _split(number: Any, dtype: Any) -> tuple[Any, Any]:
+    """A number, or an array of them, in a dtype, and what it lost by that."""
+    if isinstance(number, jax.core.Tracer):
+        traced = number.astype(dtype)
+        return traced, (number - traced.astype(number.dtype)).astype(dtype)
+    exact = np.asarray(number, float)
+    rounded = exact.astype(dtype)
+    return rounded, (exact - rounded).astype(dtype)
+
+
+@jax.jit
+def _merged(vector: Any, chosen: Any, new: Any) -> Any:
+    return jnp.where(chosen, new, vector)
+
+
+def _numbers_at(vector: Any, places: Sequence[int]) -> tuple[Any, ...]:
+    """Numbers of a vector as they were given: floats; tracers of a traced one, arrays (NumPy's) of a stacked one."""
+    if isinstance(vector, jax.core.Tracer) or not isinstance(vector, jax.Array | np.ndarray):
+        return tuple([vector[..., i] for i in places])
+    array: Any = jax.device_get(vector)
+    half = array.shape[-1] // 2
+    if array.ndim > 1:
+        return tuple([array[..., i].astype(float) + array[..., half + i] for i in places])
+    return tuple([short(array[i], array[half + i]) for i in places])
+
+
+def short(value: Any, rest: Any = 0.0) -> Any:
+    """A concrete number as the shortest float that stands for it: 0.1, not 0.10000000149. `rest`: what it was rounded by."""
+    if isinstance(value, jax.core.Tracer) or np.shape(value) != ():
+        return value
+    number = np.asarray(jax.device_get(value))[()]
+    if not rest:
+        return float(str(number))
+    exact = float(number) + float(rest)
+    shorter = (float(f"{exact:.{digits}g}") for digits in range(1, 17))
+    return next((x for x in shorter if _split(x, number.dtype) == (number, rest)), exact)
+
+
+def complement(number: Any, rest: Any = 0.0) -> Any:
+    """1 minus a number that was rounded by `rest`, exact where the number is nearly 1."""
+    return (1 - number) - rest

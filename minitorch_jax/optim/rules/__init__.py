@@ -1,0 +1,1 @@
+"""The update rules of optimizers, one family to a file."""

@@ -1,0 +1,156 @@
+"""Adam with another second moment: AdaBelief, Yogi."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from ..optimizer import Optimizer, Options
+from .moments import BELOW_ONE, bias_correction, in_place
+
+
+class AdaBeliefState(NamedTuple):
+    """The state of AdaBelief for one parameter: arrays of its shape and dtype."""
+
+    exp_avg: jax.Array
+    exp_avg_var: jax.Array
+
+
+class YogiState(NamedTuple):
+    """The state of Yogi for one parameter: arrays of its shape and dtype."""
+
+    exp_avg: jax.Array
+    exp_avg_sq: jax.Array
+
+
+class AdaBelief(Optimizer):
+    r"""Adam, divided by how far gradients are from their running average.
+
+        m ← β₁ m + (1 - β₁) g
+        v ← β₂ v + (1 - β₂) (g - m)² + ε̄
+        m̂ = m / (1 - β₁ᵗ), or β₁ m / (1 - β₁ᵗ⁺¹) + (1 - β₁) g / (1 - β₁ᵗ) (nesterov)
+        p ← p - lr m̂ / (√(v / (1 - β₂ᵗ)) + ε)
+
+    Args:
+        modules: a list of modules; see `Optimizer`.
+        lr: learning rate, >= 0, or a schedule.
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε, >= 0.
+        eps_root: ε̄, >= 0.
+        nesterov: Nesterov momentum.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+
+    Raises:
+        ValueError, TypeError: as `Optimizer`.
+
+    Source: `optax.adabelief`; Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
+    Gradients", 2020.
+
+    Differs from optax: `lr` has a default.
+
+    Example:
+        >>> import jax
+        >>> from minitorch_jax import nn, optim
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> optim.AdaBelief([model])
+        AdaBelief([Linear], lr=0.001, betas=(0.9, 0.999), eps=1e-16, eps_root=1e-16)
+    """
+
+    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
+    elementwise = True
+
+    def __init__(
+        self,
+        modules: Any,
+        lr: Any = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        eps_root: float = 1e-16,
+        nesterov: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            modules,
+            lr,
+            betas=betas,
+            eps=eps,
+            eps_root=eps_root,
+            nesterov=nesterov,
+            **options,
+        )
+
+    @staticmethod
+    def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
+        return AdaBeliefState(jnp.zeros_like(p), jnp.zeros_like(p))
+
+    @staticmethod
+    def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
+        (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
+        m = beta1 * s.exp_avg + rest1 * g
+        v = beta2 * s.exp_avg_var + rest2 * (g - m) ** 2 + h.eps_root
+        m_hat = m / bias_correction(rest1, h.t)
+        if h.nesterov:
+            m_hat = beta1 * m / bias_correction(rest1, h.t + 1) + rest1 * g / bias_correction(rest1, h.t)
+        return p - h.lr * m_hat / (jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps), AdaBeliefState(m, v)
+
+
+class Yogi(Optimizer):
+    r"""Adam with a second moment that goes towards the squared gradient by steps of that gradient's size.
+
+        m ← β₁ m + (1 - β₁) g
+        v ← v - (1 - β₂) sign(v - g²) g²
+        p ← p - lr (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε)
+
+    Both averages begin at 1e-6.
+
+    Args:
+        modules: a list of modules; see `Optimizer`.
+        lr: learning rate, >= 0, or a schedule.
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε, >= 0.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+
+    Raises:
+        ValueError, TypeError: as `Optimizer`.
+
+    Source: `optax.yogi`; Zaheer et al., "Adaptive Methods for Nonconvex Optimization", 2018.
+
+    Differs from optax: `lr` has a default, the paper's.
+
+    Example:
+        >>> import jax
+        >>> from minitorch_jax import nn, optim
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> optim.Yogi([model])
+        Yogi([Linear], lr=0.01, betas=(0.9, 0.999), eps=0.001)
+    """
+
+    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
+    elementwise = True
+
+    def __init__(
+        self,
+        modules: Any,
+        lr: Any = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-3,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(modules, lr, betas=betas, eps=eps, **options)
+
+    @staticmethod
+    def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
+        return YogiState(jnp.full_like(p, 1e-6), jnp.full_like(p, 1e-6))
+
+    @staticmethod
+    def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
+        (beta1, _), (rest1, rest2) = h.betas, h.one_minus.betas
+        m = beta1 * s.exp_avg + rest1 * g
+        v = s.exp_avg_sq - rest2 * jnp.sign(s.exp_avg_sq - g * g) * g * g
+        m, v, p = in_place(m, v, p)
+        return p - h.lr * m / bias_correction(rest1, h.t) / (
+            jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps
+        ), YogiState(m, v)

@@ -1,0 +1,133 @@
+"""Muon: orthogonalized momentum for matrices."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from ..optimizer import Optimizer, Options
+
+
+class MuonState(NamedTuple):
+    """The state of Muon for one parameter."""
+
+    momentum_buffer: jax.Array  # the parameter's shape and dtype
+
+
+class Muon(Optimizer):
+    r"""Steps along momentum made nearly orthogonal, for the matrices of hidden layers.
+
+        B ← μ B + (1 - μ) g
+        u ← μ B + (1 - μ) g (nesterov), or B
+        O ← u / max(‖u‖, ε), then k times: G = O Oᵀ, O ← a O + (b G + c G²) O; in bfloat16, the shorter side first
+        p ← (1 - lr λ) p - lr r O
+        r = √max(1, rows / columns) ("original"), or 0.2 √max(rows, columns) ("match_rms_adamw")
+
+    Args:
+        modules: a list of modules whose trainable parameters are matrices; see `Optimizer`.
+        lr: learning rate, >= 0, or a schedule.
+        weight_decay: λ, >= 0; decoupled.
+        momentum: μ, >= 0.
+        nesterov: Nesterov momentum.
+        ns_coefficients: (a, b, c), finite numbers.
+        eps: ε, a finite number.
+        ns_steps: k, a whole number below 100.
+        adjust_lr_fn: "original" (None means it, too) or "match_rms_adamw".
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+
+    Raises:
+        ValueError, TypeError: as `Optimizer`; for a trainable parameter that is no matrix.
+
+    Source: `torch.optim.Muon`; Jordan et al., "Muon: An Optimizer for Hidden Layers in Neural Networks", 2024; Liu et
+    al., "Muon is Scalable for LLM Training", 2025.
+
+    Differs from PyTorch: a parameter without a gradient is stepped with zeros, not left out; for bfloat16 and float16 a
+    step is computed in float32, but for O, and rounded once.
+
+    Example:
+        >>> import jax
+        >>> from minitorch_jax import nn, optim
+        >>> model = nn.Linear(2, 3, bias=False, key=jax.random.key(0))
+        >>> optim.Muon([model], lr=0.02).adjust_lr_fn
+        'original'
+    """
+
+    _ranges: ClassVar = {
+        "ns_coefficients": (-3.4e38, 3.4e38),
+        "eps": (-3.4e38, 3.4e38),
+        "ns_steps": (0.0, 99.0),
+    }
+
+    def __init__(
+        self,
+        modules: Any,
+        lr: Any = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            modules,
+            lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn="original" if adjust_lr_fn is None else adjust_lr_fn,
+            **options,
+        )
+
+    def _validate(self) -> None:
+        if self.adjust_lr_fn not in ("original", "match_rms_adamw"):
+            raise ValueError(f"Muon: adjust_lr_fn must be 'original' or 'match_rms_adamw'; got {self.adjust_lr_fn!r}")
+        if self.ns_steps != int(self.ns_steps):
+            raise ValueError(f"Muon: ns_steps must be a whole number; got {self.ns_steps!r}")
+
+    @staticmethod
+    def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
+        if p.ndim != 2:
+            raise ValueError(
+                f"Muon: every parameter must have two axes; got one of shape {p.shape}. Give it to another optimizer"
+                " (AdamW), or freeze() it."
+            )
+        return MuonState(jnp.zeros_like(p))
+
+    @staticmethod
+    def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
+        rows, columns = p.shape
+        b = h.momentum * s.momentum_buffer + h.one_minus.momentum * g
+        u = h.momentum * b + h.one_minus.momentum * g if h.nesterov else b
+        o = _orthogonalized(u, h) if rows <= columns else _orthogonalized(u.T, h).T
+        original = h.adjust_lr_fn == "original"
+        ratio = math.sqrt(max(1, rows / columns)) if original else 0.2 * math.sqrt(max(rows, columns))
+        return p * (1 - h.lr * h.weight_decay) - h.lr * ratio * o, MuonState(b)
+
+
+def _orthogonalized(u: jax.Array, h: SimpleNamespace) -> jax.Array:
+    """Nearly U Vᵀ of the singular value decomposition of `u`, by Newton and Schulz's iteration."""
+    a, b, c = h.ns_coefficients
+
+    def rounded(x: jax.Array) -> jax.Array:  # to bfloat16: a mere cast may be left out where it is cast back
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=u.dtype)
+
+    def step(_: Any, o: jax.Array) -> jax.Array:
+        gram = rounded(product(o, o.T))
+        return rounded(a * o + product(rounded(b * gram + c * product(gram, gram)), o))
+
+    o = rounded(u)
+    norm = rounded(jnp.sqrt(jnp.sum(o * o)))
+    return jax.lax.fori_loop(0, h.ns_steps.astype(jnp.int32), step, rounded(o / jnp.maximum(norm, rounded(h.eps))))

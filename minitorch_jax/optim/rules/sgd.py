@@ -1,0 +1,101 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from ..optimizer import Optimizer, Options
+from .moments import decayed, in_place
+
+
+class SGDState(NamedTuple):
+    """The state of SGD for one parameter, where momentum is used."""
+
+    momentum_buffer: jax.Array  # the parameter's shape and dtype
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, with momentum, dampening, weight decay and Nesterov's variant.
+
+        g ← g + λ p
+        b ← g at the first step, μ b + (1 - τ) g after it
+        d ← g + μ b (nesterov), b (momentum), or g (μ = 0)
+        p ← p - lr d
+
+    Args:
+        modules: a list of modules; see `Optimizer`.
+        lr: learning rate, >= 0, or a schedule.
+        momentum: μ, >= 0.
+        dampening: τ, a finite number.
+        weight_decay: λ, >= 0; coupled, added to the gradient.
+        nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
+        maximize: ascend instead of descend.
+        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
+
+    Raises:
+        ValueError, TypeError: as `Optimizer`; for nesterov without momentum or with dampening.
+
+    Source: `torch.optim.SGD`; Sutskever et al., "On the importance of initialization and momentum", 2013.
+
+    Differs from PyTorch: `lr` defaults to 0.01; a parameter without a gradient is stepped with zeros, not left out; for
+    bfloat16 and float16 a step is computed in float32 and rounded once.
+
+    Example:
+        >>> import jax
+        >>> from minitorch_jax import nn, optim
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> opt = optim.SGD([model], lr=0.1, momentum=0.9, weight_decay=1e-4)
+        >>> opt
+        SGD([Linear], lr=0.1, momentum=0.9, dampening=0, weight_decay=0.0001)
+    """
+
+    _ranges: ClassVar = {"dampening": (-3.4e38, 3.4e38)}
+    elementwise = True
+
+    def __init__(
+        self,
+        modules: Any,
+        lr: Any = 0.01,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            modules,
+            lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            **options,
+        )
+
+    def _validate(self) -> None:
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise ValueError("SGD: nesterov needs a momentum > 0 and zero dampening")
+
+    @staticmethod
+    def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
+        return SGDState(jnp.zeros_like(p)) if h.momentum else ()
+
+    @staticmethod
+    def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
+        g = -g if h.maximize else g
+        if not s:
+            return p - h.lr * (g + h.weight_decay * p), s
+        keep = jnp.where(h.momentum == 0, 1, h.momentum)  # without momentum b stays as it is
+        take = jnp.where(h.momentum == 0, 0, jnp.where(h.t == 1, 1, h.one_minus.dampening))
+        b = keep * s.momentum_buffer + take * decayed(g, p, h.weight_decay)  # at t = 1 it is zeros
+        b, p = in_place(b, p)
+        gp = decayed(g, p, h.weight_decay)
+        d = gp + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, gp, b)
+        return p - h.lr * d, SGDState(b)

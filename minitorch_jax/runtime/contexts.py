@@ -1,0 +1,23 @@
+"""Contexts in which code of ours runs, whatever JAX is configured to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
+    """A context in which float64 stays what it is, if some value is of it: JAX makes float32 of it outside of x64 mode."""
+    wide = any([getattr(value, "dtype", None) in (np.float64, np.complex128) for value in values])
+    return jax.enable_x64(True) if wide else nullcontext()
+
+
+def constants() -> AbstractContextManager[Any]:
+    """Around eager code of ours that brings numbers of its own to a device or back, for users of `jax.transfer_guard`."""
+    config: Any = jax.config
+    guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
+    return nullcontext() if guards == (None, None) else jax.transfer_guard("allow")

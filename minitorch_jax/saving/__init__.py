@@ -1,0 +1,1 @@
+"""Saving and loading: checkpoints, the archive they are kept in."""

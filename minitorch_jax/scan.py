@@ -1,0 +1,203 @@
+"""`scan`: many steps of stateful code as one XLA program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .autograd import objects_of, paths_of, touch_all
+from .engine import closures, plain
+from .engine.arguments import Arguments, unwrap_output, wrap_output
+from .engine.function import Function, Functions
+from .engine.tracing import Purpose, Traced, trace_with_all
+from .engine.whole_program import _WholeProgram
+from .module import random
+from .runtime.memory import owned_data
+from .state import access
+from .state.containers import holds_state
+from .state.frame import is_eager
+from .state.gradient import CONSUMED, gradient, starting_value
+from .state.undo import all_or_nothing
+
+
+def scan(
+    fn: Callable[..., Any], *stacked: Any, length: int | None = None, unroll: int = 1, keep_grads: bool = False
+) -> Any:
+    """Run `fn` over the leading axis of its arguments inside one XLA program (`jax.lax.scan`); give the stacked results.
+
+    `fn` is ordinary eager code, as for `mt.jit`: what it changes in modules, optimizers and random streams carries on
+    from step to step, and is stored at the end, all of it or nothing. One call runs any number of training steps.
+
+    Args:
+        fn: called as `fn(*slices)`.
+        *stacked: arrays, or pytrees of arrays, with one leading axis in common. Modules and optimizers among them, and
+            static values, are handed to each call as they are.
+        length: the number of steps, needed if there are no arrays.
+        unroll: how many steps XLA lays out in one turn of the loop.
+        keep_grads: as in `mt.jit`.
+
+    Returns:
+        What `fn` returned, each array with a leading axis of `length`.
+
+    Raises:
+        ValueError: if leading axes differ, or there is none and no `length`.
+        TraceError: as `mt.jit`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> model = nn.Linear(2, 1, key=jax.random.key(0))
+        >>> opt = mt.Optimizer([model], lr=0.1)
+        >>> def train_step(x):
+        ...     opt.zero_grad()
+        ...     loss = mt.backward(lambda x: (model(x) ** 2).mean(), x)
+        ...     opt.step()
+        ...     return loss
+        >>> mt.scan(train_step, jnp.ones((5, 4, 2))).shape
+        (5,)
+    """
+    if not callable(fn):
+        raise TypeError(f"mt.scan takes a function, not {fn!r}")
+    if not is_eager():
+        return _scan(fn, stacked, length, unroll, keep_grads)
+    empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
+    key = length, unroll, keep_grads, empty
+    scans: dict[Any, Function] = _scans.get(fn)
+    function = scans.get(key)
+    if function is None:
+        for oldest in list(scans)[: 1 - _MOST_SCANS]:
+            del scans[oldest]
+        function = scans[key] = _make_scan(keep_grads, fn)
+
+    def target(*stacked: Any) -> Any:
+        return _scan(fn, stacked, length, unroll, keep_grads)
+
+    target.__wrapped__ = target.stands_for = fn  # type: ignore[attr-defined]
+    (out,), binding = function.run(target, stacked, {})
+    return (
+        unwrap_output(out, objects_of(function, target, stacked, {}))
+        if binding is not None and binding.program.wraps
+        else out
+    )
+
+
+_scans: Any = Functions(lambda _: {})  # of each function, by length and options
+
+
+_MOST_SCANS = 64
+
+
+def _make_scan(keep_grads: bool, fn: Any) -> Function:
+    purpose = Purpose(wrap_output, gradients=True, keep_grads=keep_grads, statics=False)
+    function = Function(fn, _WholeProgram, purpose)
+    function.name = function.compilations.name = f"scan of {function.name}"
+    return function
+
+
+@all_or_nothing
+def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool) -> Any:
+    """The scan, within a trace."""
+    call = Arguments(fn, stacked, {})
+    arrays = [jnp.asarray(array) for array in owned_data(call.data)]
+    length = _length(arrays, length)
+    if plain.is_plain():
+        if length:
+            return plain.loop(fn, call, arrays, length)
+        with jax.disable_jit(False):  # what a step would return, only a trace can tell
+            return _scan(fn, stacked, length, unroll, keep_grads)
+    call.objects += closures.stateful_objects(fn)[0]
+    call.objects.append(random.current())
+    slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
+    purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)
+    traced, lifted = trace_with_all(call, purpose, data=slices)
+    if any(traced.settings) and length:  # the first step leaves settings of another kind: it is no step like others
+        return _first_and_rest(fn, stacked, length, unroll, keep_grads)
+    touch_all(call.objects)
+    values = [starting_value(cell) for cell in lifted]
+    while fresh := _begun_inside(traced, values):
+        for i, shape in fresh.items():
+            values[i] = jnp.zeros(shape.shape, shape.dtype)
+        traced = Traced(call, lifted, values, slices, purpose)
+    for i in traced.observed:
+        if gradient(lifted[i]) is not None:  # now the run around this one has looked at it, too
+            values[i] = gradient(lifted[i])
+    ends = dict(zip(traced.written, traced.shapes[1], strict=True))
+    unseen = {i for i in traced.written if lifted[i].kind == "gradient" and i not in traced.observed}
+    carried = [
+        i for i in traced.written if ends[i] is not None or (isinstance(values[i], jax.Array) and i not in unseen)
+    ]
+    for i in carried:
+        if i in unseen or values[i] is None:  # each step writes it anew: what it was before is no matter
+            values[i] = jnp.zeros(ends[i].shape, ends[i].dtype)
+
+    def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
+        inputs = list(values)
+        for i, value in zip(carried, carry, strict=True):
+            inputs[i] = value
+        out, written = traced(inputs, xs)
+        new = dict(zip(traced.written, written, strict=True))
+        return [jnp.zeros_like(values[i]) if new[i] is None else new[i] for i in carried], out
+
+    final, out = jax.lax.scan(body, [values[i] for i in carried], arrays, length=length, unroll=unroll)
+    changes: dict[int, Any] = {}
+    if length:  # no steps change nothing
+        changes = {**dict.fromkeys(traced.written), **dict(zip(carried, final, strict=True))}
+        changes |= dict.fromkeys(traced.dropped, CONSUMED)
+    paths = paths_of(call.objects)
+    for i in changes:
+        label = paths.get(lifted[i], "a gradient")
+        access.check_writable(lifted[i], label, call.objects[0])
+    for i, value in changes.items():
+        lifted[i].reached = lifted[i].reached or value is not None
+        access.write(lifted[i], value, paths.get(lifted[i], "a gradient"), call.objects[0])
+    return unwrap_output(out, call.objects)
+
+
+def _first_and_rest(fn: Any, stacked: tuple[Any, ...], length: int, unroll: int, keep_grads: bool) -> Any:
+    """A scan whose first step is taken before the loop."""
+
+    def part(take: Callable[[Any], Any]) -> Any:
+        return jax.tree.map(lambda leaf: leaf if holds_state(leaf) else take(leaf), stacked, is_leaf=holds_state)
+
+    first = fn(*part(lambda leaf: jnp.asarray(leaf)[0] if _is_data(leaf) else leaf))
+    rest = _scan(
+        fn, part(lambda leaf: jnp.asarray(leaf)[1:] if _is_data(leaf) else leaf), length - 1, unroll, keep_grads
+    )
+
+    def joined(one: Any, others: Any) -> Any:
+        return jnp.concatenate([jnp.asarray(one)[None], others]) if _is_data(others) else others
+
+    return jax.tree.map(joined, first, rest, is_leaf=holds_state)
+
+
+def _is_data(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _begun_inside(traced: Traced, values: list[Any]) -> dict[int, Any]:
+    """Gradients that are zeros never written at the start and arrays at the end: what a loop carries has one shape."""
+    ends = zip(traced.written, traced.shapes[1], strict=True)
+    return {i: end for i, end in ends if end is not None and values[i] is None and i in traced.observed}
+
+
+def _length(arrays: list[Any], length: int | None) -> int:
+    """The number of steps."""
+    if any(array.ndim == 0 for array in arrays):
+        raise ValueError("mt.scan runs over the leading axis, and a scalar has none: capture it, or stack it")
+    lengths = {array.shape[0] for array in arrays} | ({length} if length is not None else set())
+    if len(lengths) != 1 or min(lengths) < 0:
+        found = ", ".join(str(array.shape) for array in arrays) or "no arrays"
+        asked = "" if length is None else f" and length={length}"
+        raise ValueError(f"mt.scan needs one leading axis common to all its arrays, or a length; got {found}{asked}")
+    return lengths.pop()
+
+
+def _stackable(out: Any, objects: list[Any]) -> Any:
+    def convert(leaf: Any) -> Any:
+        return jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex | np.generic) else leaf
+
+    return wrap_output(jax.tree.map(convert, out, is_leaf=holds_state), objects)

@@ -1,0 +1,173 @@
+"""The one thing that changes over time: a cell.
+
+A parameter, a buffer, a gradient, an optimizer's state, its step counts and hyperparameters, a random stream: each is a
+`Cell` holding one value. Modules and optimizers are trees of cells and static values, and nothing else keeps arrays.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+from weakref import WeakValueDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..runtime.contexts import constants, full_width
+from ..runtime.jax_private import at_top_level
+from ..runtime.memory import owned
+from .births import Birth, birth_here
+from .encoding import Encoding, from_halves
+from .frame import _frame_of, _substitute, local, on_failure
+from .gradient import CONSUMED, starting_value, unless_consumed
+from .lending import overridden, overrides, using
+
+
+class _Registry:
+    __slots__ = ("cells",)
+
+    def __init__(self) -> None:
+        self.cells: WeakValueDictionary[int, Cell] | None = None  # by id; None until somebody asks, as most never do
+
+
+_registry = _Registry()
+
+
+def all_cells() -> list[Cell]:
+    """Every cell that there is."""
+    if _registry.cells is None:
+        _registry.cells = WeakValueDictionary()
+        _registry.cells.update({id(found): found for found in gc.get_objects() if isinstance(found, Cell)})
+    return [cell for reference in _registry.cells.valuerefs() if (cell := reference()) is not None]
+
+
+class Cell:
+    """One value that changes over time.
+
+    `stored` is a `jax.Array`, `None` for a gradient of zeros that was never written, `CONSUMED` for one that stayed inside
+    a compiled function, or whatever leaf `jax.tree.map` put there. `value` is the same, but for code that this thread runs
+    with another value in its place (`Frame`): that never comes into the cell, so no other thread meets it, and an
+    exception or a Ctrl-C leaves nothing to be taken out again. `lent` says that someone outside may hold the array's
+    buffer, so that it must be copied before it is donated. (The reference count of the array would not tell:
+    `jax.device_put` and others give new array objects that share the buffer, and die with it.)
+    """
+
+    __slots__ = (
+        "stored",
+        "lent",
+        "kind",
+        "trainable",
+        "grad",
+        "encoding",
+        "birth",
+        "reached",
+        "pack",
+        "unseen",
+        "__weakref__",
+    )
+
+    def __init__(
+        self,
+        value: Any,
+        kind: str,
+        *,
+        trainable: bool = False,
+        lent: bool = False,
+        encoding: Encoding | None = None,
+        birth: Birth | None = None,
+    ) -> None:
+        self.stored = value
+        self.lent = lent
+        self.kind = kind
+        self.trainable = trainable
+        self.encoding = encoding
+        self.birth = birth
+        self.reached = False  # of a gradient: whether any loss has ever given one
+        self.unseen = encoding is not None  # whether nobody has looked yet if its floats stand for a value
+        self.pack: Any = None  # the Pack that holds its value, if it is a view of one
+        self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
+        frame = local.frame
+        if frame is not None:
+            frame.own[id(self)] = self
+        if _registry.cells is not None:
+            _registry.cells[id(self)] = self
+
+    @property
+    def value(self) -> Any:
+        """What code that runs in this thread sees, and changes by assigning."""
+        frame = _frame_of(self)
+        if frame is None:
+            return overridden(self) if overrides else self.stored
+        return frame.values[self]
+
+    @value.setter
+    def value(self, new: Any) -> None:
+        if not _substitute(self, new):
+            on_failure(setattr, self, "stored", self.stored)
+            self.stored = new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
+        """A new cell with a copy of the array: neither shares a buffer that someone may donate."""
+        value = using(self, _copied)
+        new = Cell(value, self.kind, trainable=self.trainable, encoding=self.encoding, birth=birth_here())
+        memo[id(self)] = new
+        if self.grad is not None and new.grad is not None:
+            new.grad.value = CONSUMED if starting_value(self.grad) is CONSUMED else using(self.grad, _copied_gradient)
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored_cell, (using(self, _to_numpy), self.kind, self.trainable, self.encoding), self._grad_state()
+
+    def _grad_state(self) -> Any:
+        grad = None if self.grad is None else using(self.grad, _to_numpy)
+        return None if grad is None else (grad,)
+
+    def __setstate__(self, state: tuple[Any]) -> None:
+        if self.grad is not None:
+            with full_width(state), constants():
+                self.grad.value = state[0] if state[0] is CONSUMED else jnp.array(owned(state[0]))
+
+    def __repr__(self) -> str:
+        return f"Cell({self.kind}, {self.value!r})"
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether a value is an array of JAX's that is there, not a traced one."""
+    return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+
+
+def _copied(value: Any) -> Any:
+    return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
+
+
+def _copied_gradient(value: Any) -> Any:
+    return _copied(unless_consumed(value))
+
+
+def _to_numpy(value: Any) -> Any:
+    return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+def _restored_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+    with full_width([value]), constants():
+        value = jnp.array(owned(value)) if isinstance(value, np.ndarray) else value
+    return Cell(value, kind, trainable=trainable, encoding=encoding)
+
+
+def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
+    """A cell of a pickle that was written when floats stood for 16 bits each."""
+    if encoding is not None and isinstance(value, np.ndarray):
+        value = np.asarray(from_halves(encoding, value))
+    return _restored_cell(value, kind, trainable, encoding)
+
+
+get_value = attrgetter("value")
+
+
+get_stored = attrgetter("stored")  # the quick one, for code that no Frame can be around
+
+
+store: Callable[[Cell, Any], None] = vars(Cell)["stored"].__set__  # the C slot setter

@@ -1,0 +1,163 @@
+"""What makes modules and optimizers pytrees: `Stateful`, their base class, which flattens to a `Spec` and leaves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn, Self
+
+import jax
+from jax.tree_util import GetAttrKey
+
+from . import access, births
+from . import cell as cells
+from . import frame as frames
+from .births import Birth
+from .cell import Cell
+from .containers import TrackedDict, TrackedList
+from .lending import flights, get_lent, gradient_writes, is_steady, steadily
+from .structure import structure_changed
+from .walk import Node, Spec, Walk, Walker, walk_of
+
+
+class Builder:
+    """Makes an object from a Spec and new cells."""
+
+    def __init__(self, made: list[Cell]) -> None:
+        self.cells = made
+        self.objects: list[Any] = []
+        self.birth = births.birth_state()
+
+    def build(self, node: Node) -> Any:
+        tag = node[0]
+        if tag == "static":
+            return node[2]
+        if tag == "object":
+            return node[1]._rebuild(node[2], self)
+        if tag == "list":
+            items = TrackedList(map(self.build, node[1]))
+            items._birth = self.birth
+            return items
+        if tag == "dict":
+            named = TrackedDict((k, self.build(v)) for k, v in node[1])
+            named._birth = self.birth
+            return named
+        if tag == "tuple":
+            return tuple(map(self.build, node[1]))
+        return self.objects[node[1]]  # "shared"
+
+
+class Stateful:
+    """Base of Module and Optimizer. Subclasses are registered as pytrees when they are defined."""
+
+    __slots__ = ("_walk", "_birth", "__weakref__")  # `_birth`: the trace in which it was made
+    _holds_cells = True
+    _is_registered = False
+    _entry_points: tuple[str, ...] = ()  # the methods by which compiled code comes to a user's subclass
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._register()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if "_is_registered" not in cls.__dict__:  # an `__init_subclass__` of the user's did not call `super()`
+            cls._register()
+        return object.__new__(cls)
+
+    @classmethod
+    def _register(cls) -> None:
+        """Make the class a pytree for JAX."""
+        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflatten, _flatten)
+        cls._is_registered = True
+
+    def __hash__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} objects change, so they have no hash: they can be neither keys (of a dict, or of `functools.cache` on"
+            " a method) nor static arguments nor what `jax.jit` is called on. Pass the object as an argument:"
+            " `jax.jit(lambda model, x: model(x))(model, x)`."
+        )
+
+    def _describe(self, walker: Walker, path: str) -> Node:
+        raise NotImplementedError
+
+    @classmethod
+    def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
+        """The parts of what `_describe` gave that are not cells, by path: values, or nodes of what is below."""
+        return iter(())
+
+    @classmethod
+    def _rebuild(cls, payload: Node, builder: Builder) -> Any:
+        raise NotImplementedError
+
+    def _follows(self) -> Iterator[tuple[str, Any]]:
+        """Objects below this one, and what a user has put in that may be code or hold plain values, by name."""
+        return iter(())
+
+    def _leaves(self, walk: Walk) -> list[Any]:
+        """The values of the walk's cells, as they are leaves of the pytree."""
+        return list(map(cells.get_value, walk.cells))
+
+    def _held_cells(self) -> list[Cell]:
+        """Every cell that it holds."""
+        return walk_of(self).with_gradients()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of its state between two calls, whatever other threads do."""
+
+        def copied(memo: dict[int, Any]) -> Any:
+            return copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
+
+        if is_steady() or not frames.is_eager():
+            return copied(memo)
+        tried: list[dict[int, Any]] = []
+
+        def anew() -> Any:
+            tried.append(dict(memo))
+            return copied(tried[-1])
+
+        new = steadily(self._held_cells(), anew)
+        memo.setdefault(id(memo), []).append(tried)  # what it was copied from lives as long as its ids are known
+        memo.update({key: value for key, value in tried[-1].items() if key != id(tried[-1])})
+        return new
+
+
+def change_class(obj: Any, cls: type) -> None:
+    """Give an object another class, as a notebook's autoreload does."""
+    object.__setattr__(obj, "__class__", cls)
+    structure_changed()
+
+
+def build(spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> Any:
+    """A copy of the object that `spec` describes, with `leaves` in its cells."""
+    made = [
+        Cell(leaf, kind, trainable=trainable, lent=True, encoding=encoding, birth=birth)
+        for leaf, (kind, trainable, encoding) in zip(leaves, spec.facts, strict=True)
+    ]
+    return Builder(made).build(spec.node)
+
+
+def _flatten(obj: Any) -> tuple[list[Any], Spec]:
+    walk = walk_of(obj)
+    frame, before = frames.local.frame, gradient_writes.last
+    if frame is not None:
+        for cell in walk.cells:
+            frame.touch(cell, obj)
+    access.mark_used(walk.cells)
+    if frame is not None:
+        return obj._leaves(walk), walk.spec
+    if not flights and not walk.is_packed:  # `steadily`, where no thread is in a call, quicker
+        leaves = obj._leaves(walk)
+        if not flights and gradient_writes.last is before and all(map(get_lent, walk.cells)):
+            return leaves, walk.spec
+    return steadily(walk.cells, partial(obj._leaves, walk)), walk.spec
+
+
+def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:
+    leaves, spec = _flatten(obj)
+    return [(GetAttrKey(path), leaf) for path, leaf in zip(spec.paths, leaves, strict=True)], spec
+
+
+def _unflatten(spec: Spec, leaves: Iterable[Any]) -> Any:
+    return build(spec, list(leaves), births.birth_here(f"A copy of {spec.node[1].__name__}"))
