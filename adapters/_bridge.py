@@ -20,7 +20,7 @@ from minitorch_jax.state.cell import Cell
 from minitorch_jax.state.containers import describe
 from minitorch_jax.state.encoding import Encoding
 from minitorch_jax.state.pytree import Builder, build
-from minitorch_jax.state.structure import structure_changed
+from minitorch_jax.state.structure import changed
 from minitorch_jax.state.walk import Node, Spec, Walker, join, walk_of
 
 _config: Any = jax.config
@@ -224,7 +224,7 @@ class TreeHolder(Bridge):
             del self._cells[name]
         self._cells.update(new)
         self._layouts[part] = layout
-        structure_changed()
+        changed(self)
 
     def _names(self, part: str) -> set[str]:
         layout = self._layouts.get(part)

@@ -28,7 +28,7 @@ from minitorch_jax.state import frame as frames
 from minitorch_jax.state.cell import Cell
 from minitorch_jax.state.errors import TraceError
 from minitorch_jax.state.lending import lend
-from minitorch_jax.state.structure import structure_changed
+from minitorch_jax.state.structure import changed
 from minitorch_jax.state.walk import join
 
 from ._bridge import decoded, hidden, new_cell, problems_of, without_numbers
@@ -113,7 +113,8 @@ class Held:
         """Make it a Variable like others again."""
         _set_slot(variable, value)
         object.__setattr__(variable, "_trace_state", self.before)
-        structure_changed()
+        for owner in [found for reference in self.owners if (found := reference()) is not None]:
+            changed(owner)
 
     def read(self, variable: Any) -> Any:
         owner = self.owner()

@@ -22,7 +22,7 @@ from minitorch_jax.state import access
 from minitorch_jax.state.cell import Cell
 from minitorch_jax.state.errors import changed_by_closure
 from minitorch_jax.state.pytree import Builder
-from minitorch_jax.state.structure import structure_changed
+from minitorch_jax.state.structure import changed
 from minitorch_jax.state.walk import Node, Walker, join, walk_of
 
 from ._bridge import Bridge, TreeHolder, decoded, run_copy, without_numbers
@@ -124,7 +124,7 @@ class NNX(Bridge):
                     held[id(leaf)][1].hold(leaf, self)
             for name, value in (("_net", net), ("_held", held), ("_seen", Seen(net))):
                 object.__setattr__(self, name, value)
-            structure_changed()  # it is to be watched from now on
+            changed(self)  # it is to be watched from now on
         return self._net
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -199,6 +199,7 @@ class NNX(Bridge):
         slots = ("_graph", Graph(graphdef, tuple(entries), statics, trainable)), ("_held", held), ("_seen", Seen(net))
         for name, value in slots:
             object.__setattr__(self, name, value)
+        changed(self)
 
     def extra_repr(self) -> str:
         return f"{self._graph.graphdef.nodes[0].type.__name__}: {super().extra_repr()}"
@@ -235,7 +236,7 @@ def _look(reference: weakref.ref[NNX]) -> None:
     """Notice what was changed on the nnx module itself. (Its walk holds this, so it must not hold the wrapper.)"""
     found = reference()
     if found is not None and found._seen is not None and not found._seen.is_same():
-        structure_changed()
+        changed(found)
 
 
 def _parameters(held: Held) -> list[Cell]:

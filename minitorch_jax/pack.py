@@ -14,7 +14,6 @@ from .state.cell import Cell
 from .state.errors import TraceError
 from .state.gradient import CONSUMED
 from .state.packed import _pack_together, release
-from .state.structure import structure_changed
 from .state.walk import walk_of
 
 
@@ -64,7 +63,6 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
         for members in groups.values():
             if len(members) > 1:
                 _pack_together(members)
-        structure_changed()
 
 
 def unpack(*modules: Any) -> None:

@@ -23,7 +23,7 @@ from ..state.cell import Cell, get_stored, is_concrete
 from ..state.id_map import IdMap
 from ..state.lending import gradient_writes
 from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
-from ..state.structure import structure
+from ..state.structure import Snapshot, process
 from ..state.walk import Walk, walk_of
 from . import closures
 from .arguments import FLAT, OBJECT, Arguments
@@ -111,7 +111,7 @@ class Function:
         Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
         """
         short = self.latest.shortcut
-        if short is not None and not kwargs and short.version is structure.version and short.applies(args):
+        if short is not None and not kwargs and short.snapshot.holds() and short.applies(args):
             settled = (short.gradients is None or short.gradients is gradient_writes.last) and not is_debugging()
             try:
                 if (done := short.run(args, settled)) is not None:
@@ -208,7 +208,7 @@ class Function:
         Gives the binding, the data with what is read by name at their end, and the objects that are no arguments.
         """
         call = Arguments(fn, args, kwargs)
-        own = len(call.objects)
+        own, version = len(call.objects), process.version
         reached = self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
         key = self._binding_key(call)
@@ -224,7 +224,8 @@ class Function:
         simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
         if simple and not reached.met and not self.met:
             watched = [walk for walk in walks if walk.watched]
-            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding)
+            snapshot = _snapshot(version, walks, binding.program)
+            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding, snapshot)
         return binding, (*call.data, *named), call.objects[own:]
 
     def _read(self, binding: Binding) -> tuple[Any, ...] | None:
@@ -324,6 +325,15 @@ class Function:
 
     def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
         return unique_cells(walks, self.purpose.gradients)
+
+
+def _snapshot(version: object, walks: Sequence[Walk], program: Program) -> Snapshot:
+    """Of everything that a call depends on, as the walks over its objects found it."""
+    parts, stamps = [program.structure], [program.structure.stamp]
+    for walk in walks:
+        parts += walk.parts
+        stamps += walk.stamps
+    return Snapshot(version, parts, stamps)
 
 
 def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:

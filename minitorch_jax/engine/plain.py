@@ -22,7 +22,7 @@ from ..state.containers import holds_state
 from ..state.frame import Frame
 from ..state.gradient import starting_value
 from ..state.lending import lend
-from ..state.structure import structure_changed
+from ..state.structure import cell_changed
 from ..state.walk import walk_of
 from .arguments import Arguments
 from .tracing import Met, Purpose, check_statics, owners_met, unique_cells
@@ -63,10 +63,11 @@ def all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool = T
     for cell in lifted:  # whatever the code read, it may have kept
         lend(cell)
     changed = [(cell, value) for cell, value, before in zip(lifted, new, start, strict=True) if value is not before]
-    if any(getattr(cell.value, "sharding", None) != getattr(value, "sharding", None) for cell, value in changed):
-        structure_changed()  # compiled functions keep results where they were
+    moved = [c for c, new in changed if getattr(c.value, "sharding", None) != getattr(new, "sharding", None)]
     jax.block_until_ready([value for _, value in changed])
     access.store_all([cell for cell, _ in changed], [value for _, value in changed])
+    for cell in moved:
+        cell_changed(cell)  # compiled functions keep results where they were
     return out
 
 

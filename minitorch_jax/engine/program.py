@@ -22,7 +22,7 @@ from ..state.cell import Cell
 from ..state.gradient import starting_value
 from ..state.lending import lendings
 from ..state.packed import KEPT, PackedLayout, stored_cells
-from ..state.structure import structure_changed
+from ..state.structure import Structure
 from ..state.walk import Walk
 from .arguments import Arguments
 from .call_and_store import Compiled, FirstRun, Pipeline, repeated
@@ -109,6 +109,7 @@ class Program:
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
         self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
+        self.structure = Structure()  # of its partition and options
         self.now = _Now()
         self.now.traced = traced
         self.options = options_for(traced.jaxpr)
@@ -181,12 +182,12 @@ class Program:
                 for group in needed.named:
                     for path in group:
                         self.others.pop(path, None)
-                structure_changed()  # bindings are to be made anew
+                self.structure.change()  # bindings are to be made anew
                 raise Repartition
             if self.options is None and (options := options_for(traced.jaxpr)) is not None:
                 self.options = options
                 self._set(partition.extended(partition, self.trainable))
-                structure_changed()
+                self.structure.change()
                 raise Repartition
             self.wraps = self.wraps or traced.wraps
             self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings

@@ -11,7 +11,7 @@ from ..module import random
 from ..runtime.memory import owned_data
 from ..state.cell import get_stored, is_concrete
 from ..state.lending import gradient_writes
-from ..state.structure import structure
+from ..state.structure import Snapshot
 from ..state.walk import Walk
 from .arguments import DATA, OBJECT
 from .followed import Followed
@@ -101,7 +101,7 @@ class Shortcut:
     """
 
     __slots__ = (
-        "version",
+        "snapshot",
         "count",
         "types",
         "objects",
@@ -121,8 +121,9 @@ class Shortcut:
         stream: Any,
         watched: list[Walk],
         binding: Binding,
+        snapshot: Snapshot,
     ) -> None:
-        self.version = structure.version
+        self.snapshot = snapshot  # of all that the call depends on
         self.count, self.types = len(args), tuple(map(type, args))
         self.objects = [(i, weakref.ref(args[i])) for i, code in enumerate(template) if code is OBJECT]
         places = [i for i, code in enumerate(template) if code is DATA]
@@ -154,7 +155,7 @@ class Shortcut:
                 return False
             for look in walk.watched:
                 look()
-        return not self.watched or self.version is structure.version
+        return not self.watched or self.snapshot.holds()
 
     def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
         """The call's results; None if it is another kind of call. `settled`: no gradient changed."""

@@ -14,11 +14,11 @@ from typing import Any
 from ..state import cell as cells
 from ..state import frame as frames
 from ..state.containers import convert, find_hidden, holds_state, is_array, is_declaration, stateful_in
-from ..state.structure import structure_changed
+from ..state.structure import changed
 from ..state.walk import walk_of
 
 _MISSING = object()
-_SLOTS = ("_cells", "_walk", "_birth")
+_SLOTS = ("_cells", "_walk", "_birth", "_structure")
 
 
 class Declared:
@@ -56,8 +56,8 @@ class Derived(functools.cached_property):  # type: ignore[type-arg]
                 " keep it or train it: make it in `__init__`"
             )
         if frames.is_eager() and (made or not parts):  # parts that are there already would get another name
-            structure_changed()
             value = vars(instance)[name] = kept
+            changed(instance)
         return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from reprlib import recursive_repr
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from ..state.lending import lend, lendings, steadily
 from ..state.packed import release
 from ..state.pytree import Builder, Stateful
 from ..state.reach import PLAIN
-from ..state.structure import structure_changed
+from ..state.structure import cell_changed, changed
 from ..state.walk import Node, Walker, join, walk_of
 from . import class_attributes as names
 from . import habits
@@ -79,7 +80,6 @@ class Module(Stateful):
         frame = frames.local.frame
         if frame is not None:
             frame.own[id(self)] = self
-        structure_changed()
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,11 +127,11 @@ class Module(Stateful):
         elif names.settle(type(self), name, value, label, _OUR_NAMES):
             object.__setattr__(self, name, value)
             if name in ("__class__", "__dict__"):
-                structure_changed()
+                changed(self)
         elif isinstance(value, Parameter | Buffer):
-            self._restructure(label)
-            vars(self).pop(name, None)
-            self._cells[name] = value._cell
+            with self._restructuring(label):
+                vars(self).pop(name, None)
+                self._cells[name] = value._cell
         elif cell is not None and value is not None:
             raise TypeError(
                 f"{label} is a {cell.kind}: it takes an array, a Parameter or a Buffer, not a"
@@ -157,33 +157,52 @@ class Module(Stateful):
         if not isinstance(new, Stateful | TrackedList | TrackedDict) and _typed(old) == _typed(new):
             return
         if name in self._cells or _has_structure(new) or _has_structure(old):
-            self._restructure(label)
+            self._check_restructurable(label)
         else:  # a plain value: taken back if the run fails
-            undo = (vars(self).pop, name, None) if old is missing else (vars(self).__setitem__, name, old)
+            undo = self._put_static, (name, old, missing)
             if frames.local.frame is None:
                 access.check_restructurable(self._birth, label, "was assigned")
-                frames.on_failure(*undo)
+                frames.on_failure(undo[0], *undo[1])
             else:
-                frames.local.frame.undo.append((undo[0], undo[1:]))
+                frames.local.frame.undo.append(undo)
                 frames.local.frame.statics.append((self, name, old))
         self._cells.pop(name, None)
-        vars(self)[name] = new
-        structure_changed()
+        self._put_static(name, new, missing)
+
+    def _put_static(self, name: str, value: Any, missing: Any) -> None:
+        """Have a value, or `missing` for none, and record it; `training` goes back and forth, so each mode has its stamp."""
+        before = vars(self).get(name, missing)
+        if value is missing:
+            vars(self).pop(name, None)
+        else:
+            vars(self)[name] = value
+        if name == "training" and type(value) is bool and type(before) is bool and self._structure is not None:
+            self._structure.switch(before, value)
+        else:
+            changed(self)
 
     def __delattr__(self, name: str) -> None:
-        self._restructure(f"{type(self).__name__}.{name}")
-        if self._cells.pop(name, None) is None:
-            if name in vars(self):
-                del vars(self)[name]
-            else:
-                object.__delattr__(self, name)
+        with self._restructuring(f"{type(self).__name__}.{name}"):
+            if self._cells.pop(name, None) is None:
+                if name in vars(self):
+                    del vars(self)[name]
+                else:
+                    object.__delattr__(self, name)
 
-    def _restructure(self, label: str) -> None:
-        """About to change which cells or modules there are: not while compiled code runs, unless it made this one."""
+    @contextmanager
+    def _restructuring(self, label: str) -> Iterator[None]:
+        """Around a change of which cells or modules there are, recorded at its end."""
+        self._check_restructurable(label)
+        try:
+            yield
+        finally:
+            changed(self)
+
+    def _check_restructurable(self, label: str) -> None:
+        """Raise while compiled code runs, unless that made this module."""
         frame = frames.local.frame
         own = frame is not None and id(self) in frame.own
         access.check_restructurable(self._birth, label, "was given a new Parameter, Buffer or module", own)
-        structure_changed()
 
     def tie(self, name: str, other: Module, other_name: str) -> None:
         """Make parameter `name` one with `other_name` of another module: one array, one gradient, the sum of all uses.
@@ -212,9 +231,9 @@ class Module(Stateful):
         checked(new.value, old.value, f"{type(mine).__name__}.{name} (tied to {type(theirs).__name__}.{other_name})")
         if old.kind != new.kind:
             raise ValueError(f"{name} is a {old.kind} and {other_name} a {new.kind}: tie two of a kind")
-        mine._restructure(f"{type(mine).__name__}.{name}")
-        release(old)
-        mine._cells[name] = new
+        with mine._restructuring(f"{type(mine).__name__}.{name}"):
+            release(old)
+            mine._cells[name] = new
 
     def _holder(self, path: str) -> tuple[Module, str]:
         """The module that holds the parameter or buffer at a dotted path, and its name there."""
@@ -384,9 +403,10 @@ class Module(Stateful):
         """Make every parameter here and below trainable, or freeze it; gives the module."""
         for cell in walk_of(self).params:
             if cell.trainable is not bool(requires_grad):
-                self._restructure(f"{type(self).__name__} (freeze or unfreeze)")
+                self._check_restructurable(f"{type(self).__name__} (freeze or unfreeze)")
                 release(cell)
                 cell.trainable = bool(requires_grad)
+                cell_changed(cell)
         return self
 
     def freeze(self) -> Self:
@@ -444,8 +464,9 @@ class Module(Stateful):
         new = function([cell.value for cell in chosen])
         for cell in walk.params:
             release(cell)
-        structure_changed()
         access.store_all(chosen, new)  # `lent` stays as it was: the new arrays may share the old ones' buffers
+        for cell in chosen:
+            cell_changed(cell)
         return self
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -504,8 +525,9 @@ class Module(Stateful):
             raise ValueError(f"state_dict does not fit this {type(self).__name__}; nothing was loaded:\n{listed}")
         for cell in new:
             lend(cell)
-        structure_changed()  # the arrays may lie elsewhere
         access.store_all(list(new), [value for _, value in new.values()])
+        for cell in new:
+            cell_changed(cell)  # its array may lie elsewhere
         return IncompatibleKeys(missing, unexpected)
 
     def __getstate__(self) -> Any:
@@ -567,6 +589,7 @@ class Module(Stateful):
     def _rebuild(cls, payload: Node, builder: Builder) -> Module:
         self = object.__new__(cls)
         object.__setattr__(self, "_walk", None)
+        object.__setattr__(self, "_structure", None)
         object.__setattr__(self, "_birth", builder.birth)
         object.__setattr__(self, "_cells", {name: builder.cells[number] for name, number in payload[0]})
         builder.objects.append(self)

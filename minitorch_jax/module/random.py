@@ -67,7 +67,7 @@ class Stream(Stateful):
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Stream:
         self = object.__new__(cls)
-        self._walk = None
+        self._walk = self._structure = None
         self.cell, self.impl = builder.cells[payload[0]], payload[1]
         builder.objects.append(self)
         return self

@@ -30,10 +30,10 @@ class _Numbered(Module):
     def _replace(self, modules: Iterable[Any]) -> None:
         """Hold exactly these modules, in this order."""
         new = [_check_module(module, type(self).__name__) for module in modules]
-        self._restructure(type(self).__name__)
-        for name in [name for name in vars(self) if name.isdigit()]:
-            del vars(self)[name]
-        vars(self).update({str(i): module for i, module in enumerate(new)})
+        with self._restructuring(type(self).__name__):
+            for name in [name for name in vars(self) if name.isdigit()]:
+                del vars(self)[name]
+            vars(self).update({str(i): module for i, module in enumerate(new)})
 
     def __len__(self) -> int:
         return len(self._modules())

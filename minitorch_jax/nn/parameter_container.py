@@ -27,8 +27,8 @@ class _Parameters(Module):
 
     def _share(self, name: str, other: _Parameters, other_name: str) -> None:
         """Hold a parameter of another container, tied."""
-        self._restructure(f"{type(self).__name__}.{name}")
-        self._cells[name] = other._cells[other_name]
+        with self._restructuring(f"{type(self).__name__}.{name}"):
+            self._cells[name] = other._cells[other_name]
 
 
 class ParameterList(_Parameters):

@@ -23,7 +23,7 @@ from ..state.cell import Cell, get_value
 from ..state.containers import describe
 from ..state.packed import PackedLayout, stored_cells
 from ..state.pytree import build
-from ..state.structure import structure
+from ..state.structure import process
 from ..state.walk import Walk, walk_of
 
 
@@ -139,7 +139,7 @@ class AveragedModel(Module):
     def _plan_for(self, model: Module) -> _Plan:
         mine, theirs = walk_of(self), walk_of(model)
         plan = _plans.get(mine)
-        if plan is None or plan.version is not structure.version or plan.source() is not theirs:
+        if plan is None or plan.version is not process.version or plan.source() is not theirs:
             plan = _Plan(self, model)
             if plan.pipeline is not None:  # not one made in a trace
                 _plans[mine] = plan
@@ -173,7 +173,7 @@ class _Plan:
             self.targets = held
             compiled = _compiled_for(self.how, None if self.moves else PackedLayout(source), placement(self.owned))
             self.pipeline = Pipeline(compiled, self.owned, self.owned)
-        self.version = structure.version
+        self.version = process.version
 
     def weight_for(self, decay: float | None) -> Any:
         """The weight of the new values, on the device."""

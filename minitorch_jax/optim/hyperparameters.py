@@ -17,7 +17,7 @@ from ..state import cell as cells
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.errors import TraceError
-from ..state.structure import structure_changed
+from ..state.structure import Structure
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -48,6 +48,7 @@ class Hyperparameters:
                 if name in given:
                     self.check(name, value)
         self.layout, self.width = _vector_layout(given)
+        self.structure = Structure()  # which settings are schedules, flags, or a group's own
         self.cell = Cell(self._vector(), "hyperparameters", birth=births.birth_here())
         self.exact: Any = self.cell.value  # the vector that the numbers were brought into
 
@@ -56,6 +57,7 @@ class Hyperparameters:
         """For a copy of an optimizer, around a cell with a leaf in it."""
         self = object.__new__(cls)
         self.owner, self.ranges, self.cell, self.exact = owner, ranges, cell, None
+        self.structure = Structure()
         self.members = tuple(getattr(cell.value, "shape", ()))[:-1]
         (self.layout, self.width), given, flags, own = statics
         unknown = {name: _unknown(length) for name, _, length in self.layout}
@@ -170,7 +172,7 @@ class Hyperparameters:
             if restructures:
                 own[name] = value if is_schedule(value) else _unknown(length)
         if restructures:
-            structure_changed()
+            self.structure.change()
 
     def kinds(self) -> Any:
         """Of each setting whether it is a number, a schedule or a flag, and whose: what compiled code may not change."""
@@ -205,7 +207,7 @@ class Hyperparameters:
     def set_flag(self, name: str, value: Any, group: int | None) -> None:
         """Assign a flag that has been checked."""
         (self.flags if group is None or not self.own else self.own[group])[name] = value
-        structure_changed()
+        self.structure.change()
 
     def _with(self, name: str, value: Any, group: int | None) -> Any:
         """The vector with another number in a group, or in the optimizer and all groups without one of their own."""
@@ -273,10 +275,11 @@ class Hyperparameters:
             return jnp.array(np.concatenate(_split(stacked, dtype), -1))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "exact": self.exact is self.cell.value}
+        kept = {name: value for name, value in vars(self).items() if name != "structure"}
+        return {**kept, "exact": self.exact is self.cell.value}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state, structure=Structure())
         if np.shape(self.cell.value)[-1:] == (len(self._numbers()),):  # of a version that kept no rest
             self.cell.value = self._vector()
         self.exact = self.cell.value if state["exact"] else None

@@ -27,7 +27,7 @@ from ..state.gradient import unless_consumed
 from ..state.lending import gradient_writes, lend, lendings
 from ..state.packed import PackedLayout, stored_cells
 from ..state.pytree import Builder
-from ..state.structure import structure_changed
+from ..state.structure import changed
 from ..state.walk import Node, walk_of
 from .hyperparameters import Hyperparameters, is_schedule
 from .optimizer import Optimizer, Options
@@ -220,7 +220,7 @@ class LBFGS(Optimizer):
         states: dict[Cell, Any] = {cell: (none, []) for cell in self._state}
         states[first] = tree, [Cell(leaf, "state", birth=first.birth) for leaf in leaves]
         vars(self).update(_state=states, _members=list(plan.params), _cached_walk=None)
-        structure_changed()
+        changed(self)
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:

@@ -25,7 +25,7 @@ from ..state.frame import is_eager
 from ..state.gradient import gradient
 from ..state.lending import lend, using
 from ..state.pytree import Builder, Stateful
-from ..state.structure import structure_changed
+from ..state.structure import changed
 from ..state.walk import Node, Walker, join
 from .optimizer import Optimizer
 
@@ -95,7 +95,7 @@ class LossScaler(Stateful):
         )
 
     def _setup(self, scale: Cell, counts: Cell, settings: tuple[float, float, int]) -> None:
-        self._walk = None
+        self._walk = self._structure = None
         self._birth = births.birth_state()
         self._scale, self._counts, self._settings = scale, counts, settings
         self._pending: tuple[Any, list[Any]] | None = None  # the counts that `unscale` stored, and for which optimizers
@@ -322,7 +322,7 @@ class LossScaler(Stateful):
         if settings != self._settings:
             access.check_restructurable(self._birth, "LossScaler", "was given other settings")
             self._settings = settings
-            structure_changed()
+            changed(self)
         new = jax.device_put([scale, np.asarray([*counts, 0, 0], np.int32)], may_alias=False)
         for cell in (self._scale, self._counts):
             lend(cell)

@@ -30,7 +30,7 @@ from ..state.errors import TraceError
 from ..state.gradient import CONSUMED, gradient, starting_value
 from ..state.lending import lendings, steadily, using
 from ..state.pytree import Builder, Stateful, change_class
-from ..state.structure import structure, structure_changed
+from ..state.structure import Structure, changed, structure_of
 from ..state.undo import all_or_nothing
 from ..state.walk import Node, Walk, Walker, join
 from . import state_dict as state
@@ -170,7 +170,7 @@ class Optimizer(Stateful):
             **_CACHES,
         )
         object.__setattr__(self, "_birth", births.birth_state())
-        structure_changed()
+        object.__setattr__(self, "_structure", None)
 
     def _checked(self, settings: dict[str, Any], given: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
         """A group's own settings, with flags as booleans."""
@@ -365,24 +365,26 @@ class Optimizer(Stateful):
             self._have_lifted()  # a plan makes states, which are to be arrays, and to last
             self._refuse_other_modules()
         plan: Plan | None = self._plan
-        for look in plan.watched if plan is not None else ():
-            look()
         if plan is not None:
-            _look(self._lists, plan.ids)
-        if plan is None or plan.version is not structure.version or plan.reading.changed():
-            if self._planner == get_ident():
-                name = type(self).__name__
-                raise RuntimeError(
-                    f"this {name} trains a module that holds the {name} itself, so each would be a part of the other. Keep"
-                    f" the optimizer outside of it, or have it train the parts: `{name}([self.net])`."
-                )
-            with interrupts.deferred, contexts.constants():  # states and step counts change together
-                vars(self)["_planner"] = get_ident()
-                try:
+            _look(self._lists, plan.ids, structure_of(self))
+            for look in plan.watched if plan.unchanged() else ():
+                look()
+            if plan.unchanged() and not plan.reading.changed():
+                return plan
+        if self._planner == get_ident():
+            name = type(self).__name__
+            raise RuntimeError(
+                f"this {name} trains a module that holds the {name} itself, so each would be a part of the other. Keep"
+                f" the optimizer outside of it, or have it train the parts: `{name}([self.net])`."
+            )
+        with interrupts.deferred, contexts.constants():  # states and step counts change together
+            vars(self)["_planner"] = get_ident()
+            try:
+                if plan is None or plan.reading.changed() or not plan.still_fits():
                     plan = make_plan(self)
-                finally:
-                    vars(self)["_planner"] = None
-                vars(self)["_plan"] = plan
+            finally:
+                vars(self)["_planner"] = None
+            vars(self)["_plan"] = plan
         return plan
 
     def _touch(self) -> None:
@@ -426,7 +428,7 @@ class Optimizer(Stateful):
         if self._hyper.kinds() != kinds:
             self._hyper.put_back(hyper)
             vars(self)["_plan"] = None
-            structure_changed()
+            changed(self)
 
     def _refuse_other_modules(self) -> None:
         """Within a traced run: raise if a list of modules was changed in it, before anything is made of that."""
@@ -436,12 +438,12 @@ class Optimizer(Stateful):
                 " later ones run the compiled program. Change the list between calls"
             )
 
-    def settle(self, changed: tuple[tuple[int, str], ...]) -> None:
+    def settle(self, settings: tuple[tuple[int, str], ...]) -> None:
         """Have settings be numbers, those that the vector has, as at the end of a traced run."""
-        if changed:
-            self._hyper.become_numbers(changed)
+        if settings:
+            self._hyper.become_numbers(settings)
             vars(self)["_plan"] = None
-            structure_changed()
+            changed(self)
 
     # -- modules and groups -------------------------------------------------------------------------------------------
 
@@ -482,7 +484,7 @@ class Optimizer(Stateful):
                 vars(self).update(_lists=before, _hyper=hyper, _plan=None)
                 raise
             finally:
-                structure_changed()
+                changed(self)
 
     def _set_modules(self, value: Any, group: int) -> None:
         access.check_restructurable(self._birth, f"{type(self).__name__}.modules", "was assigned")
@@ -499,7 +501,7 @@ class Optimizer(Stateful):
                 vars(self).update(_lists=lists, _foreign=foreign, _plan=None)
                 raise
             finally:
-                structure_changed()
+                changed(self)
 
     # -- hyperparameters ----------------------------------------------------------------------------------------------
 
@@ -593,7 +595,7 @@ class Optimizer(Stateful):
             self._validate_or(partial(hyper.set, name, before, self, group), name, group, own)
             if isinstance(before, int | float) and not before:
                 vars(self).update(_grows=True, _plan=None)  # from zero: the rule may need a state now
-                structure_changed()
+                changed(self)
         elif name in hyper.flags:
             access.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
             known, own = hyper.flags_of(group)[name], dict(hyper._own(group))
@@ -613,6 +615,7 @@ class Optimizer(Stateful):
             now.update(before)
         self._hyper.exact = exact
         vars(self)["_plan"] = None
+        changed(self)
 
     def _validate_or(self, undo: Callable[[], None], name: str, group: int | None, own: dict[str, Any]) -> None:
         """Take an assignment back that goes with no other setting; `own` are those that the group had before."""
@@ -684,7 +687,7 @@ class Optimizer(Stateful):
         except ValueError:
             vars(self)["_hyper"] = before
             raise
-        structure_changed()
+        changed(self)
 
     def _held_cells(self) -> list[Cell]:
         plan = self._plan_now()
@@ -706,7 +709,7 @@ class Optimizer(Stateful):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, **_CACHES)
         object.__setattr__(self, "_birth", births.birth_state())
-        structure_changed()
+        changed(self)
 
     def __repr__(self) -> str:
         shown = [f"{name}={self._stated(name)!r}" for name in self._hyper.given]
@@ -744,7 +747,8 @@ class Optimizer(Stateful):
                 f"{type(self).__name__} holds modules of NumPy arrays, which are updated in place and cannot be traced:"
                 " such an optimizer is no pytree. Convert them with `minitorch_jax.adapters.numpy`."
             )
-        walker.watch(partial(_look, self._lists, plan.ids))
+        walker.watch(partial(_look, self._lists, plan.ids, structure_of(self)))
+        walker.note(self._hyper.structure)
         walker.optimizers.append(ref(self))
         modules = tuple([walker.visit(m, join(path, f"modules.{i}")) for i, m in enumerate(self.modules)])
         grads = tuple(
@@ -820,10 +824,10 @@ class Optimizer(Stateful):
         return self
 
 
-def _look(lists: list[list[Any]], ids: list[Any]) -> None:
+def _look(lists: list[list[Any]], ids: list[Any], structure: Structure) -> None:
     """Notice that a list of modules was changed in place."""
     if ids_of(lists) != ids:
-        structure_changed()
+        structure.change()
 
 
 def _frames_to_the_user() -> int:

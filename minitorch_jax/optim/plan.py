@@ -26,8 +26,8 @@ from ..state.cell import Cell
 from ..state.gradient import unless_consumed
 from ..state.lending import using
 from ..state.packed import stored_cells
-from ..state.structure import structure
-from ..state.walk import join, walk_of
+from ..state.structure import Snapshot, get_stamp, process, structure_of
+from ..state.walk import Walk, join, walk_of
 from .clip import norm
 from .hyperparameters import VectorLayout, complement
 from .numpy_modules import Foreign, overlapping
@@ -46,11 +46,11 @@ class Plan:
     def __init__(
         self, opt: Any, native: dict[Cell, str], foreign: list[Foreign], groups: dict[Cell, int], version: object
     ) -> None:
-        walks = [walk_of(module) for module in opt.modules if isinstance(module, Module)]
-        around = len(opt.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
-        self.version = None if around else version  # None: look at every step
-        self.watched = [look for walk in walks for look in walk.watched]  # see `Walker.watch`
         self.modules = list(opt.modules)
+        walks = [walk_of(module) for module in self.modules if isinstance(module, Module)]
+        self._around = len(self.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
+        self._seen = [(walk.cells, walk.spec.paths) for walk in walks]
+        self._depend_on(version, opt, walks)
         self.ids = ids_of(opt._lists)
         self.foreign = foreign
         self.named = {path: cell for cell, path in native.items()}  # frozen ones too: they keep their state
@@ -82,6 +82,41 @@ class Plan:
         self._num_steps, self._clocks = len(order), opt._clocks
         self.update = _update_for(self, self._key(singles, len(self.params), self.owned))[1]
         self.pipeline: Any = None  # made when a step is first taken outside of traces
+
+    def _depend_on(self, version: object, opt: Any, walks: list[Walk]) -> None:
+        """Note what the plan follows from: `_parts` decide about it; with the modules' structure unchanged, so are these."""
+        parts = [structure_of(opt), opt._hyper.structure, *opt._shared.values(), opt._steps]
+        parts += [cell for _, state in opt._state.values() for cell in state]
+        stamps = list(map(get_stamp, parts))
+        cells_of = list(dict.fromkeys(cell for walk in walks for cell in walk.cells))
+        known = {part: stamp for walk in walks for part, stamp in zip(walk.parts, walk.stamps, strict=True)}
+        parts += [*cells_of, *dict.fromkeys(cell.pack.structure for cell in cells_of if cell.pack is not None)]
+        stamps += [known.get(part) for part in parts[len(stamps) :]]
+        self._parts = Snapshot(version, parts, stamps)
+        self._see(version, walks)
+
+    def _see(self, version: object, walks: list[Walk]) -> None:
+        parts, stamps = list(self._parts.parts), list(self._parts.stamps)
+        for walk in walks:
+            parts += walk.parts
+            stamps += walk.stamps
+        self._all = Snapshot(version, parts, stamps)
+        self.watched = [look for walk in walks for look in walk.watched]  # see `Walker.watch`
+
+    def unchanged(self) -> bool:
+        """True if nothing that the plan was made of has changed."""
+        return not self._around and self._all.holds()
+
+    def still_fits(self) -> bool:
+        """True if the modules have the parameters that they had: their modes and other static attributes do not matter."""
+        version = process.version
+        if self._around or not self._parts.holds():
+            return False
+        walks = [walk_of(module) for module in self.modules if isinstance(module, Module)]
+        if [(walk.cells, walk.spec.paths) for walk in walks] != self._seen:
+            return False
+        self._see(version, walks)
+        return True
 
     def _key(self, units: list[Unit], num_native: int, owned: list[Cell]) -> Any:
         settings = self.rule[1]
@@ -129,7 +164,7 @@ class Plan:
 
 def make_plan(opt: Any) -> Plan:
     """Look at the optimizer's modules as they are now; make states for what is new, drop those of what has gone."""
-    version = structure.version
+    version = process.version
     if not opt.modules:
         raise ValueError(f"{type(opt).__name__}: modules is empty; give it a list with at least one module: `[model]`")
     native, foreign, groups = _parameters(opt)

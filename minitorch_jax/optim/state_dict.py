@@ -16,7 +16,7 @@ from ..runtime.jax_private import at_top_level
 from ..state import access
 from ..state.cell import Cell
 from ..state.lending import lend
-from ..state.structure import structure_changed
+from ..state.structure import changed
 from .plan import LAST, Plan, field_names
 
 
@@ -64,7 +64,7 @@ def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     access.store_all(
         [*(cell for cell, _ in new), opt._steps], [*(v for _, v in new), jax.device_put(steps, may_alias=False)]
     )
-    structure_changed()  # other parameters may have taken as many steps as each other
+    changed(opt)  # other parameters may have taken as many steps as each other
 
 
 def _unfit(opt: Any, problems: list[str]) -> ValueError:

@@ -10,7 +10,6 @@ import numpy as np
 from ..state.cell import Cell
 from ..state.lending import using
 from ..state.packed import Pack, PackedLayout, compact, make_pack
-from ..state.structure import structure_changed
 
 
 class Unit:
@@ -95,7 +94,6 @@ def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
             if part.pack is not None:
                 part.pack.release(part)
         known = make_pack(parts, places, pack.length, parts[0].value.dtype, "state")
-        structure_changed()
     for gone in set(known.places) - set(parts):  # of a parameter that has left its pack, and keeps its state as it is
         known.release(gone)
     cell: Cell = known.cell

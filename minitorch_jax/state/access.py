@@ -14,7 +14,7 @@ from .errors import TWO_SPELLINGS, TraceError, changed_by_closure
 from .frame import Frame, _substitute, is_eager, local, on_failure
 from .gradient import gradient, unless_consumed
 from .lending import gradient_writes, lend, taken
-from .structure import structure_changed
+from .structure import cell_changed
 
 _DRAWN = (
     "a random number was drawn inside a JAX transform (by a random layer, or a constructor without `key=`) from a stream"
@@ -103,9 +103,10 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
     if local.frame is None:
         lend(cell)
         gradient_writes.last = object()
-        if at_top_level() and getattr(cell.value, "sharding", None) != getattr(value, "sharding", None):
-            structure_changed()  # compiled functions keep results where they were
+    moved = cell.kind != "gradient" and getattr(cell.value, "sharding", None) != getattr(value, "sharding", None)
     cell.value = value
+    if moved and local.frame is None and at_top_level():
+        cell_changed(cell)  # compiled functions keep results where they were
 
 
 def mark_used(cells: Iterable[Cell]) -> None:

@@ -66,6 +66,7 @@ class Cell:
         "reached",
         "pack",
         "unseen",
+        "stamp",
         "__weakref__",
     )
 
@@ -86,6 +87,7 @@ class Cell:
         self.encoding = encoding
         self.birth = birth
         self.reached = False  # of a gradient: whether any loss has ever given one
+        self.stamp: object = None  # see `structure.py`
         self.unseen = encoding is not None  # whether nobody has looked yet if its floats stand for a value
         self.pack: Any = None  # the Pack that holds its value, if it is a view of one
         self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None

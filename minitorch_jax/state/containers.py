@@ -13,7 +13,7 @@ import numpy as np
 from . import access, births
 from .cell import Cell
 from .reach import PLAIN, Found, find, leads_somewhere
-from .structure import structure_changed
+from .structure import changed
 
 
 class TrackedList(list[Any]):
@@ -22,6 +22,7 @@ class TrackedList(list[Any]):
     _source: Any = None  # the plain list that was assigned, and its items then: changing that one is an error
     _snapshot: Any = None
     _birth: Any = None  # the trace in which it was made
+    _structure: Any = None
     _label = "TrackedList"  # whose it is
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -34,6 +35,7 @@ class TrackedDict(dict[str, Any]):
     _source: Any = None
     _snapshot: Any = None
     _birth: Any = None
+    _structure: Any = None
     _label = "TrackedDict"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -54,7 +56,7 @@ def _tracked(cls: type, name: str) -> Callable[..., Any]:
             cls.__base__.clear(self)  # type: ignore[union-attr]
             (list.extend if cls is TrackedList else dict.update)(self, before)
             raise
-        structure_changed()
+        changed(self)
         return out
 
     return change

@@ -22,7 +22,7 @@ from . import access
 from .cell import Cell, store
 from .gradient import CONSUMED
 from .lending import using
-from .structure import structure_changed
+from .structure import Structure, cell_changed
 
 
 class View(Cell):
@@ -68,6 +68,7 @@ class Pack:
 
     def __init__(self, cell: Cell, length: int, dtype: Any) -> None:
         self.cell, self.length, self.dtype = cell, length, dtype
+        self.structure = Structure()  # which views there are
         self.params: Pack | None = None  # of gradients: the pack of their parameters, with the same places
         self.places: WeakKeyDictionary[Cell, Place] = WeakKeyDictionary()
         self._parts: tuple[Any, WeakKeyDictionary[Cell, Any]] = (
@@ -81,6 +82,7 @@ class Pack:
         view.pack = self
         view.__class__ = View
         store(view, None)  # it keeps no array itself
+        cell_changed(view)
 
     def part(self, view: Cell) -> Any:
         """A view's value: an array of its own."""
@@ -142,7 +144,8 @@ class Pack:
             store(view, value)
             view.lent = True  # the part may have been handed out
             del self.places[view]
-            structure_changed()
+            cell_changed(view)
+            self.structure.change()
 
     def release_both(self, view: Cell) -> None:
         """Release a parameter with its gradient, given either."""
@@ -206,7 +209,6 @@ def compact(pack: Pack) -> None:
             release(view)
         if len(views) > 1:
             _pack_together(views)
-        structure_changed()
 
 
 class PartlyConsumed(Exception):  # noqa: N818  # a signal to the caller of the program, never an error of the user's

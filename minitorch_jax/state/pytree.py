@@ -17,7 +17,7 @@ from .births import Birth
 from .cell import Cell
 from .containers import TrackedDict, TrackedList
 from .lending import flights, get_lent, gradient_writes, is_steady, steadily
-from .structure import structure_changed
+from .structure import changed
 from .walk import Node, Spec, Walk, Walker, walk_of
 
 
@@ -51,7 +51,8 @@ class Builder:
 class Stateful:
     """Base of Module and Optimizer. Subclasses are registered as pytrees when they are defined."""
 
-    __slots__ = ("_walk", "_birth", "__weakref__")  # `_birth`: the trace in which it was made
+    __slots__ = ("_walk", "_birth", "_structure", "__weakref__")  # `_birth`: the trace in which it was made
+    _structure: Any
     _holds_cells = True
     _is_registered = False
     _entry_points: tuple[str, ...] = ()  # the methods by which compiled code comes to a user's subclass
@@ -63,7 +64,9 @@ class Stateful:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if "_is_registered" not in cls.__dict__:  # an `__init_subclass__` of the user's did not call `super()`
             cls._register()
-        return object.__new__(cls)
+        self = object.__new__(cls)
+        object.__setattr__(self, "_structure", None)
+        return self
 
     @classmethod
     def _register(cls) -> None:
@@ -126,7 +129,7 @@ class Stateful:
 def change_class(obj: Any, cls: type) -> None:
     """Give an object another class, as a notebook's autoreload does."""
     object.__setattr__(obj, "__class__", cls)
-    structure_changed()
+    changed(obj)
 
 
 def build(spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 
 from ..runtime import interrupts
 from .frame import Frame, call_undo, is_eager, local
-from .structure import structure_changed
 
 
 class _Run:
@@ -65,7 +64,6 @@ class _AllOrNothing:
                 del undo[self.start :]
                 for run in self.runs:
                     run.put_back()
-                structure_changed()
 
 
 def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:

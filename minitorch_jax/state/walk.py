@@ -10,7 +10,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from .cell import Cell
 from .containers import TrackedDict, TrackedList, check_source, check_walked, holds_state, watched
 from .reach import PLAIN
-from .structure import structure
+from .structure import Snapshot, process, structure_of
 
 Node = tuple[Any, ...]
 
@@ -66,16 +66,16 @@ def _canonical(spec: Spec) -> Spec:
     return same
 
 
-class Walk:
+class Walk(Snapshot):
     """What a walk over an object found: its cells, each once, in the order of its pytree's leaves."""
 
     __slots__ = (
-        *("version", "spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
-        *("is_packed", "optimizers", "bindings", "looked", "__weakref__"),
+        *("spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
+        *("is_packed", "optimizers", "bindings", "looked", "before", "__weakref__"),
     )
 
-    def __init__(self, version: object, spec: Spec, found: list[Cell], objects: set[int]) -> None:
-        self.version = version
+    def __init__(self, version: object, spec: Spec, found: list[Cell], walker: Walker) -> None:
+        super().__init__(version, walker.parts, walker.stamps)
         self.spec = spec
         self.cells = found
         self.params = [cell for cell in found if cell.kind == "parameter"]
@@ -84,13 +84,17 @@ class Walk:
         self.is_packed = any(cell.pack is not None for cell in found)
         self.stored_grads = _stored_grads(self.grads)
         self.all: list[Cell] = []
-        self.objects = objects  # the ids of the modules in the tree
-        self.watched: list[Callable[[], None]] = []  # what looks whether something changed that tells nobody
-        self.optimizers: list[
-            ReferenceType[Any]
-        ] = []  # those in the tree, of which code that is traced may change settings
+        self.objects = set(walker.objects)  # the ids of the modules in the tree
+        self.watched = walker.watched  # what looks whether something changed that tells nobody
+        self.optimizers = walker.optimizers  # those in the tree, of which code that is traced may change settings
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
         self.looked: object = None  # see `habits.look`
+        self.before: Walk | None = None  # the one before this, to which `train()` after `eval()` goes back
+
+    def renew(self, version: object, walker: Walker) -> None:
+        """Have it stand for a later walk that found the same."""
+        self.version, self.parts, self.stamps = version, walker.parts, walker.stamps
+        self.objects, self.watched, self.optimizers = set(walker.objects), walker.watched, walker.optimizers
 
     def named(self) -> Iterator[tuple[str, Cell]]:
         """The cells with their paths."""
@@ -123,15 +127,27 @@ class Walker:
         self.paths: list[str] = []
         self.index: dict[Cell, int] = {}
         self.objects: dict[int, int] = {}
+        self.packs: set[Any] = set()
+        self.parts: list[Any] = []  # what has a stamp, and the stamp that it had before anything else was read of it
+        self.stamps: list[object] = []
         self.watched: list[Callable[[], None]] = []
         self.optimizers: list[ReferenceType[Any]] = []
 
     def cell(self, cell: Cell, path: str) -> int:
         number = self.index.setdefault(cell, len(self.cells))
         if number == len(self.cells):
+            self.note(cell)
+            if cell.pack is not None and cell.pack not in self.packs:
+                self.packs.add(cell.pack)
+                self.note(cell.pack.structure)
             self.cells.append(cell)
             self.paths.append(path)
         return number
+
+    def note(self, part: Any) -> None:
+        """Depend on the stamp of a structure or a cell, of which nothing has been read yet."""
+        self.parts.append(part)
+        self.stamps.append(part.stamp)
 
     def visit(self, value: Any, path: str) -> Node:
         kind = type(value)
@@ -139,6 +155,7 @@ class Walker:
             if id(value) in self.objects:
                 return ("shared", self.objects[id(value)])
             self.objects[id(value)] = len(self.objects)
+            self.note(structure_of(value))
             return ("object", kind, value._describe(self, path))
         if kind is TrackedList:
             self._watch(value, path)
@@ -153,39 +170,45 @@ class Walker:
         return ("static", kind, value)
 
     def _watch(self, container: Any, path: str) -> None:
+        self.note(structure_of(container))
         check_source(container, path)
         if watched(container):
             self.watch(partial(check_source, container, path))
 
     def watch(self, look: Callable[[], None]) -> None:
-        """Have `look()` called whenever the walk is asked for again: it raises, or calls `cells.structure_changed()`."""
+        """Have `look()` called whenever the walk is asked for again: it raises, or records a change of a structure."""
         self.watched.append(look)
 
 
 def walk_of(obj: Any) -> Walk:
-    """The walk over `obj`, made anew only if some static structure has changed since the last one."""
-    walk = obj._walk
-    if walk is not None and walk.version is structure.version:
+    """The walk over `obj`, made anew only if the structure of something in it has changed since the last one."""
+    walk: Walk | None = obj._walk
+    if walk is None:
+        return _rewalk(obj)
+    if walk.holds():
         for look in walk.watched:
             look()
-    if walk is None or walk.version is not structure.version:
-        return _rewalk(obj)
-    return walk
+        if walk.holds():
+            return walk
+    before, walk.before = walk.before, None
+    if before is not None and before.holds():
+        before.before = walk
+        object.__setattr__(obj, "_walk", before)
+        return before
+    return _rewalk(obj)
 
 
 def _rewalk(obj: Any) -> Walk:
-    version = structure.version
+    version, old = process.version, obj._walk
     walker = Walker()
     node = walker.visit(obj, "")
     facts = tuple([(cell.kind, cell.trainable, cell.encoding) for cell in walker.cells])
     spec = _canonical(Spec(node, facts, tuple(walker.paths)))
-    old = obj._walk
-    same = old is not None and old.spec is spec and old.packs == _packs(walker.cells)
-    if same and all(a is b for a, b in zip(old.cells, walker.cells, strict=True)):
-        old.version, old.objects = version, set(walker.objects)
-        old.watched, old.optimizers = walker.watched, walker.optimizers
+    if old is not None and old.spec is spec and old.cells == walker.cells and old.packs == _packs(walker.cells):
+        old.renew(version, walker)
         return old
-    walk = Walk(version, spec, walker.cells, set(walker.objects))
-    walk.watched, walk.optimizers = walker.watched, walker.optimizers
+    walk = Walk(version, spec, walker.cells, walker)
+    if old is not None and old.cells == walk.cells:  # of others it would keep the arrays alive
+        walk.before, old.before = old, None
     object.__setattr__(obj, "_walk", walk)
     return walk
