@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..state import access, births
+from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.containers import TrackedDict, TrackedList, convert, describe, is_array, stateful_in
@@ -74,12 +74,7 @@ class Module(Stateful):
             names.prepare(cls, Module)
         self = super().__new__(cls)
         object.__setattr__(self, "_cells", {})
-        object.__setattr__(self, "_walk", None)
-        object.__setattr__(self, "_birth", births.birth_state())
         self.__dict__["training"] = True
-        frame = frames.local.frame
-        if frame is not None:
-            frame.own[id(self)] = self
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -588,14 +583,8 @@ class Module(Stateful):
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Module:
         self = object.__new__(cls)
-        object.__setattr__(self, "_walk", None)
-        object.__setattr__(self, "_structure", None)
-        object.__setattr__(self, "_birth", builder.birth)
+        builder.begin(self)
         object.__setattr__(self, "_cells", {name: builder.cells[number] for name, number in payload[0]})
-        builder.objects.append(self)
-        frame = frames.local.frame
-        if frame is not None:
-            frame.own[id(self)] = self
         for name, node in payload[1]:
             vars(self)[name] = builder.build(node)
         return self

@@ -35,7 +35,6 @@ class Stream(Stateful):
     __slots__ = ("cell", "impl")
 
     def __init__(self, key: jax.Array) -> None:
-        self._walk = None
         self.impl = str(jax.random.key_impl(key))
         data = jax.random.key_data(key)  # shares the buffer of the key, which is its giver's
         self.cell = Cell(data, "stream", lent=True, birth=births.birth_here())
@@ -67,9 +66,8 @@ class Stream(Stateful):
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Stream:
         self = object.__new__(cls)
-        self._walk = self._structure = None
+        builder.begin(self)
         self.cell, self.impl = builder.cells[payload[0]], payload[1]
-        builder.objects.append(self)
         return self
 
 

@@ -219,7 +219,7 @@ class LBFGS(Optimizer):
         none = jax.tree.structure(())
         states: dict[Cell, Any] = {cell: (none, []) for cell in self._state}
         states[first] = tree, [Cell(leaf, "state", birth=first.birth) for leaf in leaves]
-        vars(self).update(_state=states, _members=list(plan.params), _cached_walk=None)
+        vars(self).update(_state=states, _members=list(plan.params))
         changed(self)
 
     @classmethod

@@ -95,8 +95,6 @@ class LossScaler(Stateful):
         )
 
     def _setup(self, scale: Cell, counts: Cell, settings: tuple[float, float, int]) -> None:
-        self._walk = self._structure = None
-        self._birth = births.birth_state()
         self._scale, self._counts, self._settings = scale, counts, settings
         self._pending: tuple[Any, list[Any]] | None = None  # the counts that `unscale` stored, and for which optimizers
 
@@ -353,7 +351,7 @@ class LossScaler(Stateful):
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> LossScaler:
         self = object.__new__(cls)
-        builder.objects.append(self)
+        builder.begin(self)
         self._setup(builder.cells[payload[0]], builder.cells[payload[1]], payload[2])
         return self
 

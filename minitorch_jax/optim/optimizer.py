@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import lru_cache, partial
-from threading import get_ident
+from threading import RLock, get_ident
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, TypedDict
 from weakref import ref
@@ -29,19 +29,17 @@ from ..state.cell import Cell, get_stored, get_value
 from ..state.errors import TraceError
 from ..state.gradient import CONSUMED, gradient, starting_value
 from ..state.lending import lendings, steadily, using
-from ..state.pytree import Builder, Stateful, change_class
+from ..state.pytree import Builder, Stateful, build, change_class
 from ..state.structure import Structure, changed, structure_of
 from ..state.undo import all_or_nothing
-from ..state.walk import Node, Walk, Walker, join
+from ..state.walk import Node, Spec, Walk, Walker, join
 from . import state_dict as state
 from .groups import Group, as_list, group_modules, own_settings, split
 from .hyperparameters import Hyperparameters
 from .plan import Plan, begin_states, begins_state, field_names, forget_older, ids_of, make_plan
 
 # `_traced`: within a traced run, the modules that there were at its start.
-_CACHES: dict[str, Any] = {
-    **{"_plan": None, "_planner": None, "_cached_walk": None, "_walked_plan": None, "_traced": None}
-}
+_CACHES: dict[str, Any] = {**{"_plan": None, "_planner": None, "_traced": None}}
 
 
 class Options(TypedDict, total=False):
@@ -169,8 +167,6 @@ class Optimizer(Stateful):
             _grows=False,  # whether the rule may need more state than before
             **_CACHES,
         )
-        object.__setattr__(self, "_birth", births.birth_state())
-        object.__setattr__(self, "_structure", None)
 
     def _checked(self, settings: dict[str, Any], given: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
         """A group's own settings, with flags as booleans."""
@@ -535,7 +531,8 @@ class Optimizer(Stateful):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            raise AttributeError(name)
+            _open(self)
+            return object.__getattribute__(self, name)
         return self._get_setting(name, None)
 
     def _get_setting(self, name: str, group: int | None) -> Any:
@@ -596,6 +593,7 @@ class Optimizer(Stateful):
             if isinstance(before, int | float) and not before:
                 vars(self).update(_grows=True, _plan=None)  # from zero: the rule may need a state now
                 changed(self)
+                changed(self)
         elif name in hyper.flags:
             access.check_restructurable(self._birth, f"{owner}.{name}", "was assigned")
             known, own = hyper.flags_of(group)[name], dict(hyper._own(group))
@@ -605,6 +603,7 @@ class Optimizer(Stateful):
             hyper.set_flag(name, _flags(type(self), {name: value})[name], group)
             self._validate_or(partial(hyper.set_flag, name, known, group), name, group, own)
             vars(self).update(_grows=True, _plan=None)
+            changed(self)
         else:
             self._get_setting(name, group)  # the error for a name that is not there
 
@@ -708,8 +707,6 @@ class Optimizer(Stateful):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, **_CACHES)
-        object.__setattr__(self, "_birth", births.birth_state())
-        changed(self)
 
     def __repr__(self) -> str:
         shown = [f"{name}={self._stated(name)!r}" for name in self._hyper.given]
@@ -724,17 +721,6 @@ class Optimizer(Stateful):
 
     # -- pytree -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _walk(self) -> Walk | None:  # the slot of Stateful, forgotten when `modules` has changed
-        plan = self._plan_now()
-        walk: Walk | None = self._cached_walk
-        return walk if walk is not None and plan is self._walked_plan else None
-
-    @_walk.setter
-    def _walk(self, walk: Walk | None) -> None:
-        vars(self)["_cached_walk"] = walk
-        vars(self)["_walked_plan"] = self._plan
-
     def _follows(self) -> Iterator[tuple[str, Any]]:
         for settings in (self._hyper.given, *self._hyper.own):
             yield from ((name, value) for name, value in settings.items() if callable(value))
@@ -747,9 +733,9 @@ class Optimizer(Stateful):
                 f"{type(self).__name__} holds modules of NumPy arrays, which are updated in place and cannot be traced:"
                 " such an optimizer is no pytree. Convert them with `minitorch_jax.adapters.numpy`."
             )
-        walker.watch(partial(_look, self._lists, plan.ids, structure_of(self)))
-        walker.note(self._hyper.structure)
-        walker.optimizers.append(ref(self))
+        self._note_in(walker)
+        if plan.around:
+            walker.watch(structure_of(self).change)
         modules = tuple([walker.visit(m, join(path, f"modules.{i}")) for i, m in enumerate(self.modules)])
         grads = tuple(
             [
@@ -788,24 +774,27 @@ class Optimizer(Stateful):
             yield join(path, name), ("static", type(value), value)
 
     def _leaves(self, walk: Walk) -> list[Any]:
-        plan = self._plan_now()
-        made: dict[Cell, Any] = {}
-        for grad, param in zip(plan.grads, plan.params, strict=True):
-            if isinstance(param.value, jax.Array):
-                lost = starting_value(grad) is CONSUMED
-                value = None if lost else gradient(grad)
+        values = super()._leaves(walk)
+        params = {param.grad: param.value for param in walk.params}
+        absent: dict[int, Any] = {}
+        for i, cell in enumerate(walk.cells):
+            like = params.get(cell)
+            if isinstance(like, jax.Array):
                 # no value stands for a gradient that is not there any more, but NaN shows wherever it is used
-                if value is None:
-                    with contexts.constants():
-                        value = _nan_like(param.value) if lost else jnp.zeros_like(param.value)
-                made[grad] = value
-        return [made.get(c, c.value) for c in walk.cells]
+                lost = starting_value(cell) is CONSUMED
+                values[i] = None if lost else gradient(cell)
+                if values[i] is None:
+                    absent[i] = np.full(like.shape, np.nan if lost else 0, like.dtype), like
+        with contexts.constants(), contexts.full_width(values):
+            for i, value in zip(absent, _on_devices(list(absent.values())), strict=True):
+                values[i] = value
+        return values
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
         modules, lengths, grads, state, (steps, seen, shared, form), values, statics = payload
         self = object.__new__(cls)
-        builder.objects.append(self)
+        builder.begin(self)
         made = builder.cells
         *state, clocks = state
         hyper = Hyperparameters.rebuilt(cls.__name__, cls._ranges, statics, made[values])
@@ -821,7 +810,49 @@ class Optimizer(Stateful):
             _form=form,
             _shared={name: made[number] for name, number in shared},
         )
+        self._note_in(builder.walker)
         return self
+
+    @classmethod
+    def _from_leaves(cls, spec: Spec, leaves: list[Any]) -> Any:
+        """A copy; outside of transforms one that is opened when something of it is asked for.
+
+        What `opt, loss = step(opt, x)` returns is mostly given to the next step as it is, and thousands of objects would be
+        made for nothing.
+        """
+        if not frames.is_eager():
+            return super()._from_leaves(spec, leaves)
+        self: Any = Stateful.__new__(cls)
+        object.__delattr__(self, "_walk")  # so that `__getattr__` is asked for it
+        vars(self)["_closed"] = spec, leaves
+        return self
+
+    def _unopened(self) -> tuple[Spec, list[Any]] | None:
+        return vars(self).get("_closed")
+
+    def _note_in(self, walker: Walker) -> None:
+        """Have a walk over this optimizer depend on what changes beside its attributes."""
+        walker.note(self._hyper.structure)
+        walker.watch(partial(_look, self._lists, ids_of(self._lists), structure_of(self)))
+        walker.optimizers.append(ref(self))
+
+
+_opening = RLock()
+
+
+def _open(opt: Any) -> None:
+    """Make the parts of a copy that nobody has looked into so far."""
+    with _opening:
+        closed = vars(opt).get("_closed")
+        if closed is not None:
+            spec, leaves = closed
+            made = build(spec, leaves, None)
+            vars(opt).update(vars(made))
+            object.__setattr__(opt, "_structure", made._structure)
+            object.__setattr__(opt, "_walk", made._walk)
+            found = made._walk.optimizers
+            found[:] = [ref(opt) if reference() is made else reference for reference in found]
+            del vars(opt)["_closed"]
 
 
 def _look(lists: list[list[Any]], ids: list[Any], structure: Structure) -> None:
@@ -838,10 +869,11 @@ def _frames_to_the_user() -> int:
     return level
 
 
-def _nan_like(value: Any) -> Any:
-    """NaN of an array's shape, made where JAX's debugging switches do not object."""
-    nan = np.full(value.shape, np.nan, value.dtype)
-    return jnp.asarray(nan) if isinstance(value, jax.core.Tracer) else jax.device_put(nan, value.sharding)
+def _on_devices(pairs: list[tuple[Any, Any]]) -> list[Any]:
+    """NumPy arrays as those of JAX, each where another array lies, in one call."""
+    if any(isinstance(like, jax.core.Tracer) for _, like in pairs):
+        return [jnp.asarray(array) for array, _ in pairs]
+    return jax.device_put([array for array, _ in pairs], [like.sharding for _, like in pairs])
 
 
 @lru_cache(maxsize=256)

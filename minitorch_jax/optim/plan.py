@@ -48,7 +48,7 @@ class Plan:
     ) -> None:
         self.modules = list(opt.modules)
         walks = [walk_of(module) for module in self.modules if isinstance(module, Module)]
-        self._around = len(self.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
+        self.around = len(self.modules) - len(walks) - len(foreign)  # objects whose modules may change unseen
         self._seen = [(walk.cells, walk.spec.paths) for walk in walks]
         self._depend_on(version, opt, walks)
         self.ids = ids_of(opt._lists)
@@ -105,12 +105,12 @@ class Plan:
 
     def unchanged(self) -> bool:
         """True if nothing that the plan was made of has changed."""
-        return not self._around and self._all.holds()
+        return not self.around and self._all.holds()
 
     def still_fits(self) -> bool:
         """True if the modules have the parameters that they had: their modes and other static attributes do not matter."""
         version = process.version
-        if self._around or not self._parts.holds():
+        if self.around or not self._parts.holds():
             return False
         walks = [walk_of(module) for module in self.modules if isinstance(module, Module)]
         if [(walk.cells, walk.spec.paths) for walk in walks] != self._seen:
@@ -249,18 +249,27 @@ def _in_two_groups(opt: Any, first: str, its_group: int, second: str, group: int
 
 def _no_overlap(opt: Any) -> None:
     """Raise if one listed module is, or is inside, another one: its parameters would be reached twice."""
-    for i, module in enumerate(opt.modules):
-        for j, other in enumerate(opt.modules):
-            if i == j:
-                continue
-            if module is other and not isinstance(module, Module):
-                raise _twice(opt, str(i), str(j))
-            both = isinstance(module, Module) and isinstance(other, Module)
-            if both and id(module) in walk_of(other).objects and walk_of(module).cells:
-                inner, outer = walk_of(module), walk_of(other)
-                second = outer.spec.paths[outer.cells.index(inner.cells[0])]
-                why = f": modules[{i}] is part of modules[{j}]"
-                raise _twice(opt, join(str(i), inner.spec.paths[0]), join(str(j), second), why)
+    modules = list(opt.modules)
+    places: dict[int, int] = {}
+    for i, module in enumerate(modules):
+        first = places.setdefault(id(module), i)
+        if first != i:
+            _refuse_overlap(opt, modules, first, i)
+    for j, module in enumerate(modules):
+        for inner in walk_of(module).objects if isinstance(module, Module) else ():
+            if places.get(inner, j) != j:
+                _refuse_overlap(opt, modules, places[inner], j)
+
+
+def _refuse_overlap(opt: Any, modules: list[Any], i: int, j: int) -> None:
+    """Raise for `modules[i]`, which `modules[j]` is or holds, unless there is nothing in it to be reached."""
+    if not isinstance(modules[i], Module):
+        raise _twice(opt, str(i), str(j))
+    inner, outer = walk_of(modules[i]), walk_of(modules[j])
+    if inner.cells:
+        second = outer.spec.paths[outer.cells.index(inner.cells[0])]
+        why = f": modules[{i}] is part of modules[{j}]"
+        raise _twice(opt, join(str(i), inner.spec.paths[0]), join(str(j), second), why)
 
 
 def _keep_state(

@@ -17,35 +17,59 @@ from .births import Birth
 from .cell import Cell
 from .containers import TrackedDict, TrackedList
 from .lending import flights, get_lent, gradient_writes, is_steady, steadily
-from .structure import changed
+from .structure import changed, process, structure_of
 from .walk import Node, Spec, Walk, Walker, walk_of
 
 
 class Builder:
-    """Makes an object from a Spec and new cells."""
+    """Makes an object from a Spec and leaves, and with it the walk over what it makes."""
 
-    def __init__(self, made: list[Cell]) -> None:
-        self.cells = made
+    def __init__(self, spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> None:
+        self.cells = [
+            Cell(leaf, kind, trainable=trainable, lent=True, encoding=encoding, birth=birth)
+            for leaf, (kind, trainable, encoding) in zip(leaves, spec.facts, strict=True)
+        ]
         self.objects: list[Any] = []
         self.birth = births.birth_state()
+        self.walker = Walker()
+        self.walker.parts, self.walker.stamps = list(self.cells), [None] * len(self.cells)
+
+    def begin(self, obj: Any) -> None:
+        """Number an object that is being made, of which only `__new__` was called."""
+        _begin(obj, self.birth)
+        self.walker.objects[id(obj)] = len(self.objects)
+        self.walker.note(structure_of(obj))
+        self.objects.append(obj)
 
     def build(self, node: Node) -> Any:
+        """What a node of the Spec stands for."""
         tag = node[0]
         if tag == "static":
             return node[2]
         if tag == "object":
             return node[1]._rebuild(node[2], self)
-        if tag == "list":
-            items = TrackedList(map(self.build, node[1]))
-            items._birth = self.birth
-            return items
-        if tag == "dict":
-            named = TrackedDict((k, self.build(v)) for k, v in node[1])
-            named._birth = self.birth
-            return named
+        if tag == "list" or tag == "dict":
+            made: Any = (
+                TrackedList(map(self.build, node[1]))
+                if tag == "list"
+                else TrackedDict((k, self.build(v)) for k, v in node[1])
+            )
+            made._birth = self.birth
+            self.walker.note(structure_of(made))
+            return made
         if tag == "tuple":
             return tuple(map(self.build, node[1]))
         return self.objects[node[1]]  # "shared"
+
+
+def _begin(obj: Any, birth: Any) -> None:
+    """Give a new object what every one has."""
+    object.__setattr__(obj, "_walk", None)
+    object.__setattr__(obj, "_structure", None)
+    object.__setattr__(obj, "_birth", birth)
+    frame = frames.local.frame
+    if frame is not None:
+        frame.own[id(obj)] = obj
 
 
 class Stateful:
@@ -53,6 +77,8 @@ class Stateful:
 
     __slots__ = ("_walk", "_birth", "_structure", "__weakref__")  # `_birth`: the trace in which it was made
     _structure: Any
+    _birth: Any
+    _walk: Any
     _holds_cells = True
     _is_registered = False
     _entry_points: tuple[str, ...] = ()  # the methods by which compiled code comes to a user's subclass
@@ -65,7 +91,7 @@ class Stateful:
         if "_is_registered" not in cls.__dict__:  # an `__init_subclass__` of the user's did not call `super()`
             cls._register()
         self = object.__new__(cls)
-        object.__setattr__(self, "_structure", None)
+        _begin(self, births.birth_state())
         return self
 
     @classmethod
@@ -93,6 +119,15 @@ class Stateful:
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Any:
         raise NotImplementedError
+
+    @classmethod
+    def _from_leaves(cls, spec: Spec, leaves: list[Any]) -> Any:
+        """The copy that a Spec of this class and leaves make."""
+        return build(spec, leaves, births.birth_here(f"A copy of {cls.__name__}"))
+
+    def _unopened(self) -> tuple[Spec, list[Any]] | None:
+        """The Spec and the leaves of a copy that nobody has looked into yet, so that its parts were not made."""
+        return None
 
     def _follows(self) -> Iterator[tuple[str, Any]]:
         """Objects below this one, and what a user has put in that may be code or hold plain values, by name."""
@@ -133,15 +168,18 @@ def change_class(obj: Any, cls: type) -> None:
 
 
 def build(spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> Any:
-    """A copy of the object that `spec` describes, with `leaves` in its cells."""
-    made = [
-        Cell(leaf, kind, trainable=trainable, lent=True, encoding=encoding, birth=birth)
-        for leaf, (kind, trainable, encoding) in zip(leaves, spec.facts, strict=True)
-    ]
-    return Builder(made).build(spec.node)
+    """A copy of the object that `spec` describes, with `leaves` in its cells. It has its walk already."""
+    version, builder = process.version, Builder(spec, leaves, birth)
+    made = builder.build(spec.node)
+    object.__setattr__(made, "_walk", Walk(version, spec, builder.cells, builder.walker))
+    return made
 
 
 def _flatten(obj: Any) -> tuple[list[Any], Spec]:
+    unopened = obj._unopened()
+    if unopened is not None and frames.local.frame is None:
+        spec, leaves = unopened
+        return leaves, spec
     walk = walk_of(obj)
     frame, before = frames.local.frame, gradient_writes.last
     if frame is not None:
@@ -163,4 +201,5 @@ def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:
 
 
 def _unflatten(spec: Spec, leaves: Iterable[Any]) -> Any:
-    return build(spec, list(leaves), births.birth_here(f"A copy of {spec.node[1].__name__}"))
+    copied: Any = spec.node[1]._from_leaves(spec, list(leaves))
+    return copied
