@@ -103,33 +103,6 @@ def _allowed() -> Iterator[None]:
         _tracing.allowed = before
 
 
-def repeated(pipeline: Pipeline, read: Sequence[Cell]) -> Callable[[Any, object], list[Any] | None]:
-    """`Pipeline.run` for calls before which all is as it was after the last one, so that nothing is to be compiled either.
-
-    Gives a function of the data, and of what `lendings.last` was then: None if something has been lent since. `read` are
-    the cells whose values come before the data. It is for the thread that makes it. What it needs is in its closure, where
-    Python finds it fastest.
-    """
-    call, stored, owned, replaced = pipeline.compiled.donating, pipeline.stored, pipeline.owned, pipeline.replaced
-    ident, calls, lent = get_ident(), flights, lendings
-
-    def run_again(data: Any, last: object) -> list[Any] | None:
-        calls[ident] = pipeline
-        try:
-            if lent.last is not last:
-                return None
-            inputs = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
-            results = from_iterable(starmap(call, (inputs,)))
-            before = list(map(get_stored, replaced)) if replaced else None  # noqa: F841  # see `Pipeline.replaced`
-            deque(map(store, stored, results), 0)
-            return list(results)
-        finally:
-            if ident in calls:
-                del calls[ident]
-
-    return run_again
-
-
 class Pipeline:
     """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
 

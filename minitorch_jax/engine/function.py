@@ -17,16 +17,14 @@ from typing import Any, NamedTuple
 from ..module import random
 from ..runtime import interrupts
 from ..runtime.bounded_cache import Kept, Weaken
-from ..runtime.jax_private import is_debugging
 from ..runtime.memory import owned_data
 from ..state.cell import Cell, get_stored, is_concrete
 from ..state.id_map import IdMap
-from ..state.lending import gradient_writes
 from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
 from ..state.structure import Snapshot, process
 from ..state.walk import Walk, walk_of
 from . import closures
-from .arguments import FLAT, OBJECT, Arguments
+from .arguments import OBJECT, Arguments
 from .call_and_store import FirstRun
 from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
@@ -34,15 +32,19 @@ from .plain import is_plain
 from .program import Binding, Program, Repartition
 from .recompiles import Compilations
 from .sharding import join_mesh, placement
-from .shortcut import Reads, Shortcut
+from .shortcut import Reads, quick_call
 from .tracing import Met, Purpose, Traced, settle, trace_with_all, unique_cells
 from .watch import Place, Watch
 
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
 
 
+def _nobody() -> None:
+    return None
+
+
 class _Latest(threading.local):
-    shortcut: Shortcut | None = None
+    binding: Callable[[], Binding | None] = staticmethod(_nobody)  # a weak reference to that of the last call
 
 
 class _Found(NamedTuple):
@@ -86,7 +88,7 @@ class Function:
 
     def __del__(self) -> None:
         for binding in list(self.bound):  # they may live as long as their modules, and would keep what was read
-            binding.reads = None
+            binding.reads = binding.quick = None
 
     def look(self, fn: Callable[..., Any]) -> _Found:
         """Find by name what `fn` reaches by closure."""
@@ -110,14 +112,11 @@ class Function:
 
         Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
         """
-        short = self.latest.shortcut
-        if short is not None and not kwargs and short.snapshot.holds() and short.applies(args):
-            settled = (short.gradients is None or short.gradients is gradient_writes.last) and not is_debugging()
-            try:
-                if (done := short.run(args, settled)) is not None:
-                    return done
-            except (FirstRun, Repartition, ValueError):  # the last: of JAX, that data are on other devices
-                pass
+        binding = self.latest.binding()
+        if binding is not None and binding.quick is not None:
+            results = binding.quick(args, kwargs)
+            if results is not None:
+                return results, binding
         return self._run_slowly(fn, args, kwargs)
 
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
@@ -198,7 +197,7 @@ class Function:
         with self.lock:
             self.programs.drop(lambda entry: program in entry.value)
             self.token = object()
-            self.latest.shortcut = None
+            self.latest.binding = _nobody
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -221,11 +220,10 @@ class Function:
             binding = self._bind_slowly(call, reached, walks)
             walks = [walk_of(obj) for obj in call.objects]
             named = self._read(binding)
-        simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
-        if simple and not reached.met and not self.met:
-            watched = [walk for walk in walks if walk.watched]
+        if not reached.met and not self.met:
             snapshot = _snapshot(version, walks, binding.program)
-            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding, snapshot)
+            binding.quick = quick_call(call, args, kwargs, reached.stream, binding, snapshot)
+            self.latest.binding = weakref.ref(binding)
         return binding, (*call.data, *named), call.objects[own:]
 
     def _read(self, binding: Binding) -> tuple[Any, ...] | None:
@@ -419,10 +417,6 @@ class _Kept:
 
     def __reduce__(self) -> Any:
         return _Kept, ()
-
-
-def _nobody() -> None:
-    return None
 
 
 def kept_for(owner: Any) -> dict[Any, Any] | None:

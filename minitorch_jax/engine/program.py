@@ -25,7 +25,7 @@ from ..state.packed import KEPT, PackedLayout, stored_cells
 from ..state.structure import Structure
 from ..state.walk import Walk
 from .arguments import Arguments
-from .call_and_store import Compiled, FirstRun, Pipeline, repeated
+from .call_and_store import Compiled, FirstRun, Pipeline
 from .followed import Followed, random_state
 from .recompiles import Compilations
 from .sharding import constrained, placement
@@ -223,7 +223,7 @@ class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
     __slots__ = (
-        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "looked", "reads"),
+        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "quick", "looked", "reads"),
         "__weakref__",
     )
 
@@ -245,14 +245,17 @@ class Binding:
         stored, owned, dropped = self.program.group(self.stored, self.partition)
         self.read = [self.stored[j] for j in self.partition.read]
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
-        self.run_again = repeated(self.pipeline, self.read)
+        self.quick: Any = None  # the quick way of the last call; see `shortcut.quick_call`
         self.mark_reached()
 
     def look(self) -> None:
         """Notice what does nothing on arrays that were lent since the last look."""
         if self.looked is not lendings.last:
-            walks = [walk for reference in self.walks if (walk := reference()) is not None]
-            habits.look(self, chain.from_iterable(walk.named() for walk in walks))
+            habits.look(self, chain.from_iterable(walk.named() for walk in self.live_walks()))
+
+    def live_walks(self) -> list[Walk]:
+        """The walks over the objects that are still there."""
+        return [walk for reference in self.walks if (walk := reference()) is not None]
 
     def mark_reached(self) -> None:
         """Note of which parameters the program gives gradients."""

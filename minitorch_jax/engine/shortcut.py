@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat, starmap
+from operator import is_
 from typing import Any
 
+import jax
+
 from ..module import random
+from ..runtime.jax_private import is_debugging
 from ..runtime.memory import owned_data
-from ..state.cell import get_stored, is_concrete
-from ..state.lending import gradient_writes
-from ..state.structure import Snapshot
-from ..state.walk import Walk
-from .arguments import DATA, OBJECT
+from ..state.cell import get_stored, is_concrete, store
+from ..state.containers import holds_state
+from ..state.gradient import CONSUMED
+from ..state.lending import flights, get_ident, get_lent, gradient_writes, lendings
+from ..state.structure import Snapshot, process
+from .arguments import FLAT, OBJECT, Arguments
+from .call_and_store import FirstRun
 from .followed import Followed
-from .program import Binding, Partition
+from .program import Binding, Partition, Repartition
 from .watch import BINARY, GONE, Place, Watch
+
+from_iterable = chain.from_iterable
 
 
 class Part:
@@ -93,97 +103,117 @@ def _looking(place: Place) -> Callable[[], Any]:
     return partial(place.look, place.of, place.key) if place.look in BINARY else partial(place.look, place.of)
 
 
-class Shortcut:
-    """The last call's binding, for calls that differ from it only in data: objects and arrays as they are, no more.
+Quick = Callable[[tuple[Any, ...], dict[str, Any]], list[Any] | None]
 
-    `settled` is `lendings.last` after the last call: while it is the same, no structure has changed, and all that the
-    pipeline owns is ours alone. `gradients` is the same of `gradient_writes.last`, None if no gradients are dropped.
+
+def quick_call(
+    call: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Any, binding: Binding, snapshot: Snapshot
+) -> Quick | None:
+    """A function that repeats a call with other data and returns its results; None where a call cannot be repeated so.
+
+    It returns None for a call that is not the same but for its data, which must go the long way. Shapes and dtypes are left
+    to JAX, which asks for a trace when they change. `snapshot` is of all structures that the call depends on.
+
+    It is for the thread that makes it. What it needs is in its closure, where Python finds it fastest. The binding, which
+    keeps it, is referred to weakly.
     """
+    program, pipeline, reads = binding.program, binding.pipeline, binding.reads
+    take = _taking(call, args, kwargs)
+    if take is None or program.num_donated or pipeline.compiled.calls_back or any(program.settings):
+        return None
+    holds, rebound = snapshot.holds, reads.watch.rebound if len(reads.watch) else None
+    fetch = reads.fetch if reads.inputs else None
+    looks = [look for walk in binding.live_walks() for look in walk.watched]
+    sharding = getattr(stream.cell.stored, "sharding", None)  # the stream goes from device to device
+    stream = stream if binding.takes(stream.cell) else None
+    donating, dropped, replaced = pipeline.compiled.donating, pipeline.dropped, pipeline.replaced
+    stored, owned, read = pipeline.stored, pipeline.owned, binding.read
+    gradients = [cell.grad for cell in binding.cells if cell.grad is not None]
+    lendable = list(dict.fromkeys([*binding.cells, *gradients, *stored, *owned]))
+    writes_gradients, bound, types = program.writes_gradients, weakref.ref(binding), list(map(type, args))
+    ident, calls = get_ident(), flights
+    lent_at = written_at = None  # what `lendings.last` and `gradient_writes.last` were when the cells were looked at
 
-    __slots__ = (
-        "snapshot",
-        "count",
-        "types",
-        "objects",
-        "data",
-        "stream",
-        "sharding",
-        "watched",
-        "binding",
-        "settled",
-        "gradients",
-    )
-
-    def __init__(
-        self,
-        template: tuple[Any, ...],
-        args: tuple[Any, ...],
-        stream: Any,
-        watched: list[Walk],
-        binding: Binding,
-        snapshot: Snapshot,
-    ) -> None:
-        self.snapshot = snapshot  # of all that the call depends on
-        self.count, self.types = len(args), tuple(map(type, args))
-        self.objects = [(i, weakref.ref(args[i])) for i, code in enumerate(template) if code is OBJECT]
-        places = [i for i, code in enumerate(template) if code is DATA]
-        first = len(args) - len(places)  # where data begin, if they come last, which is quicker
-        self.data: Any = slice(first, None) if places == list(range(first, len(args))) else places
-        self.stream: Any = stream if binding.takes(stream.cell) else None
-        self.sharding = getattr(stream.cell.stored, "sharding", None)  # of the stream, which goes from device to device
-        self.watched = list(map(weakref.ref, watched))
-        self.binding = weakref.ref(binding)
-        self.settled: object = None
-        self.gradients: object = None
-
-    def applies(self, args: tuple[Any, ...]) -> bool:
-        """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
-        binding = self.binding()
-        if binding is None or len(args) != self.count or binding.reads is None or binding.reads.watch.rebound():
-            return False
-        stream = self.stream
-        if stream is not None:
-            current: Any = random.local.stream if random.innermost_block.get() is None else random.current()
-            if stream is not current or current.cell.stored.sharding != self.sharding:
-                return False
-        for place, reference in self.objects:
-            if reference() is not args[place]:
-                return False
-        for known in self.watched:
-            walk = known()
-            if walk is None:
-                return False
-            for look in walk.watched:
-                look()
-        return not self.watched or self.snapshot.holds()
-
-    def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
-        """The call's results; None if it is another kind of call. `settled`: no gradient changed."""
-        binding = self.binding()
-        if binding is None:
+    def quick(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        nonlocal lent_at, written_at
+        if snapshot.version is not process.version and not holds():
             return None
-        data = owned_data(args[self.data] if type(self.data) is slice else tuple([args[i] for i in self.data]))
-        reads = binding.reads
-        if reads is not None and reads.inputs:
-            named = reads.fetch()
+        data = take(args, kwargs)
+        if data is None or (rebound is not None and rebound()) or is_debugging():
+            return None
+        if stream is not None:
+            now: Any = random.local.stream if random.innermost_block.get() is None else random.current()
+            if stream is not now or stream.cell.stored.sharding != sharding:
+                return None
+        if looks:
+            for look in looks:
+                look()
+            if not holds():
+                return None
+        data = owned_data(data)
+        if fetch is not None:
+            named = fetch()
             if named is None:
                 return None
             data += named
-        if settled:
-            try:
-                results = binding.run_again(data, self.settled)
-            except TypeError:  # JAX takes something for no data, before anything is done
-                return None
-            if results is not None:
-                if binding.program.writes_gradients:
-                    gradient_writes.last = object()
-                    self.gradients = self.gradients and gradient_writes.last
-                return results, binding
-        if self.types != tuple(map(type, args)):
+        calls[ident] = pipeline  # before the look at what is lent; see `lending.py`
+        try:
+            last, written = lendings.last, gradient_writes.last
+            if (last is lent_at or not any(map(get_lent, lendable))) and (
+                not dropped or written is written_at or all(map(is_, map(get_stored, dropped), repeat(CONSUMED)))
+            ):
+                given = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
+                results = from_iterable(starmap(donating, (given,)))
+                before = list(map(get_stored, replaced)) if replaced else None  # noqa: F841  # see `Pipeline.replaced`
+                deque(map(store, stored, results), 0)
+                lent_at, written_at = last, written
+                if writes_gradients:
+                    written_at = gradient_writes.last = object()
+                return list(results)
+        except (FirstRun, Repartition, ValueError, TypeError):
+            return None  # (the last two are JAX's, before anything is done: data on other devices, or that are no data)
+        finally:
+            if ident in calls:
+                del calls[ident]
+        mine = bound()
+        if mine is None or types != list(map(type, args)):
             return None
-        binding.look()
-        others = list(map(get_stored, binding.read)), data
-        results = binding.pipeline.run(others)
-        self.settled = None if binding.pipeline.compiled.calls_back else binding.pipeline.last_seen
-        self.gradients = gradient_writes.last if binding.pipeline.dropped else None
-        return results, binding
+        mine.look()
+        try:
+            out = pipeline.run((list(map(get_stored, read)), data))
+        except (FirstRun, Repartition, ValueError):
+            return None
+        lent_at, written_at = pipeline.last_seen, gradient_writes.last
+        return out
+
+    return quick
+
+
+def _taking(call: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A function that takes the data out of arguments that are otherwise those of this call; of others it returns None.
+
+    None where that cannot be told quickly: with static arguments, or modules inside of containers.
+    """
+    objects = [(i, weakref.ref(arg)) for i, arg in enumerate(args) if holds_state(arg)]
+    if any([type(code) is tuple for code in call.template]) or call.template.count(OBJECT) != len(objects):
+        return None
+    count, flat = len(args), call.treedef is FLAT
+    if flat and not objects:
+        return lambda args, kwargs: None if kwargs or len(args) != count else args
+    places = [i for i in range(count) if not holds_state(args[i])]
+    first = count - len(places)  # where data begin, if they come last, which is quicker
+    last = places == list(range(first, count))
+    known: Any = jax.tree.structure(([args[i] for i in places], kwargs))
+
+    def take(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        if len(args) != count:
+            return None
+        for place, reference in objects:
+            if reference() is not args[place]:
+                return None
+        if flat:
+            return None if kwargs else args[first:] if last else tuple([args[i] for i in places])
+        leaves, treedef = jax.tree.flatten(([args[i] for i in places], kwargs))
+        return tuple(leaves) if treedef == known else None
+
+    return take
