@@ -41,7 +41,7 @@ from .watch import Place, Watch
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
 
 
-class _Latest(threading.local):
+class Latest(threading.local):
     shortcut: Shortcut | None = None
 
 
@@ -78,7 +78,7 @@ class Function:
         self.compilations = Compilations(self.name, per_object=not purpose.gradients)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
-        self.latest = _Latest()
+        self.latest = Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
         self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()
         self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
@@ -111,7 +111,7 @@ class Function:
         Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
         """
         short = self.latest.shortcut
-        if short is not None and not kwargs and short.snapshot.holds() and short.applies(args):
+        if short is not None and not kwargs and short.applies(args):
             settled = (short.gradients is None or short.gradients is gradient_writes.last) and not is_debugging()
             try:
                 if (done := short.run(args, settled)) is not None:
@@ -224,8 +224,8 @@ class Function:
         simple = own + len(call.data) == len(args) and call.treedef is FLAT and self.count_donated is None
         if simple and not reached.met and not self.met:
             watched = [walk for walk in walks if walk.watched]
-            snapshot = _snapshot(version, walks, binding.program)
-            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding, snapshot)
+            binding.snapshot = _snapshot(version, walks, binding.program)
+            self.latest.shortcut = Shortcut(call.template, args, reached.stream, watched, binding)
         return binding, (*call.data, *named), call.objects[own:]
 
     def _read(self, binding: Binding) -> tuple[Any, ...] | None:

@@ -223,7 +223,19 @@ class Binding:
     """A program, and the cells of some objects in the order in which it takes them."""
 
     __slots__ = (
-        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "run_again", "looked", "reads"),
+        *(
+            "program",
+            "walks",
+            "cells",
+            "stored",
+            "read",
+            "partition",
+            "pipeline",
+            "run_again",
+            "looked",
+            "reads",
+            "snapshot",
+        ),
         "__weakref__",
     )
 
@@ -238,6 +250,7 @@ class Binding:
         self.stored = stored_cells(lifted)
         self.looked: object = None  # see `habits.look`
         self.reads: Any = None  # what the function reads by name (`shortcut.Reads`), as long as there is the function
+        self.snapshot: Any = None  # of all that a call depends on; see `shortcut.Shortcut`
         self.regroup()
 
     def regroup(self) -> None:

@@ -11,7 +11,6 @@ from ..module import random
 from ..runtime.memory import owned_data
 from ..state.cell import get_stored, is_concrete
 from ..state.lending import gradient_writes
-from ..state.structure import Snapshot
 from ..state.walk import Walk
 from .arguments import DATA, OBJECT
 from .followed import Followed
@@ -101,7 +100,6 @@ class Shortcut:
     """
 
     __slots__ = (
-        "snapshot",
         "count",
         "types",
         "objects",
@@ -121,9 +119,7 @@ class Shortcut:
         stream: Any,
         watched: list[Walk],
         binding: Binding,
-        snapshot: Snapshot,
     ) -> None:
-        self.snapshot = snapshot  # of all that the call depends on
         self.count, self.types = len(args), tuple(map(type, args))
         self.objects = [(i, weakref.ref(args[i])) for i, code in enumerate(template) if code is OBJECT]
         places = [i for i, code in enumerate(template) if code is DATA]
@@ -139,7 +135,9 @@ class Shortcut:
     def applies(self, args: tuple[Any, ...]) -> bool:
         """Whether all but the data is as in the last call. (Whether they are data, JAX sees: else they are new to it.)"""
         binding = self.binding()
-        if binding is None or len(args) != self.count or binding.reads is None or binding.reads.watch.rebound():
+        if binding is None or len(args) != self.count or not binding.snapshot.holds():
+            return False
+        if binding.reads is None or binding.reads.watch.rebound():
             return False
         stream = self.stream
         if stream is not None:
@@ -155,7 +153,7 @@ class Shortcut:
                 return False
             for look in walk.watched:
                 look()
-        return not self.watched or self.snapshot.holds()
+        return not self.watched or binding.snapshot.holds()
 
     def run(self, args: tuple[Any, ...], settled: bool) -> tuple[list[Any], Binding] | None:
         """The call's results; None if it is another kind of call. `settled`: no gradient changed."""

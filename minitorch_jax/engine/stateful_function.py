@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, update_wrapper
+from operator import call
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, ref
 
-from ..state import births
 from ..state.cell import Cell
 from ..state.frame import is_eager
 from ..state.packed import stored_cells
-from ..state.pytree import Builder, Stateful
+from ..state.pytree import Stateful
 from ..state.undo import all_or_nothing
 from ..state.walk import Node, Walk, Walker
-from .function import Function
+from . import function
 from .program import Partition
 from .tracing import Purpose, Traced
 from .whole_program import _WholeProgram
@@ -30,16 +30,38 @@ class StatefulFunction:
     def __init__(self, body: Callable[..., Any]) -> None:
         update_wrapper(self, body)
         self._body, self._inside = body, all_or_nothing(body)
-        self._function = Function(body, _InternalProgram, Purpose(_as_it_is, gradients=True, statics=False))
+        self._function = function.Function(body, _InternalProgram, Purpose(_as_it_is, gradients=True, statics=False))
         self._function.name = self._function.compilations.name = body.__name__.lstrip("_")
         self._function.compilations.per_object = (
             True  # it serves many: programs are to be explained for one of them only
         )
 
+        self._latest = self._function.latest = _Latest()
+
     def __call__(self, *args: Any) -> Any:
         if not is_eager():
             return self._inside(*args)
+        if self._latest.first != id(args[0]):
+            self._latest.change(id(args[0]))
         return self._function.run(self._body, args, {})[0][0]
+
+
+class _Latest(function.Latest):
+    """The shortcuts of the last calls for several first arguments: one function serves many objects in turn."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.shortcuts: dict[int, Any] = {}
+
+    def change(self, first: int) -> None:
+        """Take the shortcut of another first argument, by its id. (Whether it is for that very object, it knows itself.)"""
+        if len(self.shortcuts) >= _MOST_SHORTCUTS:
+            self.shortcuts.clear()
+        self.shortcuts[self.first] = self.shortcut
+        self.first, self.shortcut = first, self.shortcuts.get(first)
+
+
+_MOST_SHORTCUTS = 32
 
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:
@@ -58,26 +80,24 @@ class _InternalProgram(_WholeProgram):
 class Cells(Stateful):
     """Cells in an order, as one argument: for a function whose program depends on these alone.
 
-    What else their module is (its mode, its other attributes) is no part of what is compiled for. `about` is: a hashable
-    value that says how the function treats the cells.
+    What else their module is (its mode, its other attributes, what of it is frozen) is no part of what is compiled for.
+    `about` is: a hashable value that says how the function treats the cells.
     """
 
-    __slots__ = ("cells", "about")
+    __slots__ = ("cells", "about", "paths")
 
-    def __init__(self, cells: Sequence[Cell], about: Any = None) -> None:
-        self._walk: Any = None
-        self._birth = births.birth_state()
+    def __init__(self, cells: Sequence[Cell], about: Any = None, paths: Sequence[str] = ()) -> None:
         self.cells, self.about = list(cells), about
+        self.paths = paths or list(map(str, range(len(self.cells))))  # what messages call them
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
 
     def _describe(self, walker: Walker, path: str) -> Node:
-        return self.about, tuple([walker.cell(cell, str(i)) for i, cell in enumerate(self.cells)])
+        return self.about, tuple(map(walker.cell, self.cells, self.paths))
 
-    @classmethod
-    def _rebuild(cls, payload: Node, builder: Builder) -> Cells:
-        return cls([builder.cells[i] for i in payload[1]], payload[0])
+    def _facts(self, found: list[Cell]) -> tuple[Any, ...]:
+        return tuple([(cell.kind, False, cell.encoding) for cell in found])
 
 
 def whole_cells(cells: Sequence[Cell]) -> list[Cell]:
@@ -93,34 +113,27 @@ def whole_cells(cells: Sequence[Cell]) -> list[Cell]:
     return stored_cells(cells)
 
 
-_chosen: WeakKeyDictionary[Walk, dict[Any, tuple[list[ReferenceType[Walk]], Cells]]] = WeakKeyDictionary()
-_MOST = 8  # kinds of choices that are remembered for one object
+def remembered(walks: tuple[Walk, ...], key: Any, make: Callable[[], Any]) -> Any:
+    """What `make()` returns for some objects, by their walks: the same object again as long as all of the walks are there.
 
-
-def choose(walks: Sequence[Walk], find: Callable[[Sequence[Walk]], Sequence[Cell]], about: Any = None) -> Cells:
-    """`Cells(find(walks), about)`; the same object as for the last call with these walks, which compiled calls go by.
-
-    It is remembered as long as all of the walks are there: until an object goes, or its structure changes.
+    That is until an object goes, or its structure changes. A compiled call goes by the identity of the `Cells` it is given.
     """
-    if not walks or not is_eager():
-        return Cells(find(walks), about)
-    known = _chosen.get(walks[0])
-    if known is None:
-        known = _chosen[walks[0]] = {}
-    key = find, about
+    known = walks[0].remembered
     found = known.get(key)
-    if found is not None and len(found[0]) == len(walks):
-        if all([reference() is walk for reference, walk in zip(found[0], walks, strict=True)]):
-            return found[1]
+    if found is not None and tuple(map(call, found[0])) == walks:
+        return found[1]
+    made = make()
     if len(known) >= _MOST:
         known.clear()
-    cells = Cells(find(walks), about)
     forget = partial(_forget, ref(walks[0]), key)
-    known[key] = [ref(walk, forget) for walk in walks], cells
-    return cells
+    known[key] = [ref(walk, forget) for walk in walks], made
+    return made
+
+
+_MOST = 8  # of one object
 
 
 def _forget(first: ReferenceType[Walk], key: Any, _: Any) -> None:
     walk = first()
     if walk is not None:
-        _chosen.get(walk, {}).pop(key, None)
+        walk.remembered.pop(key, None)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.stateful_function import Cells, StatefulFunction, choose, whole_cells
+from ..engine.stateful_function import Cells, StatefulFunction, remembered, whole_cells
 from ..module.module import Module
 from ..module.parameter import wide_dtype
 from ..runtime import contexts
 from ..runtime.ynnpack import largest
 from ..state import access
 from ..state import frame as frames
-from ..state.cell import Cell
 from ..state.errors import TraceError
 from ..state.gradient import gradient
 from ..state.walk import Walk, walk_of
@@ -170,11 +170,15 @@ def _gradients(name: str, modules: Any, about: Any = None) -> Cells:
     for module in listed:
         if not isinstance(module, Module):
             raise TypeError(f"{name} takes Modules; the list holds {module!r} ({type(module).__name__})")
-    return choose(list(map(walk_of, listed)), _trained, about)
+    walks = tuple(map(walk_of, listed))
+    find = partial(_trained, walks, about)
+    cells: Cells = remembered(walks, (_trained, about), find) if walks and frames.is_eager() else find()
+    return cells
 
 
-def _trained(walks: Sequence[Walk]) -> list[Cell]:
-    return whole_cells(list(dict.fromkeys(cell.grad for walk in walks for cell in walk.params if cell.trainable)))
+def _trained(walks: Sequence[Walk], about: Any) -> Cells:
+    grads = dict.fromkeys(cell.grad for walk in walks for cell in walk.params if cell.trainable)
+    return Cells(whole_cells(list(grads)), about)
 
 
 def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> Any:
@@ -190,5 +194,5 @@ def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> An
             raise ValueError(
                 f"{name}: {argument} must be finite{'' if low is None else f' and >= {low:g}'}; got {value!r}"
             )
-        return contexts.number(number)
+        return contexts.number(number) if frames.is_eager() else np.float32(number)
     return value.astype(jnp.float32)

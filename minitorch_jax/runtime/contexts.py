@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -18,18 +19,13 @@ def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
 
 def constants() -> AbstractContextManager[Any]:
     """Around eager code of ours that brings numbers of its own to a device or back, for users of `jax.transfer_guard`."""
-    return jax.transfer_guard("allow") if _is_guarded() else nullcontext()
-
-
-def number(value: float) -> Any:
-    """A float32 scalar as data of a compiled call: NumPy's, which costs least, where a call may bring it to the device."""
-    if not _is_guarded():
-        return np.float32(value)
-    with constants():
-        return jax.device_put(np.float32(value))
-
-
-def _is_guarded() -> bool:
     config: Any = jax.config
     guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
-    return guards != (None, None)
+    return nullcontext() if guards == (None, None) else jax.transfer_guard("allow")
+
+
+@lru_cache(maxsize=64)
+def number(value: float) -> Any:
+    """A float32 scalar as data of a compiled call outside of traces: one array for all calls with the same number."""
+    with constants():
+        return jax.device_put(np.float32(value))
