@@ -101,7 +101,7 @@ class _GradientProgram(Program):
     def plainly(cls, function: Function, call: Arguments) -> list[Any]:
         def run() -> list[Any]:
             if cls.accumulate:
-                return list(accumulate_inline(function, call))
+                return list(_accumulate_inline(function, call))
             loss, aux, by_cell, objects = _inline(function, call, False)
             return [loss, aux, (by_cell, objects)]
 
@@ -202,18 +202,22 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     """
     if type(loss_fn) is not FunctionType:
         loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
-    function = _accumulating[has_aux].get(loss_fn)
-    if is_eager():
-        (loss, aux), binding = function.run(loss_fn, args, kwargs)
-        if has_aux and binding is not None:
-            aux = unwrap_output(aux, objects_of(function, loss_fn, args, kwargs))
-        return (loss, aux) if has_aux else loss
-    loss, aux = accumulate_inline(function, Arguments(loss_fn, args, kwargs))
+    loss, aux = accumulate(_accumulating[has_aux].get(loss_fn), loss_fn, args, kwargs)
     return (loss, aux) if has_aux else loss
 
 
+def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """`backward` of a function among `loss_functions`: `(loss, aux)`."""
+    if not is_eager():
+        return _accumulate_inline(function, Arguments(fn, args, kwargs))
+    (loss, aux), binding = function.run(fn, args, kwargs)
+    if binding is not None and binding.program.wraps:
+        aux = unwrap_output(aux, objects_of(function, fn, args, kwargs))
+    return loss, aux
+
+
 @all_or_nothing
-def accumulate_inline(function: Function, call: Arguments) -> tuple[Any, Any]:
+def _accumulate_inline(function: Function, call: Arguments) -> tuple[Any, Any]:
     """`backward` within a trace: `(loss, aux)`."""
     loss, aux, grads, objects = _inline(function, call, True)
     for param, new in grads.items():

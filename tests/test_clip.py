@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from oracle import torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
+from minitorch_jax.state.walk import walk_of
 
 GRADS = [np.array([[3.0, -4.0], [0.5, 2.0]], np.float32), np.array([12.0, -1.0], np.float32)]
 INF = float("inf")
@@ -210,3 +213,30 @@ def test_bad_arguments(call: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call(model)
     assert_array_equal(model.grads()[0], GRADS[0])
+
+
+def test_modes_and_other_models_compile_nothing() -> None:
+    model, other = layer(), nn.Sequential(layer())
+    mt.clip_grad_norm(model, 10.0)
+    events: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: events.append(event) if "backend_compile" in event else None
+    )
+    model.eval()
+    for found in (model, other, model, optim.SGD([other])):
+        mt.clip_grad_norm(found, 10.0)
+    assert not events
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_go_with_their_models(packed: bool) -> None:
+    kept, gone = layer(), layer()
+    if packed:
+        mt.pack(kept, gone)
+    mt.clip_grad_norm([kept, gone], 1.0)
+    mt.scale_grads([gone, kept], 1.0)
+    cells = [weakref.ref(cell) for cell in walk_of(gone).grads]
+    del gone
+    gc.collect()
+    assert not any(cell() for cell in cells)
+    assert_allclose(mt.clip_grad_norm(kept, 1.0), 1 / np.sqrt(2), rtol=1e-4)

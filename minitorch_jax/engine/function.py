@@ -39,12 +39,12 @@ from .watch import Place, Watch
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
 
 
-def _nobody() -> None:
+def nobody() -> None:
     return None
 
 
-class _Latest(threading.local):
-    binding: Callable[[], Binding | None] = staticmethod(_nobody)  # a weak reference to that of the last call
+class Latest(threading.local):
+    binding: Callable[[], Binding | None] = staticmethod(nobody)  # a weak reference to that of the last call
 
 
 class _Found(NamedTuple):
@@ -80,7 +80,7 @@ class Function:
         self.compilations = Compilations(self.name, per_object=not purpose.gradients)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
-        self.latest = _Latest()
+        self.latest = Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
         self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()
         self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
@@ -197,7 +197,7 @@ class Function:
         with self.lock:
             self.programs.drop(lambda entry: program in entry.value)
             self.token = object()
-            self.latest.binding = _nobody
+            self.latest.binding = nobody
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -413,7 +413,7 @@ class _Kept:
 
     def __init__(self, owner: Any = None) -> None:
         self.items: dict[Any, Any] = {}
-        self.owner = _nobody if owner is None else weakref.ref(owner)  # a shallow copy has another's
+        self.owner = nobody if owner is None else weakref.ref(owner)  # a shallow copy has another's
 
     def __reduce__(self) -> Any:
         return _Kept, ()

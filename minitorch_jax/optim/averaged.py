@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.call_and_store import Compiled, Pipeline
-from ..engine.sharding import Placement, constrained, join_mesh, placement
+from ..engine.stateful_function import Cells, StatefulFunction, remembered
 from ..engine.tracing import unaliased
 from ..module.module import Module
 from ..module.parameter import Buffer, counted, is_narrow, wide_dtype
 from ..runtime import contexts
-from ..runtime.bounded_cache import Kept
 from ..state import access, births
 from ..state import frame as frames
-from ..state.cell import Cell, get_value
+from ..state.cell import Cell, get_value, store
 from ..state.containers import describe
-from ..state.packed import PackedLayout, stored_cells
+from ..state.packed import stored_cells
 from ..state.pytree import build
-from ..state.structure import process
 from ..state.walk import Walk, walk_of
 
 
@@ -116,111 +113,93 @@ class AveragedModel(Module):
         """
         if not isinstance(model, Module):
             raise TypeError(f"AveragedModel.update takes a Module; got {model!r} ({type(model).__name__})")
-        decay = None if self.decay is None else _checked_decay(self.decay)
-        plan = self._plan_for(model)
-        weight = plan.weight_for(decay)
-        source = [walk_of(model).cells[i] for i in plan.order]
-        if frames.is_eager() and plan.pipeline is not None:
-            plan.pipeline.run((plan.values_of(source), weight))
+        weight = 1.0 if self.decay is None else 1 - _checked_decay(self.decay)
+        walks = walk_of(self), walk_of(model)
+        plan: _Plan = remembered(walks, _Plan, partial(_Plan, self, model))
+        if frames.is_eager():
+            plan.update(walks, contexts.number(weight))
             return
-        label = "an average of an AveragedModel"
-        for cell in source:
+        for cell in plan.source:
             if frames.local.frame is not None:
                 frames.local.frame.touch(cell, model)
-        for cell in plan.owned:
-            access.check_writable(cell, label, self)
-        new = plan.how.average([cell.value for cell in plan.owned], [cell.value for cell in source], weight)
-        if frames.is_eager():
-            access.store_all(plan.owned, new)
-        else:
-            for cell, value in zip(plan.owned, new, strict=True):
-                access.write(cell, value, label, self)
+        for cell in plan.averages:
+            access.check_writable(cell, _LABEL, self)
+        _update(plan.averages, plan.source, np.float32(weight))
 
-    def _plan_for(self, model: Module) -> _Plan:
-        mine, theirs = walk_of(self), walk_of(model)
-        plan = _plans.get(mine)
-        if plan is None or plan.version is not process.version or plan.source() is not theirs:
-            plan = _Plan(self, model)
-            if plan.pipeline is not None:  # not one made in a trace
-                _plans[mine] = plan
-        return plan
+
+_LABEL = "an average of an AveragedModel"
+
+
+class _How(NamedTuple):
+    """What is averaged: static, and the same for many models."""
+
+    counter: Any  # the encoding of the number of updates
+    equally: bool  # whether all updates have the same weight
+    is_averaged: tuple[bool, ...]  # of each parameter and buffer; else it is copied
+    is_wide: tuple[bool, ...]  # whether its average is kept in float32 beside it
 
 
 class _Plan:
-    """What an update of an AveragedModel from a model does, for as long as no structure changes."""
+    """Which cells an update of an AveragedModel from a model is about, for as long as no structure changes."""
 
     def __init__(self, averaged: AveragedModel, model: Module) -> None:
         _check_same_structure(averaged.module, model)
         paths, held = _paths_and_cells(averaged.module)
-        theirs = walk_of(model)
-        index = {path: i for i, path in enumerate(theirs.spec.paths)}
-        self.source: ReferenceType[Walk] = ref(theirs)
-        self.order = [index[path] for path in paths]
-        source = [theirs.cells[i] for i in self.order]
+        theirs = dict(walk_of(model).named())
         wide = [averaged.averages._cells.get(path) for path in paths]
-        self.owned = [averaged._cells["num_averaged"], *held, *(cell for cell in wide if cell is not None)]
-        self.how = _How(
+        how = _How(
             averaged._cells["num_averaged"].encoding,
+            averaged.decay is None,
             tuple([c.kind == "parameter" or (averaged.use_buffers and c.encoding is None) for c in held]),
             tuple([cell is not None for cell in wide]),
         )
-        self.pipeline: Pipeline | None = None
-        self.weight: tuple[float | None, Any] = None, None
-        self.moves = False
-        if frames.is_eager() and all(cell.pack is None for cell in self.owned):
-            join_mesh(self.owned)
-            self.moves = _devices(source) != _devices(held)
-            self.targets = held
-            compiled = _compiled_for(self.how, None if self.moves else PackedLayout(source), placement(self.owned))
-            self.pipeline = Pipeline(compiled, self.owned, self.owned)
-        self.version = process.version
+        self.held = held
+        self.averages = Cells([averaged._cells["num_averaged"], *held, *(c for c in wide if c is not None)], how)
+        self.source = Cells([theirs[path] for path in paths], paths=paths)
+        self.moved: Cells | None = None  # stand for the source's cells where these are on other devices
+        self.stamps: tuple[Any, Any] = None, None  # of both when their devices were looked at
 
-    def weight_for(self, decay: float | None) -> Any:
-        """The weight of the new values, on the device."""
-        if decay is None or not frames.is_eager():
-            return None if decay is None else np.float32(1 - decay)
-        if self.weight[0] != decay:
-            self.weight = decay, jax.device_put(np.float32(1 - decay))
-        return self.weight[1]
-
-    def values_of(self, source: list[Cell]) -> list[Any]:
-        """The source's arrays: packed ones whole; those on other devices moved."""
-        if self.moves:
-            return [jax.device_put(c.value, mine.value.sharding) for c, mine in zip(source, self.targets, strict=True)]
-        return list(map(get_value, stored_cells(source)))
-
-
-_plans: WeakKeyDictionary[Walk, _Plan] = WeakKeyDictionary()
+    def update(self, walks: tuple[Walk, Walk], weight: Any) -> None:
+        """Update outside of traces."""
+        mine, theirs = self.stamps
+        if walks[0].stamps is not mine or walks[1].stamps is not theirs:  # something may have been moved
+            self.stamps = walks[0].stamps, walks[1].stamps
+            elsewhere = _devices(self.source) != _devices(self.held)
+            self.moved = Cells([Cell(None, "moved") for _ in self.source]) if elsewhere else None
+        if self.moved is None:
+            _update(self.averages, self.source, weight)
+            return
+        try:
+            for cell, theirs, mine in zip(self.moved, self.source, self.held, strict=True):
+                store(cell, jax.device_put(theirs.value, mine.value.sharding))
+            _update(self.averages, self.moved, weight)
+        finally:
+            for cell in self.moved:
+                store(cell, None)
 
 
-class _How:
-    """What is averaged: static, and the same for many models."""
-
-    def __init__(self, counter: Any, is_averaged: tuple[bool, ...], is_wide: tuple[bool, ...]) -> None:
-        self.counter = counter  # the encoding of the number of updates
-        self.is_averaged = is_averaged  # of each parameter and buffer; else it is copied
-        self.is_wide = is_wide  # whether its average is kept in float32 beside it
-
-    def key(self) -> Any:
-        return self.counter, self.is_averaged, self.is_wide
-
-    def average(self, owned: Sequence[Any], source: Sequence[Any], weight: Any) -> list[Any]:
-        """The new values of the number of updates, the parameters and buffers, and the averages kept in float32."""
-        with contexts.full_width(owned):
-            count = self.counter.decode(owned[0])
-            mine, wide = owned[1 : 1 + len(source)], iter(owned[1 + len(source) :])
-            new, new_wide = [], []
-            for old, value, averaged, has_wide in zip(mine, source, self.is_averaged, self.is_wide, strict=True):
-                if has_wide:
-                    kept = next(wide)
-                    at = jnp.where(
-                        kept.astype(old.dtype) == old, kept, old.astype(kept.dtype)
-                    )  # unless it was assigned
-                    new_wide.append(_averaged(at, value, count, weight))
-                    new.append(new_wide[-1].astype(old.dtype))
-                else:
-                    new.append(_averaged(old, value, count, weight) if averaged else value.astype(old.dtype))
-            return unaliased([self.counter.encode(counted(count), owned[0]), *new, *new_wide], [*owned, *source])
+@StatefulFunction
+def _update(averages: Cells, source: Cells, weight: Any) -> None:
+    """Take the source's values into the number of updates, the parameters and buffers, and the averages in float32."""
+    how: _How = averages.about
+    before, values = list(map(get_value, averages)), list(map(get_value, source))
+    with contexts.full_width(before):
+        count = how.counter.decode(before[0])
+        mine, wide = before[1 : 1 + len(values)], iter(before[1 + len(values) :])
+        new, new_wide = [], []
+        for old, value, averaged, has_wide in zip(mine, values, how.is_averaged, how.is_wide, strict=True):
+            if has_wide:
+                kept = next(wide)
+                at = jnp.where(kept.astype(old.dtype) == old, kept, old.astype(kept.dtype))  # unless it was assigned
+                new_wide.append(_averaged(at, value, count, None if how.equally else weight))
+                new.append(new_wide[-1].astype(old.dtype))
+            elif averaged:
+                new.append(_averaged(old, value, count, None if how.equally else weight))
+            else:
+                new.append(value.astype(old.dtype))
+        changed = [how.counter.encode(counted(count), before[0]), *new, *new_wide]
+        for cell, value in zip(averages, unaliased(changed, [*before, *values]), strict=True):
+            access.write(cell, value, _LABEL)
 
 
 def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
@@ -233,26 +212,6 @@ def _averaged(average: Any, value: Any, count: Any, weight: Any) -> Any:
         w = jnp.asarray(weight, dtype)
         new = jnp.where(w < 0.5, a + w * (b - a), b - (b - a) * (1 - w))  # as torch.lerp
     return jnp.where(count == 0, b, new).astype(average.dtype)
-
-
-_compiled = Kept()
-
-
-def _compiled_for(how: _How, layout: PackedLayout | None, places: Placement) -> Compiled:
-    key = how.key(), layout and layout.key, places
-    found: Compiled | None = _compiled.get(key)
-    if found is None:
-        if layout is not None:
-            layout.stored = []  # which would keep the model alive
-
-        def update(owned: list[Any], source: list[Any], weight: Any) -> list[Any]:
-            if layout is not None:
-                source = layout.cut(dict(enumerate(source)), [None] * layout.parts)
-            new = how.average(owned, source, weight)
-            return [constrained(v, place) for v, place in zip(new, places, strict=True)] if places else new
-
-        found = _compiled.set(key, Compiled(update, "AveragedModel_update"))
-    return found
 
 
 # -- structures --------------------------------------------------------------------------------------------------------
@@ -298,8 +257,8 @@ def _entries(model: Module) -> dict[str, tuple[Cell, str]]:
     return {path: (cell, firsts.setdefault(cell, path)) for path, _, _, cell in model._entries()}
 
 
-def _devices(held: Sequence[Cell]) -> set[Any]:
-    arrays = [cell.value for cell in stored_cells(held)]
+def _devices(held: Iterable[Cell]) -> set[Any]:
+    arrays = [cell.value for cell in stored_cells(list(held))]
     return {device for array in arrays if isinstance(array, jax.Array) for device in array.sharding.device_set}
 
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.call_and_store import Compiled, Pipeline
+from ..engine.stateful_function import Cells, StatefulFunction, remembered, whole_cells
 from ..module.module import Module
 from ..module.parameter import wide_dtype
 from ..runtime import contexts
 from ..runtime.ynnpack import largest
 from ..state import access
 from ..state import frame as frames
-from ..state.cell import Cell
 from ..state.errors import TraceError
 from ..state.gradient import gradient
-from ..state.packed import stored_cells
-from ..state.walk import walk_of
+from ..state.walk import Walk, walk_of
 
 
 def clip_grad_norm(
@@ -62,13 +60,13 @@ def clip_grad_norm(
         raise ValueError(f"clip_grad_norm: norm_type must be > 0; got {norm_type!r}")
     if error_if_nonfinite and not frames.is_eager():
         raise TraceError("clip_grad_norm: error_if_nonfinite would need the norm's value, which compiled code has not")
-    grads = _gradients("clip_grad_norm", modules)
+    grads = _gradients("clip_grad_norm", modules, float(norm_type))
     limit = _number("clip_grad_norm", "max_norm", max_norm)
     if error_if_nonfinite:
-        found = _norms(norm_type)([gradient(grad) for grad in grads])
+        found = _norm(grads)
         if not np.isfinite(found):
             raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {found}; nothing was changed")
-    result: jax.Array = _apply(grads, limit, _clip_norm, float(norm_type))[0]
+    result: jax.Array = _clip_norm(grads, limit)
     return result
 
 
@@ -87,7 +85,7 @@ def clip_grad_value(modules: Any, clip_value: Any) -> None:
         Array([[ 1. , -0.5]], dtype=float32)
     """
     grads = _gradients("clip_grad_value", modules)
-    _apply(grads, _number("clip_grad_value", "clip_value", clip_value), _clip_value)
+    _clip_value(grads, _number("clip_grad_value", "clip_value", clip_value))
 
 
 def scale_grads(modules: Any, factor: Any) -> None:
@@ -105,10 +103,10 @@ def scale_grads(modules: Any, factor: Any) -> None:
         Array([[2., 3.]], dtype=float32)
     """
     grads = _gradients("scale_grads", modules)
-    _apply(grads, _number("scale_grads", "factor", factor, low=None), _scale)
+    _scale(grads, _number("scale_grads", "factor", factor, low=None))
 
 
-# -- the programs ------------------------------------------------------------------------------------------------------
+# -- what is done to gradients -----------------------------------------------------------------------------------------
 
 
 def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
@@ -123,64 +121,47 @@ def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
     return jnp.stack([(jnp.abs(g) ** norm_type).sum() for g in wide]).sum() ** (1 / norm_type)
 
 
-@lru_cache(maxsize=64)
-def _norms(norm_type: float) -> Callable[[Sequence[Any]], Any]:
-    return jax.jit(lambda grads: norm(grads, norm_type))
+@StatefulFunction
+def _norm(grads: Cells) -> Any:
+    values = list(map(gradient, grads))
+    with contexts.full_width(values):
+        return norm(values, grads.about)
 
 
-def _each(update: Callable[[Any], Any], grads: Sequence[Any]) -> list[Any]:
-    """`update` of each gradient, in at least float32, in its own dtype."""
-    return [None if g is None else update(g.astype(wide_dtype(g.dtype))).astype(g.dtype) for g in grads]
+@StatefulFunction
+def _clip_norm(grads: Cells, limit: Any) -> Any:
+    values = list(map(gradient, grads))
+    with contexts.full_width(values):
+        total = norm(values, grads.about)
+        factor = jnp.minimum(limit.astype(total.dtype) / (total + 1e-6), 1.0)
+        _change(grads, lambda g: g * factor.astype(g.dtype))
+        return total
 
 
-def _clip_norm(grads: list[Any], limit: Any, norm_type: float) -> list[Any]:
-    total = norm(grads, norm_type)
-    factor = jnp.minimum(limit.astype(total.dtype) / (total + 1e-6), 1.0)
-    return [*_each(lambda g: g * factor.astype(g.dtype), grads), total]
+@StatefulFunction
+def _clip_value(grads: Cells, limit: Any) -> None:
+    _change(grads, lambda g: jnp.clip(g, -limit.astype(g.dtype), limit.astype(g.dtype)))
 
 
-def _clip_value(grads: list[Any], limit: Any) -> list[Any]:
-    return _each(lambda g: jnp.clip(g, -limit.astype(g.dtype), limit.astype(g.dtype)), grads)
+@StatefulFunction
+def _scale(grads: Cells, factor: Any) -> None:
+    _change(grads, lambda g: g * factor.astype(g.dtype))
 
 
-def _scale(grads: list[Any], factor: Any) -> list[Any]:
-    return _each(lambda g: g * factor.astype(g.dtype), grads)
+def _change(grads: Cells, update: Callable[[Any], Any]) -> None:
+    """Apply `update` to each gradient, in at least float32; those that are None, which stands for zeros, stay so."""
+    values = list(map(gradient, grads))
+    with contexts.full_width(values):
+        for cell, g in zip(grads, values, strict=True):
+            new = None if g is None else update(g.astype(wide_dtype(g.dtype))).astype(g.dtype)
+            access.write(cell, new, "a gradient")
 
 
-def _wide(function: Callable[..., list[Any]], grads: list[Any], *others: Any) -> list[Any]:
-    """Call one of these functions where float64 stays float64."""
-    with contexts.full_width(grads):
-        return function(grads, *others)
+# -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)
-def _compiled(function: Callable[..., list[Any]], *static: Any) -> Compiled:
-    return Compiled(lambda grads, number: _wide(function, grads, number, *static), function.__name__.lstrip("_"))
-
-
-def _apply(grads: list[Cell], number: Any, function: Callable[..., list[Any]], *static: Any) -> list[Any]:
-    """Store what a function makes of gradients; its other results."""
-    if frames.is_eager():
-        stored = stored_cells(grads)
-        for grad in stored:
-            gradient(grad)  # the error for one that is not there any more
-        packs = {grad.pack for grad in grads if grad.pack is not None}
-        if {*grads}.issuperset(view for pack in packs for view in pack.places):
-            return Pipeline(_compiled(function, *static), stored, stored).run((number,))
-    for grad in grads:
-        access.check_writable(grad, "a gradient")
-    results = _wide(function, [gradient(grad) for grad in grads], number, *static)
-    changed = [(grad, new) for grad, new in zip(grads, results, strict=False) if new is not None]
-    if frames.is_eager():
-        access.store_all(*zip(*changed, strict=True))
-    else:
-        for grad, new in changed:
-            access.write(grad, new, "a gradient")
-    return results[len(grads) :]
-
-
-def _gradients(name: str, modules: Any) -> list[Cell]:
-    """The gradients' cells of the trainable parameters, each once."""
+def _gradients(name: str, modules: Any, about: Any = None) -> Cells:
+    """The gradients of the trainable parameters, each once."""
     listed = getattr(modules, "modules", None) if not isinstance(modules, Module) else [modules]
     listed = modules if listed is None or callable(listed) else listed
     if isinstance(listed, str | bytes | dict) or not hasattr(listed, "__iter__"):
@@ -189,11 +170,19 @@ def _gradients(name: str, modules: Any) -> list[Cell]:
     for module in listed:
         if not isinstance(module, Module):
             raise TypeError(f"{name} takes Modules; the list holds {module!r} ({type(module).__name__})")
-    return list(dict.fromkeys(cell.grad for module in listed for cell in walk_of(module).params if cell.trainable))
+    walks = tuple(map(walk_of, listed))
+    find = partial(_trained, walks, about)
+    cells: Cells = remembered(walks, (_trained, about), find) if walks and frames.is_eager() else find()
+    return cells
+
+
+def _trained(walks: Sequence[Walk], about: Any) -> Cells:
+    grads = dict.fromkeys(cell.grad for walk in walks for cell in walk.params if cell.trainable)
+    return Cells(whole_cells(list(grads)), about)
 
 
 def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> Any:
-    """A number as an array, so that a new one does not compile again."""
+    """A number as data of type float32, so that a new one does not compile again."""
     if not isinstance(value, jax.core.Tracer):
         try:
             number = float(value)
@@ -205,6 +194,5 @@ def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> An
             raise ValueError(
                 f"{name}: {argument} must be finite{'' if low is None else f' and >= {low:g}'}; got {value!r}"
             )
-        with contexts.constants():
-            return jnp.asarray(np.float32(number))
+        return contexts.number(number) if frames.is_eager() else np.float32(number)
     return value.astype(jnp.float32)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from types import FunctionType
 from typing import Any
 from weakref import ref
 
@@ -13,24 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..autograd import AccumulatingProgram, accumulate_inline, check_loss, loss_functions, objects_of
-from ..engine.arguments import Arguments, unfold, unwrap_output
-from ..jit import jit
-from ..module.parameter import counted
-from ..runtime import contexts
+from ..engine.arguments import unfold
 from ..state import access, births
 from ..state import frame as frames
 from ..state.cell import Cell
-from ..state.frame import is_eager
-from ..state.gradient import gradient
 from ..state.lending import lend, using
 from ..state.pytree import Builder, Stateful
 from ..state.structure import changed
 from ..state.walk import Node, Walker, join
 from .optimizer import Optimizer
+from .scaled_gradients import SKIPPED, TRACKER, backward_scaled, step_all, unscale_all
 
 _SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
-_TRACKER, _SKIPPED, _UNSCALED, _FOUND = range(4)  # what the counts are
 
 
 class LossScaler(Stateful):
@@ -110,17 +102,7 @@ class LossScaler(Stateful):
             TypeError, ValueError: as `mt.backward`.
         """
         loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
-        function = _scaled_losses.get(loss_fn)
-        # an object for which nothing but the function itself is remembered; closures of others are looked through
-        kind = _Scaled if type(loss_fn) is FunctionType else _partly
-        target: Any = kind(loss_fn, function.name, bool(has_aux))
-        args = (*args, self._read(self._scale))
-        if is_eager():
-            (_, out), binding = function.run(target, args, kwargs)
-            if binding is not None and binding.program.wraps:
-                out = unwrap_output(out, objects_of(function, target, args, kwargs))
-        else:
-            _, out = accumulate_inline(function, Arguments(target, args, kwargs))
+        out = backward_scaled(loss_fn, args, kwargs, bool(has_aux), self._read(self._scale))
         return out if has_aux else out[0]
 
     def step(self, *opts: Any) -> None:
@@ -141,7 +123,7 @@ class LossScaler(Stateful):
             raise RuntimeError(
                 "LossScaler.step() was called with other optimizers than unscale() before it: give both the same ones"
             )
-        _step(*opts, self)
+        step_all(*opts, self)
 
     def unscale(self, *opts: Any) -> None:
         """Divide the gradients of optimizers by the scale now, to clip or to look at them; `step` then does not again.
@@ -179,7 +161,7 @@ class LossScaler(Stateful):
             raise RuntimeError(
                 "LossScaler.unscale() was called twice before step(): call it once, with all optimizers of that step"
             )
-        _unscale(*opts, self)
+        unscale_all(*opts, self)
         self._pending = ref(self._counts.value), [ref(opt) for opt in opts]
 
     def _unscaled_for(self) -> list[Any] | None:
@@ -187,55 +169,6 @@ class LossScaler(Stateful):
         if self._pending is None or self._pending[0]() is not self._counts.value:
             return None
         return [opt() for opt in self._pending[1]]
-
-    def _step_inline(self, opts: tuple[Any, ...]) -> None:
-        scale, counts = self._read(self._scale), self._read(self._counts)
-        plans = [opt._plan_now() for opt in opts]
-        self._check_writable()
-        for opt, plan in zip(opts, plans, strict=True):
-            opt._check_writable(plan)
-        held = [list(map(gradient, plan.grads)) for plan in plans]
-        divisor = jnp.where(counts[_UNSCALED] > 0, jnp.ones_like(scale), scale)
-        divided = [[_divided(grad, divisor) for grad in grads] for grads in held]
-        finite = _all_finite(divided) & (counts[_FOUND] == 0)
-        for opt, plan, scaled, grads in zip(opts, plans, held, divided, strict=True):
-            opt._look_for_missing(plan, scaled)
-            before = [cell.value for cell in plan.owned]
-            new = plan.update(before, grads, opt._hyper.cell.value)
-            for cell, value, old in zip(plan.owned, new, before, strict=True):
-                value = jnp.where(finite, value, old)
-                access.write(cell, value, f"{cell.kind} updated by {type(opt).__name__}.step()", opt)
-            frame = frames.local.frame
-            if frame is not None:
-                frame.consumed.update(zip(plan.grads, scaled, strict=True))
-        growth, backoff, interval = self._settings
-        tracker = counts[_TRACKER] + 1
-        grown = scale * np.float32(growth)
-        grown = jnp.where((tracker >= interval) & jnp.isfinite(grown), grown, scale)
-        self._write(
-            jnp.where(finite, grown, scale * np.float32(backoff)),
-            jnp.where(finite & (tracker < interval), tracker, 0),
-            jnp.where(finite, counts[_SKIPPED], counted(counts[_SKIPPED])),
-        )
-
-    def _unscale_inline(self, opts: tuple[Any, ...]) -> None:
-        scale, counts = self._read(self._scale), self._read(self._counts)
-        plans = [opt._plan_now() for opt in opts]
-        self._check_writable()
-        divisor = jnp.where(counts[_UNSCALED] > 0, jnp.ones_like(scale), scale)
-        found: list[Any] = []
-        for opt, plan in zip(opts, plans, strict=True):
-            found.append([_divided(gradient(cell), divisor) for cell in plan.grads])
-            for cell in plan.grads:
-                access.check_writable(cell, "a gradient", opt)
-        for opt, plan, grads in zip(opts, plans, found, strict=True):
-            for cell, param, grad in zip(plan.grads, plan.params, grads, strict=True):
-                if grad is not None:
-                    with contexts.full_width([param.value]):
-                        grad = grad.astype(param.value.dtype)
-                    access.write(cell, grad, "a gradient", opt)
-        infinite = jnp.where(_all_finite(found), counts[_FOUND], 1)
-        self._write(scale, counts[_TRACKER], counts[_SKIPPED], jnp.ones_like(infinite), infinite)
 
     def _check_writable(self) -> None:
         for cell in (self._scale, self._counts):
@@ -278,7 +211,7 @@ class LossScaler(Stateful):
     @property
     def skipped(self) -> Any:
         """How many steps have been left out: an integer, in compiled code an array."""
-        return self._count_of(_SKIPPED)
+        return self._count_of(SKIPPED)
 
     @property
     def growth_factor(self) -> float:
@@ -297,7 +230,7 @@ class LossScaler(Stateful):
 
     def state_dict(self) -> dict[str, Any]:
         """Scale, settings and counts as plain numbers, by torch's names, and `skipped`."""
-        tracker = self._count_of(_TRACKER)
+        tracker = self._count_of(TRACKER)
         settings = dict(zip(_SETTINGS, self._settings, strict=True))
         return {"scale": self.scale, **settings, "_growth_tracker": tracker, "skipped": self.skipped}
 
@@ -354,63 +287,6 @@ class LossScaler(Stateful):
         builder.begin(self)
         self._setup(builder.cells[payload[0]], builder.cells[payload[1]], payload[2])
         return self
-
-
-# -- the programs ------------------------------------------------------------------------------------------------------
-
-
-class _Scaled:
-    """A loss function with the scale as one more argument, the last; it gives `(scaled loss, (loss, aux))`."""
-
-    def __init__(self, fn: Callable[..., Any], name: str, has_aux: bool) -> None:
-        self.__wrapped__, self._name, self._has_aux = fn, name, has_aux
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _scaled(self.__wrapped__, self._name, self._has_aux, *args, **kwargs)
-
-
-def _scaled(fn: Callable[..., Any], name: str, has_aux: bool, /, *args: Any, **kwargs: Any) -> Any:
-    *args_, scale = args
-    out = fn(*args_, **kwargs)
-    if has_aux and (not isinstance(out, tuple) or len(out) != 2):
-        raise TypeError(f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}")
-    loss, aux = out if has_aux else (out, None)
-    loss = check_loss(loss, name)
-    with contexts.full_width([loss]):
-        wide = loss if loss.dtype.itemsize >= 4 else loss.astype(jnp.float32)
-        return wide * scale.astype(wide.dtype), (loss, aux)
-
-
-_partly = partial(partial, _scaled)
-_scaled_losses = loss_functions(True, AccumulatingProgram)
-
-
-def _divided(grad: Any, divisor: Any) -> Any:
-    """A gradient divided by the scale, in at least float32; None for zeros."""
-    if grad is None:
-        return None
-    with contexts.full_width([grad]):
-        wide = grad if grad.dtype.itemsize >= 4 else grad.astype(jnp.float32)
-        return wide / divisor.astype(wide.dtype)
-
-
-def _all_finite(grads: list[list[Any]]) -> Any:
-    found = [jnp.isfinite(grad).all() for of_one in grads for grad in of_one if grad is not None]
-    return jnp.stack([jnp.array(True), *found]).all()
-
-
-@jit
-def _step(*objects: Any) -> None:
-    objects[-1]._step_inline(objects[:-1])
-
-
-@jit
-def _unscale(*objects: Any) -> None:
-    objects[-1]._unscale_inline(objects[:-1])
-
-
-for _jitted in (_step, _unscale):  # they serve every optimizer: many programs are to be explained for one of them only
-    _jitted._function.compilations.per_object = True
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------

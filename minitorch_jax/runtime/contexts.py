@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -21,3 +22,10 @@ def constants() -> AbstractContextManager[Any]:
     config: Any = jax.config
     guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
     return nullcontext() if guards == (None, None) else jax.transfer_guard("allow")
+
+
+@lru_cache(maxsize=64)
+def number(value: float) -> Any:
+    """A float32 scalar as data of a compiled call outside of traces: one array for all calls with the same number."""
+    with constants():
+        return jax.device_put(np.float32(value))

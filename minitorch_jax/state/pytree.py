@@ -111,6 +111,10 @@ class Stateful:
     def _describe(self, walker: Walker, path: str) -> Node:
         raise NotImplementedError
 
+    def _facts(self, found: list[Cell]) -> tuple[Any, ...]:
+        """What is static about its cells."""
+        return tuple([(cell.kind, cell.trainable, cell.encoding) for cell in found])
+
     @classmethod
     def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
         """The parts of what `_describe` gave that are not cells, by path: values, or nodes of what is below."""

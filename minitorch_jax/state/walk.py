@@ -71,7 +71,7 @@ class Walk(Snapshot):
 
     __slots__ = (
         *("spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
-        *("is_packed", "optimizers", "bindings", "looked", "before", "__weakref__"),
+        *("is_packed", "optimizers", "bindings", "remembered", "looked", "before", "__weakref__"),
     )
 
     def __init__(self, version: object, spec: Spec, found: list[Cell], walker: Walker) -> None:
@@ -88,6 +88,7 @@ class Walk(Snapshot):
         self.watched = walker.watched  # what looks whether something changed that tells nobody
         self.optimizers = walker.optimizers  # those in the tree, of which code that is traced may change settings
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
+        self.remembered: dict[Any, Any] = {}  # what was made for them, by what; see `stateful_function.remembered`
         self.looked: object = None  # see `habits.look`
         self.before: Walk | None = None  # the one before this, to which `train()` after `eval()` goes back
 
@@ -202,7 +203,7 @@ def _rewalk(obj: Any) -> Walk:
     version, old = process.version, obj._walk
     walker = Walker()
     node = walker.visit(obj, "")
-    facts = tuple([(cell.kind, cell.trainable, cell.encoding) for cell in walker.cells])
+    facts = obj._facts(walker.cells)
     spec = _canonical(Spec(node, facts, tuple(walker.paths)))
     if old is not None and old.spec is spec and old.cells == walker.cells and old.packs == _packs(walker.cells):
         old.renew(version, walker)
