@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from types import FunctionType
 from typing import Any
 
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .engine import plain
-from .engine.arguments import Arguments, unfold, unwrap_output, wrap_output
+from .engine.arguments import Arguments, Static, unfold, unwrap_output, wrap_output
+from .engine.closures import stateful_objects
 from .engine.function import Function, Functions
-from .engine.program import Binding, Partition, Program
-from .engine.sharding import constrained
-from .engine.tracing import Purpose, Traced, free_zeros, settle, trace_with_all, unaliased
+from .engine.tracing import Purpose, Settings, Traced, free_zeros, paths_of, settle, touch_all, trace_once
+from .module import random
 from .module.module import Module
 from .runtime import interrupts
 from .runtime.memory import owned_data
@@ -51,67 +51,6 @@ def check_loss(loss: Any, name: str) -> Any:
     return loss
 
 
-class _GradientProgram(Program):
-    """Loss and gradients. With `accumulate`, gradients are added to accumulators, the first of the owned cells."""
-
-    differentiates = True
-    accumulate = False
-
-    def group(self, stored: list[Cell], part: Partition) -> Any:
-        train = [stored[j] for j in part.train]
-        if not train:
-            raise _no_parameter(self.name, stored)
-        grads = [cell.grad for cell in train] if self.accumulate else []
-        owned = [*grads, *(stored[j] for j in part.owned)]
-        return [*grads, *(stored[j] for j in part.written)], owned, ()
-
-    def train_parts(self, part: Partition) -> list[int]:
-        """The parameters that the loss is differentiated by, views one by one."""
-        chosen = set(part.train)
-        return [i for i, j in enumerate(self.layout.of) if j in chosen]
-
-    def body(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
-        old = self.stored_values(part, owned, read)
-        values = self.values_of([None] * len(self.layout.of), part, owned, read)
-        parts = self.train_parts(part)
-        self.reaches |= {i for i in parts if i in traced.used or self.layout.places[i] is None}
-        (loss, aux, written), grads = _value_and_grad(traced, values, data, parts)
-        changed = self.new_values(part, traced, written, old)
-        if self.accumulate:
-            by_part = dict(zip(parts, grads, strict=True))
-            new = [self.layout.joined(j, by_part.__getitem__, None) for j in part.train]
-            new = (
-                [constrained(grad, self.places[j]) for grad, j in zip(new, part.train, strict=True)]
-                if self.places
-                else new
-            )
-            stored = [added(acc, grad) for acc, grad in zip(owned[: len(new)], new, strict=True)] + changed
-            rest_out: tuple[Any, ...] = (loss, aux)
-        else:
-            if self.places:
-                grads = [
-                    constrained(grad, self.places[self.layout.of[i]]) for grad, i in zip(grads, parts, strict=True)
-                ]
-            stored, rest_out = changed, (loss, aux, grads)
-        flat, tree = jax.tree.flatten(rest_out)
-        out = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
-        return [*out[: len(stored)], *jax.tree.unflatten(tree, out[len(stored) :])]
-
-    @classmethod
-    def plainly(cls, function: Function, call: Arguments) -> list[Any]:
-        def run() -> list[Any]:
-            if cls.accumulate:
-                return list(_accumulate_inline(function, call))
-            loss, aux, by_cell, objects = _inline(function, call, False)
-            return [loss, aux, (by_cell, objects)]
-
-        return plain.all_or_nothing(call.objects, run)
-
-
-class AccumulatingProgram(_GradientProgram):
-    accumulate = True
-
-
 def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[int]) -> tuple[Any, list[Any]]:
     """`(loss, aux, written), gradients` of a traced loss with respect to the cells at `train`."""
 
@@ -142,28 +81,41 @@ def _no_parameter(name: str, lifted: list[Cell]) -> ValueError:
     )
 
 
-def loss_functions(has_aux: bool, program: type[_GradientProgram]) -> Functions:
+def loss_functions(has_aux: bool, accumulates: bool = True) -> Functions:
     """The compiled forms of loss functions, for one use of them."""
+    form = _accumulating if accumulates else _returning
 
     def make(fn: Any) -> Function:
-        name = getattr(fn, "__name__", type(fn).__name__)
-
-        def check(out: Any, objects: list[Any]) -> Any:
-            if not has_aux:
-                return check_loss(out, name), None
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise TypeError(
-                    f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}"
-                )
-            return check_loss(out[0], name), wrap_output(out[1], objects)
-
-        return Function(fn, program, Purpose(check))
+        wrap = partial(form, has_aux=has_aux)
+        return Function(fn, Purpose(wrap_output, gradients=True), wrap=wrap, per_object=True)
 
     return Functions(make)
 
 
-_accumulating = (loss_functions(False, AccumulatingProgram), loss_functions(True, AccumulatingProgram))
-_returning = (loss_functions(False, _GradientProgram), loss_functions(True, _GradientProgram))
+def _accumulating(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
+    """What `backward` compiles of a loss function."""
+
+    def accumulate(*args: Any, **kwargs: Any) -> Any:
+        return _accumulate_here(fn, name, args, kwargs, has_aux)
+
+    accumulate.__wrapped__ = accumulate.stands_for = fn  # type: ignore[attr-defined]
+    return accumulate
+
+
+def _returning(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
+    """What `value_and_grad` compiles of a loss function: `loss, aux, gradients`, and which cells those are of."""
+
+    def differentiate(*args: Any, **kwargs: Any) -> Any:
+        loss, aux, grads, _ = _differentiate(fn, name, args, kwargs, has_aux)
+        places = tuple(grads) if plain.is_plain() else frames.places_of(grads)
+        return loss, aux, list(grads.values()), Static(places)
+
+    differentiate.__wrapped__ = differentiate.stands_for = fn  # type: ignore[attr-defined]
+    return differentiate
+
+
+_backward = (loss_functions(False), loss_functions(True))
+_gradients = (loss_functions(False, accumulates=False), loss_functions(True, accumulates=False))
 
 
 def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
@@ -202,91 +154,72 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
     """
     if type(loss_fn) is not FunctionType:
         loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
-    loss, aux = accumulate(_accumulating[has_aux].get(loss_fn), loss_fn, args, kwargs)
-    return (loss, aux) if has_aux else loss
+    return accumulate(_backward[has_aux].get(loss_fn), loss_fn, args, kwargs, has_aux)
 
 
-def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """`backward` of a function among `loss_functions`: `(loss, aux)`."""
+def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
+    """`backward` of a function among `loss_functions`."""
     if not is_eager():
-        return _accumulate_inline(function, Arguments(fn, args, kwargs))
-    (loss, aux), binding = function.run(fn, args, kwargs)
+        return _accumulate_here(fn, function.name, args, kwargs, has_aux)
+    (out,), binding = function.run(fn, args, kwargs)
     if binding is not None and binding.program.wraps:
-        aux = unwrap_output(aux, objects_of(function, fn, args, kwargs))
-    return loss, aux
+        out = unwrap_output(out, function.objects_of(fn, args, kwargs))
+    return out
 
 
 @all_or_nothing
-def _accumulate_inline(function: Function, call: Arguments) -> tuple[Any, Any]:
-    """`backward` within a trace: `(loss, aux)`."""
-    loss, aux, grads, objects = _inline(function, call, True)
+def _accumulate_here(fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
+    """`backward` within a trace."""
+    loss, aux, grads, objects = _differentiate(fn, name, args, kwargs, has_aux, accumulates=True)
     for param, new in grads.items():
         if param.grad is not None:
             param.grad.reached = True
             access.write(param.grad, added(gradient(param.grad), new), "a gradient")
-    return loss, unwrap_output(aux, objects)
+    return (loss, aux) if has_aux else loss
 
 
-def objects_of(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The modules of a call, as its trace numbered them."""
-    call = Arguments(fn, args, kwargs)
-    function.add_reached(call)
-    return call.objects
+def _checking(name: str, has_aux: bool) -> Callable[[Any, list[Any]], Any]:
+    def check(out: Any, objects: list[Any]) -> Any:
+        if not has_aux:
+            return check_loss(out, name), None
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}")
+        return check_loss(out[0], name), wrap_output(out[1], objects)
+
+    return check
 
 
 @all_or_nothing
-def _inline(function: Function, call: Arguments, accumulate: bool) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
-    """Within a trace: no compilation and no donation of its own; what the loss changes is written to the cells."""
-    function.add_reached(call)
-    if plain.is_plain():
-        return _inline_plainly(function, call, accumulate)
-    traced, lifted = trace_with_all(call, function.purpose)
-    touch_all(call.objects)
-    train = [i for i in traced.used if lifted[i].trainable]
-    if not train:
-        raise _no_parameter(function.name, lifted)
-    values = list(map(get_value, lifted))
-    (loss, aux, written), grads = _value_and_grad(traced, values, owned_data(call.data), train)
-    paths = paths_of(call.objects)
-    for i in train if accumulate else ():
-        access.check_writable(lifted[i].grad, f"the gradient of {paths[lifted[i]]}", call.objects[0])
-    for i, value in zip(traced.written, written, strict=True):
-        access.write(lifted[i], value, paths[lifted[i]], call.objects[0])
-    settle(traced.settings, call.objects)
-    return loss, aux, {lifted[i]: g for i, g in zip(train, grads, strict=True)}, call.objects
-
-
-def _inline_plainly(
-    function: Function, call: Arguments, accumulate: bool
+def _differentiate(
+    fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool, accumulates: bool = False
 ) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
-    loss, aux, grads, changes = plain.value_and_grad(call, function.purpose)
+    """Within a trace: loss, aux, gradients by parameter, and the objects. What the loss changes is written to the cells."""
+    call = Arguments(fn, args, kwargs)
+    call.objects += [*stateful_objects(fn)[0], random.current()]
+    purpose = Purpose(_checking(name, has_aux))
+    if plain.is_plain():
+        loss, aux, grads, changes = plain.value_and_grad(call, purpose)
+        settings: Settings = ()
+    else:
+        traced, lifted = trace_once(call, purpose)
+        train = [i for i in traced.used if lifted[i].trainable]
+        if not train:
+            raise _no_parameter(name, lifted)
+        values = list(map(get_value, lifted))
+        (loss, aux, written), found = _value_and_grad(traced, values, owned_data(call.data), train)
+        grads = {lifted[i]: grad for i, grad in zip(train, found, strict=True)}
+        changes = {lifted[i]: value for i, value in zip(traced.written, written, strict=True)}
+        settings = traced.settings
     touch_all(call.objects)
     paths = paths_of(call.objects)
     if not grads:
-        raise _no_parameter(function.name, list(paths))
-    for cell in grads if accumulate else ():
+        raise _no_parameter(name, list(paths))
+    for cell in grads if accumulates else ():
         access.check_writable(cell.grad, f"the gradient of {paths[cell]}", call.objects[0])
     for cell, value in changes.items():
         access.write(cell, value, paths[cell], call.objects[0])
-    return loss, aux, grads, call.objects
-
-
-def touch_all(objects: list[Any]) -> None:
-    """Let the run around this one know what an inner run has reached."""
-    frame = frames.local.frame
-    if frame is not None:
-        for obj in objects:
-            for cell in walk_of(obj).cells:
-                frame.touch(cell, obj)
-
-
-def paths_of(objects: list[Any]) -> dict[Cell, str]:
-    """What to call the cells of some objects in messages."""
-    return {
-        cell: f"{type(obj).__name__}.{path}"
-        for obj in reversed(objects)
-        for path, cell in zip(walk_of(obj).spec.paths, walk_of(obj).cells, strict=True)
-    }
+    settle(settings, call.objects)
+    return loss, unwrap_output(aux, call.objects), grads, call.objects
 
 
 def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
@@ -316,17 +249,21 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
     @wraps(fn if hasattr(fn, "__name__") else type(fn).__call__)
     def loss_and_grads(*args: Any, **kwargs: Any) -> Any:
         inner, args, kwargs = unfold(fn, args, kwargs)
-        function = _returning[has_aux].get(inner)
+        function = _gradients[has_aux].get(inner)
         if is_eager():
-            (loss, aux, grads), binding = function.run(inner, args, kwargs)
+            (out,), binding = function.run(inner, args, kwargs)
+            objects = function.objects_of(inner, args, kwargs)
             if binding is None:
-                by_cell, objects = grads
+                loss, aux, found, places = out
+                owners = places.value
             else:
-                by_cell, objects = _by_cell(binding, grads), objects_of(function, inner, args, kwargs)
+                loss, aux, found, places = unwrap_output(out, objects)
+                owners = [binding.cells[i] for i in places]
+            grads = dict(zip(owners, found, strict=True))
         else:
-            loss, aux, by_cell, objects = _inline(function, Arguments(inner, args, kwargs), False)
-        gradients = _as_modules(objects, by_cell)
-        return ((loss, unwrap_output(aux, objects)), gradients) if has_aux else (loss, gradients)
+            loss, aux, grads, objects = _differentiate(inner, function.name, args, kwargs, has_aux)
+        gradients = _as_modules(objects, grads)
+        return ((loss, aux), gradients) if has_aux else (loss, gradients)
 
     return loss_and_grads
 
@@ -349,12 +286,6 @@ def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]
         return (grads, value[1]) if has_aux else grads
 
     return gradients
-
-
-def _by_cell(binding: Binding, grads: list[Any]) -> dict[Cell, Any]:
-    program: Any = binding.program
-    parts = program.train_parts(binding.partition)
-    return {binding.cells[i]: g for i, g in zip(parts, grads, strict=True) if i in program.reaches}
 
 
 def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .autograd import objects_of
 from .engine.arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
 from .engine.function import Function, kept_for
 from .engine.tracing import Purpose
-from .engine.whole_program import _WholeProgram
 from .state.containers import holds_state
 from .state.frame import is_eager
 from .state.undo import all_or_nothing
@@ -61,7 +59,7 @@ class Jitted:
         target = _arranged(self._fn) if self._arranges else self._fn
         count = _count_donated if options.donate_nums or options.donate_names else None
         purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads, statics=False)
-        self._target, self._function = target, Function(target, _WholeProgram, purpose, count)
+        self._target, self._function = target, Function(target, purpose, count)
         self._function.name = self._function.compilations.name = getattr(fn, "__name__", type(fn).__name__)
         self._changes_args = self._arranges or bool(self._before or self._kwargs)
         self._warned = False
@@ -109,7 +107,7 @@ class Jitted:
         return (Fixed(order), Fixed(count), *(value for _, value in named)), {}
 
     def _unwrap(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return unwrap_output(out, objects_of(self._function, self._target, args, kwargs))
+        return unwrap_output(out, self._function.objects_of(self._target, args, kwargs))
 
     def _warn_of_met(self) -> None:
         self._warned = True

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .autograd import objects_of, paths_of, touch_all
 from .engine import closures, plain
 from .engine.arguments import Arguments, unwrap_output, wrap_output
 from .engine.function import Function, Functions
-from .engine.tracing import Purpose, Traced, trace_with_all
-from .engine.whole_program import _WholeProgram
+from .engine.tracing import Purpose, Traced, paths_of, touch_all, trace_with_all
 from .module import random
 from .runtime.memory import owned_data
 from .state import access
@@ -79,7 +77,7 @@ def scan(
     target.__wrapped__ = target.stands_for = fn  # type: ignore[attr-defined]
     (out,), binding = function.run(target, stacked, {})
     return (
-        unwrap_output(out, objects_of(function, target, stacked, {}))
+        unwrap_output(out, function.objects_of(target, stacked, {}))
         if binding is not None and binding.program.wraps
         else out
     )
@@ -93,7 +91,7 @@ _MOST_SCANS = 64
 
 def _make_scan(keep_grads: bool, fn: Any) -> Function:
     purpose = Purpose(wrap_output, gradients=True, keep_grads=keep_grads, statics=False)
-    function = Function(fn, _WholeProgram, purpose)
+    function = Function(fn, purpose)
     function.name = function.compilations.name = f"scan of {function.name}"
     return function
 

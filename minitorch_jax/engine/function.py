@@ -28,7 +28,7 @@ from .arguments import OBJECT, Arguments
 from .call_and_store import FirstRun
 from .donation import safe_to_donate
 from .followed import Followed, follow, random_state
-from .plain import is_plain
+from .plain import all_or_nothing, arrays_of, is_plain
 from .program import Binding, Program, Repartition
 from .recompiles import Compilations
 from .sharding import join_mesh, placement
@@ -69,15 +69,17 @@ class Function:
     def __init__(
         self,
         fn: Callable[..., Any],
-        program: type[Program],
         purpose: Purpose,
         count_donated: Callable[[Arguments], int] | None = None,
+        wrap: Callable[[Any, str], Callable[..., Any]] | None = None,
+        per_object: bool = False,
     ) -> None:
         self.name = getattr(fn, "__name__", type(fn).__name__)
-        self.program, self.purpose = program, purpose
+        self.purpose = purpose
+        self.wrap = wrap  # makes what is compiled of the user's function and its name: to keep it would make a cycle
         self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
         self.programs = Kept()  # lists: of one key, those that read other arrays by name
-        self.compilations = Compilations(self.name, per_object=not purpose.gradients)
+        self.compilations = Compilations(self.name, per_object)
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
         self.latest = Latest()
@@ -117,14 +119,18 @@ class Function:
             results = binding.quick(args, kwargs)
             if results is not None:
                 return results, binding
-        return self._run_slowly(fn, args, kwargs)
+        return self._run_slowly(self._wrapped(fn), args, kwargs)
+
+    def _wrapped(self, fn: Any) -> Any:
+        return fn if self.wrap is None else self.wrap(fn, self.name)
 
     def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
         """`run`, the long way, and for a program's first run with these shapes."""
         if is_plain():
             call = Arguments(fn, args, kwargs)
             self.add_reached(call)
-            return self.program.plainly(self, call), None
+            run = partial(call.run, arrays_of(call.data))
+            return [all_or_nothing(call.objects, run, self.purpose.statics)], None
         binding, data, reached = self._bind(fn, args, kwargs)
         binding.look()
         program, data = binding.program, tuple(owned_data(data))
@@ -165,6 +171,12 @@ class Function:
                 self.add_reached(call)
                 settle(program.settings, call.objects)
         return results
+
+    def objects_of(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The objects of a call, as its trace numbered them."""
+        call = Arguments(fn, args, kwargs)
+        self.add_reached(call)
+        return call.objects
 
     def lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`fn`'s program for these arguments, lowered and not run."""
@@ -266,9 +278,7 @@ class Function:
                 program = self._program_for(key, followed)
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
-                    program = self.program(
-                        self.name, self.purpose, self.compilations, traced, lifted, donated, followed
-                    )
+                    program = Program(self.name, self.purpose, self.compilations, traced, lifted, donated, followed)
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
             binding.reads = Reads(followed, reached.places, binding.partition, _keeper(args))

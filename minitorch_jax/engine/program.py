@@ -15,7 +15,6 @@ from typing import Any
 import jax
 
 from ..module import habits
-from ..runtime.jax_private import trace_context
 from ..runtime.ynnpack import options_for
 from ..state import access
 from ..state.cell import Cell
@@ -29,7 +28,7 @@ from .call_and_store import Compiled, FirstRun, Pipeline
 from .followed import Followed, random_state
 from .recompiles import Compilations
 from .sharding import constrained, placement
-from .tracing import Purpose, Traced
+from .tracing import Purpose, Traced, unaliased
 
 
 class Repartition(Exception):  # noqa: N818
@@ -37,25 +36,19 @@ class Repartition(Exception):  # noqa: N818
 
 
 class Partition:
-    """What a program does with the stored cells (as indices): those it differentiates by, changes, only reads.
+    """What a program does with the stored cells (as indices): those it changes, uses up, only reads.
 
     `named`: the paths of the arrays that it reads by name, those of one array together.
     """
 
     def __init__(
-        self,
-        used: set[int],
-        written: set[int],
-        dropped: set[int],
-        trainable: Sequence[bool],
-        named: tuple[tuple[str, ...], ...] = (),
+        self, used: set[int], written: set[int], dropped: set[int], named: tuple[tuple[str, ...], ...] = ()
     ) -> None:
         self.named = named
         self.used, self.written = sorted(used), sorted(written)
         self.dropped = sorted(dropped - written)
-        self.train = [i for i in self.used if trainable[i]]
-        self.owned = [i for i in self.used if i in written and i not in self.train]
-        self.read = self.train + [i for i in self.used if i not in self.train and i not in self.owned]
+        self.owned = [i for i in self.used if i in written]
+        self.read = [i for i in self.used if i not in written]
 
     def covers(self, other: Partition) -> bool:
         return (
@@ -66,13 +59,13 @@ class Partition:
             and set(other.named) <= set(self.named)
         )
 
-    def extended(self, other: Partition, trainable: Sequence[bool]) -> Partition:
+    def extended(self, other: Partition) -> Partition:
         """One that covers `other` too, with all gradients given out unless both drop them."""
         kept = set() if other.dropped == self.dropped else {*other.dropped, *self.dropped}
         mine, theirs = {*self.written, *kept}, {*other.written, *kept}
         used = {*self.used, *other.used, *(mine ^ theirs), *kept}
         named = tuple(dict.fromkeys([*self.named, *other.named]))
-        return Partition(used, mine | theirs, {*self.dropped} - kept, trainable, named)
+        return Partition(used, mine | theirs, {*self.dropped} - kept, named)
 
 
 class _Now(threading.local):
@@ -83,9 +76,7 @@ class _Now(threading.local):
 
 
 class Program:
-    """The compiled form of one function for one structure. Subclasses say what is computed, in `group` and `body`."""
-
-    differentiates = False
+    """The compiled form of one function for one structure: everything that the function does, as one XLA program."""
 
     def __init__(
         self,
@@ -101,17 +92,16 @@ class Program:
         self.num_donated = num_donated  # of the data, the first ones
         self.layout = PackedLayout(lifted)
         stored, self.layout.stored = self.layout.stored, []  # which would keep the first model alive
-        self.trainable = [self.differentiates and cell.trainable for cell in stored]
         self.places = placement(stored)
         self.wraps, self.changes_statics = traced.wraps, traced.changes_statics
         self.settings = traced.settings
-        self.writes_gradients = self.differentiates or any(lifted[i].kind == "gradient" for i in traced.written)
+        self.writes_gradients = any(lifted[i].kind == "gradient" for i in traced.written)
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
-        self.reaches: set[int] = set()  # parameters, or gradients, of which a loss gives gradients; views one by one
-        self.last: tuple[Any, Traced] | None = None  # the last trace, and for which inputs it was made
+        self.reaches: set[int] = set()  # the gradients that a loss has written; views one by one
         self.structure = Structure()  # of its partition and options
         self.now = _Now()
         self.now.traced = traced
+        self.inner = traced.inner
         self.options = options_for(traced.jaxpr)
         self._set(self._partition(traced, followed))
         self.others = followed.others(self.version[1].named)  # arrays that are no inputs: others need another program
@@ -135,20 +125,12 @@ class Program:
                 if j in written and not covered:
                     used.add(j)
         named = followed.named(traced.constants, traced.inner_constants()) if followed.arrays or followed.long else ()
-        return Partition(used, written, dropped, self.trainable, named)
+        return Partition(used, written, dropped, named)
 
     def _set(self, partition: Partition) -> None:
         # one object, so that a thread sees either both old or both new
         body = partial(self._traced_body, partition)
         self.version = Compiled(body, self.name, asks=True, options=self.options), partition
-
-    def group(self, lifted: list[Cell], part: Partition) -> Any:
-        """(stored, owned, dropped) cells for the pipeline; owned ones that the lifted cells do not have come first."""
-        raise NotImplementedError
-
-    def body(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
-        """What is computed, from the values of the owned cells, those that are only read, and the data."""
-        raise NotImplementedError
 
     def _traced_body(self, partition: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
         now = self.now
@@ -162,23 +144,20 @@ class Program:
         traced, now.traced = now.traced, None
         fn, call_args, kwargs, reached, lifted, followed = now.call
         named = [followed.place_of(group[0]).was for group in partition.named]
-        inputs = tuple(map(jax.typeof, jax.tree.leaves((read, data)))), trace_context(), partition.named
-        if traced is None and self.last is not None and self.last[0] == inputs and not self.purpose.gradients:
-            traced = self.last[1]  # the same again, but for which gradients there are to add to
-        elif traced is not None:
+        if traced is not None:
             traced.take(named)
         if traced is None:
             arguments = Arguments(fn, call_args, kwargs)
             arguments.objects += reached
             values = self.values_of(list(map(starting_value, lifted)), partition, owned, read)
             before = random_state(followed.generators)
-            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose)
+            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, self.inner)
             self.compilations.note_draws(before, random_state(followed.generators))
             needed = self._partition(traced, followed)
             if not partition.covers(needed):
                 if needed.dropped != partition.dropped:
                     self.purpose = self.purpose.keeping_grads()
-                self._set(partition.extended(needed, self.trainable))
+                self._set(partition.extended(needed))
                 for group in needed.named:
                     for path in group:
                         self.others.pop(path, None)
@@ -186,22 +165,28 @@ class Program:
                 raise Repartition
             if self.options is None and (options := options_for(traced.jaxpr)) is not None:
                 self.options = options
-                self._set(partition.extended(partition, self.trainable))
+                self._set(partition.extended(partition))
                 self.structure.change()
                 raise Repartition
             self.wraps = self.wraps or traced.wraps
             self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings
             self.settings = traced.settings
             traced.take(named)
-        self.last = inputs, traced
-        out = self.body(traced, partition, owned, read, data)
+        out = self._run(traced, partition, owned, read, data)
         self.compilations.note(now.call, self.others.keys())
         return out
 
-    @classmethod
-    def plainly(cls, function: Any, call: Arguments) -> list[Any]:
-        """The results of a call under `jax.disable_jit()`, for which there is no program."""
-        raise NotImplementedError
+    def _run(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
+        """The changed cells' new values and what the function returns."""
+        old = self.stored_values(part, owned, read)
+        out, written = traced(self.layout.cut(old, [None] * len(self.layout.of)), data)
+        if self.purpose.marks_reached:
+            given = [i for i, shape in zip(traced.written, traced.shapes[1], strict=True) if shape is not None]
+            self.reaches |= self.gradients.intersection([*given, *traced.dropped])
+        stored = self.new_values(part, traced, written, old)
+        flat, tree = jax.tree.flatten(out)
+        unique = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
+        return [*unique[: len(stored)], jax.tree.unflatten(tree, unique[len(stored) :])]
 
     def values_of(self, values: list[Any], part: Partition, owned: list[Any], read: list[Any]) -> list[Any]:
         """The lifted cells' values: `values`, but for those that come from the arguments."""
@@ -209,7 +194,6 @@ class Program:
 
     def stored_values(self, part: Partition, owned: list[Any], read: list[Any]) -> dict[int, Any]:
         """The values of stored cells among the arguments."""
-        owned = owned[len(owned) - len(part.owned) :]
         return dict(zip([*part.owned, *part.read], [*owned, *read], strict=True))
 
     def new_values(self, part: Partition, traced: Traced, written: Sequence[Any], old: dict[int, Any]) -> list[Any]:
@@ -242,8 +226,10 @@ class Binding:
 
     def regroup(self) -> None:
         compiled, self.partition = self.program.version
-        stored, owned, dropped = self.program.group(self.stored, self.partition)
-        self.read = [self.stored[j] for j in self.partition.read]
+        part = self.partition
+        stored, owned, dropped, self.read = (
+            [self.stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped, part.read)
+        )
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
         self.quick: Any = None  # the quick way of the last call; see `shortcut.quick_call`
         self.mark_reached()
@@ -260,8 +246,7 @@ class Binding:
     def mark_reached(self) -> None:
         """Note of which parameters the program gives gradients."""
         for i in self.program.reaches:
-            cell = self.cells[i]
-            (cell.grad or cell).reached = True
+            self.cells[i].reached = True
 
     def dissolve(self, stored: int) -> None:
         """Release the pack of gradients that one of the stored cells holds."""

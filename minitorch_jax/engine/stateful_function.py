@@ -15,9 +15,7 @@ from ..state.pytree import Stateful
 from ..state.undo import all_or_nothing
 from ..state.walk import Node, Walk, Walker
 from . import function
-from .program import Partition
-from .tracing import Purpose, Traced
-from .whole_program import _WholeProgram
+from .tracing import Purpose
 
 
 class StatefulFunction:
@@ -30,11 +28,12 @@ class StatefulFunction:
     def __init__(self, body: Callable[..., Any]) -> None:
         update_wrapper(self, body)
         self._body, self._inside = body, all_or_nothing(body)
-        self._function = function.Function(body, _InternalProgram, Purpose(_as_it_is, gradients=True, statics=False))
-        self._function.name = self._function.compilations.name = body.__name__.lstrip("_")
-        self._function.compilations.per_object = (
-            True  # it serves many: programs are to be explained for one of them only
+        self._function = function.Function(
+            body,
+            Purpose(_as_it_is, gradients=True, statics=False, marks_reached=False),
+            per_object=True,  # it serves many: programs are to be explained for one of them only
         )
+        self._function.name = self._function.compilations.name = body.__name__.lstrip("_")
 
         self._latest = self._function.latest = _Latest()
 
@@ -66,15 +65,6 @@ _MOST_BINDINGS = 32
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:
     return out
-
-
-class _InternalProgram(_WholeProgram):
-    """It says nothing about which parameters a loss reaches: the gradients that it changes came from elsewhere."""
-
-    def body(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
-        out = super().body(traced, part, owned, read, data)
-        self.reaches = set()
-        return out
 
 
 class Cells(Stateful):

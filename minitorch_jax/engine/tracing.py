@@ -12,6 +12,7 @@ from jax.extend import core as jax_core
 from jax.tree_util import tree_unflatten
 
 from ..runtime import interrupts
+from ..runtime.jax_private import trace_context
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.errors import TraceError
@@ -43,12 +44,14 @@ class Purpose:
         gradients: bool = False,  # whether gradients are lifted like other cells; a loss function may not touch them
         keep_grads: bool = True,  # whether those that an optimizer's step has used up are given out
         statics: bool = True,  # whether static attributes may be other ones at the end
+        marks_reached: bool = True,  # whether a gradient that is written shows that a loss reaches its parameter
     ) -> None:
         self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
+        self.marks_reached = marks_reached
 
     def keeping_grads(self) -> Purpose:
         """The same with every gradient given out."""
-        return Purpose(self.check, self.gradients, True, self.statics)
+        return Purpose(self.check, self.gradients, True, self.statics, self.marks_reached)
 
 
 # Of each optimizer, which settings (of itself, 0, or of a group, from 1 on) followed a schedule or were the optimizer's.
@@ -59,8 +62,16 @@ class Traced:
     """One run of the user's function as a jaxpr over cell values and data."""
 
     def __init__(
-        self, args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any], purpose: Purpose
+        self,
+        args: Arguments,
+        lifted: Sequence[Cell],
+        values: Sequence[Any],
+        data: Sequence[Any],
+        purpose: Purpose,
+        inner: dict[Any, dict[Any, Traced]] | None = None,
     ) -> None:
+        self.inner = {} if inner is None else inner  # traces of losses in it, by what else they depend on: `trace_once`
+        context = trace_context()
         self.written: list[int] = []
         self.dropped: list[int] = []  # gradients that end up CONSUMED
         self.wraps = False  # whether the result holds more than arrays
@@ -73,6 +84,7 @@ class Traced:
             before = [opt.begin_run() for opt in optimizers]
 
             def run(frame: Frame) -> Any:
+                frame.inner = self.inner.setdefault(context, {})
                 if purpose.gradients:
                     for i, cell in enumerate(lifted):
                         if cell.kind == "gradient":
@@ -250,3 +262,45 @@ def trace_with_all(
             args.objects += error.owners
             if met is not None:
                 met += [weakref.ref(owner) for owner in error.owners]
+
+
+def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
+    """`trace_with_all` within a run, but for what an earlier run of the same program has traced with inputs like these.
+
+    What is around a loss may be traced again, when there are gradients already to which its own are to be added, say. The
+    user's code is not.
+    """
+    frame: Any = frames.local.frame
+    if frame is None or frame.inner is None:
+        return trace_with_all(args, purpose)
+    lifted, _ = unique_cells([walk_of(obj) for obj in args.objects], purpose.gradients)
+    if any(cell not in frame.values for cell in lifted):
+        return trace_with_all(args, purpose)
+    inputs = jax.tree.leaves((list(map(starting_value, lifted)), args.data))
+    key = frames.places_of(lifted), tuple(map(jax.typeof, inputs))
+    known = frame.inner.get(key)
+    if known is not None:
+        return known, lifted
+    traced, found = trace_with_all(args, purpose)
+    repeats = found == lifted and not traced.changes_statics and not any(traced.settings)
+    if repeats and not any(isinstance(constant, jax.core.Tracer) for constant in traced.constants):
+        frame.inner[key] = traced
+    return traced, found
+
+
+def touch_all(objects: list[Any]) -> None:
+    """Let the run around this one know what an inner run has reached."""
+    frame = frames.local.frame
+    if frame is not None:
+        for obj in objects:
+            for cell in walk_of(obj).cells:
+                frame.touch(cell, obj)
+
+
+def paths_of(objects: list[Any]) -> dict[Cell, str]:
+    """What to call the cells of some objects in messages."""
+    return {
+        cell: f"{type(obj).__name__}.{path}"
+        for obj in reversed(objects)
+        for path, cell in zip(walk_of(obj).spec.paths, walk_of(obj).cells, strict=True)
+    }

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..autograd import AccumulatingProgram, accumulate, check_loss, loss_functions
+from ..autograd import accumulate, check_loss, loss_functions
 from ..engine.stateful_function import StatefulFunction
 from ..module.parameter import counted
 from ..runtime import contexts
@@ -29,7 +29,7 @@ def backward_scaled(loss_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     function = _scaled_losses.get(loss_fn)
     # an object for which nothing but the function itself is remembered; closures of others are looked through
     kind = _Scaled if type(loss_fn) is FunctionType else _partly
-    return accumulate(function, kind(loss_fn, function.name, has_aux), (*args, scale), kwargs)[1]
+    return accumulate(function, kind(loss_fn, function.name, has_aux), (*args, scale), kwargs, True)[1]
 
 
 class _Scaled:
@@ -55,7 +55,7 @@ def _scaled(fn: Callable[..., Any], name: str, has_aux: bool, /, *args: Any, **k
 
 
 _partly = partial(partial, _scaled)
-_scaled_losses = loss_functions(True, AccumulatingProgram)
+_scaled_losses = loss_functions(True)
 
 
 # -- step and unscale --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ class Frame:
     In the run of a loss function no gradient may be touched; with `gradients`, they are lifted too.
     """
 
-    __slots__ = ("values", "own", "met", "undo", "parent", "state", "gradients", "observed", "consumed", "statics")
+    __slots__ = (
+        *("values", "own", "met", "undo", "parent", "state", "gradients", "observed", "consumed", "statics", "inner"),
+    )
 
     def __init__(self, values: dict[Any, Any], gradients: bool = False) -> None:
         self.values = values  # of lifted cells, and of others that were changed
@@ -37,6 +39,7 @@ class Frame:
         self.parent = local.frame
         self.state: Any = None
         self.gradients = gradients
+        self.inner: Any = None  # what was traced in an earlier run of the same program; see `tracing.trace_once`
         self.observed: set[Any] = set()  # gradients looked at before they were written
         self.consumed: dict[Any, Any] = {}  # gradients that an optimizer's step has used
 
@@ -78,6 +81,13 @@ def _substitute(cell: Any, new: Any) -> bool:
     if frame is not None:
         frame.values[cell] = new
     return frame is not None
+
+
+def places_of(cells: Iterable[Any]) -> tuple[int, ...]:
+    """Where some cells are among those that the present run has lifted."""
+    frame: Any = local.frame
+    places = {cell: i for i, cell in enumerate(frame.values)}
+    return tuple([places[cell] for cell in cells])
 
 
 def is_unlifted(cell: Any) -> bool:
