@@ -100,12 +100,13 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
     check_writable(cell, label, owner)
     if isinstance(value, jax.core.Tracer) and at_top_level():
         raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
+    eager = local.frame is None and at_top_level()
+    before = getattr(cell.value, "sharding", None) if eager else None
     if local.frame is None:
         lend(cell)
         gradient_writes.last = object()
-    moved = cell.kind != "gradient" and getattr(cell.value, "sharding", None) != getattr(value, "sharding", None)
     cell.value = value
-    if moved and local.frame is None and at_top_level():
+    if eager and cell.kind != "gradient" and before != getattr(value, "sharding", None):
         cell_changed(cell)  # compiled functions keep results where they were
 
 
