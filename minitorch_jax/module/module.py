@@ -585,8 +585,9 @@ class Module(Stateful):
         self = object.__new__(cls)
         builder.begin(self)
         object.__setattr__(self, "_cells", {name: builder.cells[number] for name, number in payload[0]})
+        attributes = vars(self)
         for name, node in payload[1]:
-            vars(self)[name] = builder.build(node)
+            attributes[name] = node[2] if node[0] == "static" else builder.build(node)
         return self
 
 

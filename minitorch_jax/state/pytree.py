@@ -17,7 +17,7 @@ from .births import Birth
 from .cell import Cell
 from .containers import TrackedDict, TrackedList
 from .lending import flights, get_lent, gradient_writes, is_steady, steadily
-from .structure import changed, process, structure_of
+from .structure import Structure, changed, process, structure_of
 from .walk import Node, Spec, Walk, Walker, walk_of
 
 
@@ -30,15 +30,15 @@ class Builder:
             for leaf, (kind, trainable, encoding) in zip(leaves, spec.facts, strict=True)
         ]
         self.objects: list[Any] = []
-        self.birth = births.birth_state()
+        self.birth, self.frame = births.birth_state(), frames.local.frame
         self.walker = Walker()
         self.walker.parts, self.walker.stamps = list(self.cells), [None] * len(self.cells)
 
     def begin(self, obj: Any) -> None:
         """Number an object that is being made, of which only `__new__` was called."""
-        _begin(obj, self.birth)
+        structure = _begin(obj, self.birth, Structure(), self.frame)
         self.walker.objects[id(obj)] = len(self.objects)
-        self.walker.note(structure_of(obj))
+        self.walker.note(structure)
         self.objects.append(obj)
 
     def build(self, node: Node) -> Any:
@@ -62,14 +62,14 @@ class Builder:
         return self.objects[node[1]]  # "shared"
 
 
-def _begin(obj: Any, birth: Any) -> None:
-    """Give a new object what every one has."""
+def _begin(obj: Any, birth: Any, structure: Any, frame: Any) -> Any:
+    """Give a new object what every one has; return its structure."""
     object.__setattr__(obj, "_walk", None)
-    object.__setattr__(obj, "_structure", None)
     object.__setattr__(obj, "_birth", birth)
-    frame = frames.local.frame
+    object.__setattr__(obj, "_structure", structure)
     if frame is not None:
         frame.own[id(obj)] = obj
+    return structure
 
 
 class Stateful:
@@ -91,7 +91,7 @@ class Stateful:
         if "_is_registered" not in cls.__dict__:  # an `__init_subclass__` of the user's did not call `super()`
             cls._register()
         self = object.__new__(cls)
-        _begin(self, births.birth_state())
+        _begin(self, births.birth_state(), None, frames.local.frame)
         return self
 
     @classmethod

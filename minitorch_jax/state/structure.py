@@ -32,17 +32,18 @@ class Structure:
 
     def __init__(self) -> None:
         self.stamp = object()
-        self.modes: dict[Any, object] = {}
+        self.modes: dict[Any, object] | None = None
 
     def change(self) -> None:
         """Record a change. The stamp comes before the version, so that whoever sees the new version sees the new stamp."""
-        self.stamp, self.modes = object(), {}
+        self.stamp, self.modes = object(), None
         process.version = object()
 
     def switch(self, before: Any, now: Any) -> None:
         """Record that a mode has changed and nothing else: going back to a mode goes back to its stamp."""
-        self.modes[before] = self.stamp
-        self.stamp = self.modes.get(now) or object()
+        modes = self.modes = self.modes or {}
+        modes[before] = self.stamp
+        self.stamp = modes.get(now) or object()
         process.version = object()
 
 

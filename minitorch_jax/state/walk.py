@@ -78,11 +78,8 @@ class Walk(Snapshot):
         super().__init__(version, walker.parts, walker.stamps)
         self.spec = spec
         self.cells = found
-        self.params = [cell for cell in found if cell.kind == "parameter"]
-        self.grads = [cell.grad for cell in self.params]
         self.packs = _packs(found)
-        self.is_packed = any(cell.pack is not None for cell in found)
-        self.stored_grads = _stored_grads(self.grads)
+        self.is_packed = any([cell.pack is not None for cell in found])
         self.all: list[Cell] = []
         self.objects = set(walker.objects)  # the ids of the modules in the tree
         self.watched = walker.watched  # what looks whether something changed that tells nobody
@@ -91,6 +88,15 @@ class Walk(Snapshot):
         self.remembered: dict[Any, Any] = {}  # what was made for them, by what; see `stateful_function.remembered`
         self.looked: object = None  # see `habits.look`
         self.before: Walk | None = None  # the one before this, to which `train()` after `eval()` goes back
+
+    def __getattr__(self, name: str) -> Any:
+        """What follows from the cells, when it is first asked for: of most copies it never is."""
+        if name not in ("params", "grads", "stored_grads"):
+            raise AttributeError(name)
+        self.params = [cell for cell in self.cells if cell.kind == "parameter"]
+        self.grads = [cell.grad for cell in self.params]
+        self.stored_grads = _stored_grads(self.grads)
+        return object.__getattribute__(self, name)
 
     def renew(self, version: object, walker: Walker) -> None:
         """Have it stand for a later walk that found the same."""
