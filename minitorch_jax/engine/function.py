@@ -39,12 +39,19 @@ from .watch import Place, Watch
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
 
 
-def nobody() -> None:
-    return None
-
-
 class Latest(threading.local):
-    binding: Callable[[], Binding | None] = staticmethod(nobody)  # a weak reference to that of the last call
+    """Weak references to the bindings of a thread's last calls, the very last first: models may take turns."""
+
+    def __init__(self) -> None:
+        self.bindings: list[weakref.ref[Binding]] = []
+
+    def note(self, binding: Binding) -> None:
+        reference = weakref.ref(binding)
+        others = [other for other in self.bindings if other is not reference]
+        self.bindings = [reference, *others[: _MOST_LATEST - 1]]
+
+
+_MOST_LATEST = 4
 
 
 class _Found(NamedTuple):
@@ -114,11 +121,12 @@ class Function:
 
         Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
         """
-        binding = self.latest.binding()
-        if binding is not None and binding.quick is not None:
-            results = binding.quick(args, kwargs)
-            if results is not None:
-                return results, binding
+        for reference in self.latest.bindings:
+            binding = reference()
+            if binding is not None and binding.quick is not None:
+                results = binding.quick(args, kwargs)
+                if results is not None:
+                    return results, binding
         return self._run_slowly(self._wrapped(fn), args, kwargs)
 
     def _wrapped(self, fn: Any) -> Any:
@@ -209,7 +217,7 @@ class Function:
         with self.lock:
             self.programs.drop(lambda entry: program in entry.value)
             self.token = object()
-            self.latest.binding = nobody
+            self.latest.bindings = []
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -235,7 +243,7 @@ class Function:
         if not reached.met and not self.met:
             snapshot = _snapshot(version, walks, binding.program)
             binding.quick = quick_call(call, args, kwargs, reached.stream, binding, snapshot)
-            self.latest.binding = weakref.ref(binding)
+            self.latest.note(binding)
         return binding, (*call.data, *named), call.objects[own:]
 
     def _read(self, binding: Binding) -> tuple[Any, ...] | None:
@@ -427,6 +435,10 @@ class _Kept:
 
     def __reduce__(self) -> Any:
         return _Kept, ()
+
+
+def nobody() -> None:
+    return None
 
 
 def kept_for(owner: Any) -> dict[Any, Any] | None:

@@ -49,18 +49,19 @@ class _Latest(function.Latest):
     """The bindings of the last calls for several first arguments: one function serves many objects in turn."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.first = 0
-        self.bindings: dict[int, Any] = {}
+        self.others: dict[int, Any] = {}
 
     def change(self, first: int) -> None:
         """Take the binding of another first argument, by its id. (Whether it is for that very object, it knows itself.)"""
-        if len(self.bindings) >= _MOST_BINDINGS:
-            self.bindings.clear()
-        self.bindings[self.first] = self.binding
-        self.first, self.binding = first, self.bindings.get(first, function.nobody)
+        if len(self.others) >= _MOST_OTHERS:
+            self.others.clear()
+        self.others[self.first] = self.bindings
+        self.first, self.bindings = first, self.others.get(first, [])
 
 
-_MOST_BINDINGS = 32
+_MOST_OTHERS = 32
 
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:
