@@ -9,7 +9,7 @@ import torch
 
 import minitorch_jax as mt
 from minitorch_jax import optim
-from minitorch_jax.optim.optimizer import Options
+from minitorch_jax.optim.declaration import OPTIONS
 from minitorch_jax.state.cell import Cell
 
 from .weights import mismatch
@@ -64,7 +64,7 @@ def matched(caller: str, opt: Any, torch_opt: Any, torch_modules: Any) -> tuple[
 
 def names(opt: Any) -> list[str]:
     """The settings of a rule that torch's has, too."""
-    return [name for name in (*opt._hyper.given, *opt._hyper.flags) if name not in Options.__annotations__]
+    return [name for name in (*opt._hyper.given, *opt._hyper.flags) if name not in OPTIONS]
 
 
 def _check_classes(caller: str, opt: Any, torch_opt: Any) -> None:

@@ -2,6 +2,8 @@
 
 from . import schedules as schedules
 from .averaged import AveragedModel as AveragedModel
+from .declaration import Rate as Rate
+from .declaration import setting as setting
 from .lbfgs import LBFGS as LBFGS
 from .lbfgs import LBFGSState as LBFGSState
 from .optimizer import Optimizer as Optimizer

@@ -18,8 +18,7 @@ from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.errors import TraceError
 from ..state.structure import Structure
-
-_LARGEST = float(np.finfo(np.float32).max)
+from .declaration import LARGEST, NOT_NEGATIVE
 
 
 class Hyperparameters:
@@ -100,7 +99,7 @@ class Hyperparameters:
         """Raise ValueError unless `value` fits hyperparameter `name`."""
         if is_schedule(value) or isinstance(value, jax.core.Tracer):
             return
-        low, high = self.ranges.get(name, (0.0, _LARGEST))
+        low, high = self.ranges.get(name, NOT_NEGATIVE)
         for item in value if isinstance(value, tuple) else (value,):
             try:
                 item = jax.device_get(item) if isinstance(item, jax.Array) else item
@@ -108,7 +107,7 @@ class Hyperparameters:
             except (TypeError, ValueError):
                 numbers = np.asarray(math.nan)
             if numbers.shape not in ((), self.members) or not ((low <= numbers) & (numbers <= high)).all():
-                span = f">= {low:g}" if high == _LARGEST else f"in [{low:g}, {high:.8g}]"
+                span = f">= {low:g}" if high == LARGEST else f"in [{low:g}, {high:.8g}]"
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
                 raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
 

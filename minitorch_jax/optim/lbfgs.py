@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from itertools import chain, repeat
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,9 @@ from ..state.packed import PackedLayout, stored_cells
 from ..state.pytree import Builder
 from ..state.structure import changed
 from ..state.walk import Node, walk_of
+from .declaration import OPTIONS, Rate, setting
 from .hyperparameters import Hyperparameters, is_schedule
-from .optimizer import Optimizer, Options
+from .optimizer import Optimizer
 from .plan import LAST, Plan
 from .wolfe import Point, strong_wolfe
 
@@ -42,6 +43,7 @@ _CLOSURE = """a closure, a function that computes the loss and its gradients ane
 
     opt.step(closure)"""
 _INTEGERS = ("max_iter", "max_eval", "history_size")
+_COUNT = (1.0, 2.0**24)
 _set_lent: Callable[[Cell, bool], None] = vars(Cell)["lent"].__set__
 
 
@@ -73,16 +75,6 @@ class LBFGS(Optimizer):
     closure calls `zero_grad()` and `mt.backward(...)` and returns the loss, and may be compiled (`mt.jit`). If it raises,
     or a Ctrl-C comes, modules and state are what they were before the step.
 
-    Args:
-        modules: a list of modules; see `Optimizer`. All trainable parameters are one vector, so there are no groups.
-        lr: length of a step, >= 0, or a schedule; with a line search, where it begins.
-        max_iter: iterations of a step, >= 1.
-        max_eval: evaluations of the closure after which a step ends, >= 1; None: 5/4 of max_iter.
-        tolerance_grad: a step ends when no element of g is larger, >= 0.
-        tolerance_change: a step ends when the loss changes by less, or no element of p by more, >= 0.
-        history_size: m, >= 1. The state has the size of 2 m + 2 models, and during a step of 2 m more.
-        line_search_fn: "strong_wolfe", or None.
-
     Raises:
         ValueError, TypeError: as `Optimizer`; for groups, modules of NumPy arrays, and options of other optimizers
             (`skip_nonfinite`, `track_grad_norm`, …), which do not apply here.
@@ -109,32 +101,34 @@ class LBFGS(Optimizer):
         (3.0, 1.0)
     """
 
-    _ranges: ClassVar = dict.fromkeys(_INTEGERS, (1.0, 2.0**24))
     elementwise = False
+    modules: Any = setting(
+        doc="a list of modules; see `Optimizer`. All trainable parameters are one vector, so there are no groups"
+    )
+    lr: Rate = setting(default=1, doc="length of a step; with a line search, where it begins")
+    max_iter: int = setting(default=20, within=_COUNT, doc="iterations of a step")
+    max_eval: int | None = setting(
+        default=None, within=_COUNT, doc="evaluations of the closure after which a step ends; None: 5/4 of max_iter"
+    )
+    tolerance_grad: float = setting(default=1e-7, doc="a step ends when no element of g is larger")
+    tolerance_change: float = setting(
+        default=1e-9, doc="a step ends when the loss changes by less, or no element of p by more"
+    )
+    history_size: int = setting(
+        default=100, within=_COUNT, doc="m; the state has the size of 2 m + 2 models, and during a step of 2 m more"
+    )
+    line_search_fn: str | None = setting(default=None, doc='"strong_wolfe", or None')
+    skip_nonfinite: bool = setting(default=False, init=False)
+    track_grad_norm: bool = setting(default=False, init=False)
+    decay_matrices_only: bool = setting(default=False, init=False)
+    master_weights: bool = setting(default=False, init=False)
 
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1,
-        max_iter: int = 20,
-        max_eval: int | None = None,
-        tolerance_grad: float = 1e-7,
-        tolerance_change: float = 1e-9,
-        history_size: int = 100,
-        line_search_fn: str | None = None,
-    ) -> None:
-        if max_eval is None:
-            max_eval = max(max_iter * 5 // 4, 1) if isinstance(max_iter, int | float) else max_iter
-        super().__init__(
-            modules,
-            lr,
-            max_iter=max_iter,
-            max_eval=max_eval,
-            tolerance_grad=tolerance_grad,
-            tolerance_change=tolerance_change,
-            history_size=history_size,
-            line_search_fn=line_search_fn,
-        )
+    @staticmethod
+    def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+        if settings["max_eval"] is not None:
+            return settings
+        most = settings["max_iter"]
+        return settings | {"max_eval": max(most * 5 // 4, 1) if isinstance(most, int | float) else most}
 
     def _setup(self, lists: list[list[Any]], hyper: Hyperparameters, steps: Cell) -> None:
         if hyper.own:
@@ -149,7 +143,7 @@ class LBFGS(Optimizer):
                 raise ValueError(f"LBFGS: {name} must be an integer >= 1; got {value!r}")
         if self.line_search_fn not in (None, "strong_wolfe"):
             raise ValueError(f"LBFGS: line_search_fn must be 'strong_wolfe' or None; got {self.line_search_fn!r}")
-        for name in Options.__annotations__:
+        for name in OPTIONS:
             if getattr(self, name):
                 raise ValueError(
                     f"LBFGS: {name} does not apply, since all parameters are one vector, of which the line search and"
@@ -281,7 +275,7 @@ class LBFGS(Optimizer):
 
     def _minimized(self, objective: _Objective, state: LBFGSState, x: Point) -> LBFGSState:
         """The state after some iterations, which begin at `x`. Its arrays are not used up; those made here are."""
-        lr, max_iter, max_eval = float(self.lr), int(self.max_iter), int(self.max_eval)
+        lr, max_iter, max_eval = float(self.lr), int(self.max_iter), int(self.max_eval or 1)
         tolerance_grad, tolerance_change = float(self.tolerance_grad), float(self.tolerance_change)
         evals, n_iter, total = 1, int(state.n_iter), int(state.func_evals) + 1
         memory: Any = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
+from ..declaration import FINITE, LARGEST, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import ascended, decoupled
 
 
 class AdafactorState(NamedTuple):
@@ -29,16 +31,6 @@ class Adafactor(Optimizer):
         u ← g / √max(v, ε₁²)
         p ← p - α u / max(1, RMS(u) / d)
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: the largest relative step ρ, and the factor of the weight decay; >= 0, or a schedule.
-        beta2_decay: τ, <= 0.
-        eps: (ε₁, ε₂), >= 0; None for ε₁ is float32's, 2⁻²³.
-        d: clipping threshold, >= 1.
-        weight_decay: λ, >= 0; decoupled.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -56,32 +48,19 @@ class Adafactor(Optimizer):
         {'0.weight': ['col_var', 'row_var', 'step'], '0.bias': ['step', 'variance']}
     """
 
-    _ranges: ClassVar = {"beta2_decay": (-3.4e38, 0.0), "d": (1.0, float(jnp.finfo("float32").max))}
+    lr: Rate = setting(default=1e-2, doc="the largest relative step ρ, and the factor of the weight decay")
+    beta2_decay: float = setting(default=-0.8, within=(FINITE[0], 0.0), doc="τ")
+    eps: tuple[float | None, float] = setting(default=(None, 1e-3), doc="(ε₁, ε₂); None for ε₁ is float32's, 2⁻²³")
+    d: float = setting(default=1.0, within=(1.0, LARGEST), doc="clipping threshold")
+    weight_decay: float = setting(default=0.0, doc="λ; decoupled")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-2,
-        beta2_decay: float = -0.8,
-        eps: tuple[float | None, float] = (None, 1e-3),
-        d: float = 1.0,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
+    @staticmethod
+    def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+        eps = settings["eps"]
         if isinstance(eps, tuple) and eps and eps[0] is None:
             eps = (float(jnp.finfo("float32").eps), *eps[1:])
-        super().__init__(
-            modules,
-            lr,
-            beta2_decay=beta2_decay,
-            eps=eps,
-            d=d,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            **options,
-        )
+        return settings | {"eps": eps}
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -92,10 +71,10 @@ class Adafactor(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         eps1, eps2 = h.eps
-        g = -g if h.maximize else g
+        g = ascended(g, h)
         share = h.t**h.beta2_decay
         alpha = jnp.maximum(eps2, _rms(p)) * jnp.minimum(h.lr, 1 / jnp.sqrt(h.t))
-        p = p * (1 - h.lr * h.weight_decay)
+        p = decoupled(p, h)
         if p.ndim < 2:
             v = s.variance + share * (g * g - s.variance)
             s = AdafactorState(variance=v)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ...module.parameter import wide_dtype
-from ..optimizer import Optimizer, Options
-from .moments import BELOW_ONE, bias_correction, decayed, in_place
+from ..declaration import BELOW_ONE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import ascended, bias_correction, coupled, decoupled, in_place, moments
 
 
 class AdamState(NamedTuple):
@@ -36,21 +37,14 @@ class NAdamState(NamedTuple):
     mu_product: jax.Array  # a number, of at least float32
 
 
-def _coupled(p: jax.Array, g: jax.Array, h: SimpleNamespace) -> jax.Array:
-    """The gradient, with coupled weight decay in it."""
-    g = -g if h.maximize else g
-    return g if h.decoupled_weight_decay else decayed(g, p, h.weight_decay)
+def _to_follow(p: jax.Array, g: jax.Array, h: SimpleNamespace) -> jax.Array:
+    """The gradient to descend along, with weight decay in it unless that is decoupled."""
+    return ascended(g, h) if h.decoupled_weight_decay else coupled(p, g, h)
 
 
-def _decoupled(p: jax.Array, h: SimpleNamespace) -> jax.Array:
-    """The parameter after decoupled weight decay."""
-    return p * (1 - h.lr * h.weight_decay) if h.decoupled_weight_decay else p
-
-
-def _moments(g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
-    """The running averages of the gradient and of its square."""
-    (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
-    return beta1 * s.exp_avg + rest1 * g, beta2 * s.exp_avg_sq + rest2 * g * g
+def _shrunk(p: jax.Array, h: SimpleNamespace) -> jax.Array:
+    """The parameter after weight decay, if that is decoupled."""
+    return decoupled(p, h) if h.decoupled_weight_decay else p
 
 
 class Adam(Optimizer):
@@ -61,17 +55,6 @@ class Adam(Optimizer):
         v ← β₂ v + (1 - β₂) g²
         u ← max(u, v) (amsgrad), or v
         p ← p - lr (m / (1 - β₁ᵗ)) / (√(u / (1 - β₂ᵗ)) + ε)
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0.
-        amsgrad: divide by the largest v so far.
-        maximize: ascend instead of descend.
-        decoupled_weight_decay: decay the parameter itself, as `AdamW` does.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -90,33 +73,16 @@ class Adam(Optimizer):
         Adam([Linear], lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, amsgrad=True)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        decoupled_weight_decay: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            amsgrad=amsgrad,
-            maximize=maximize,
-            decoupled_weight_decay=decoupled_weight_decay,
-            **options,
-        )
+    lr: Rate = setting(default=1e-3)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0, doc="λ")
+    amsgrad: bool = setting(default=False, doc="divide by the largest v so far")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
+    decoupled_weight_decay: bool = setting(
+        default=False, doc="decay the parameter itself, as `AdamW` does", kw_only=True
+    )
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -125,9 +91,9 @@ class Adam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         rest1, rest2 = h.one_minus.betas
-        m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
+        m, v, p = in_place(*moments(_to_follow(p, g, h), s, h), p)
         u, p = in_place(jnp.maximum(s.max_exp_avg_sq, v), p) if h.amsgrad else (v, p)
-        p = _decoupled(p, h)
+        p = _shrunk(p, h)
         d = m / (jnp.sqrt(u) / jnp.sqrt(bias_correction(rest2, h.t)) + h.eps)
         return p - h.lr / bias_correction(rest1, h.t) * d, AdamState(m, v, u if h.amsgrad else s.max_exp_avg_sq)
 
@@ -136,16 +102,6 @@ class AdamW(Adam):
     r"""Adam with decoupled weight decay: `Adam` with another default.
 
         p ← (1 - lr λ) p, then as `Adam`
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; decoupled.
-        amsgrad: divide by the largest v so far.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Adam`.
@@ -162,29 +118,8 @@ class AdamW(Adam):
         AdamW([Linear], lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, decoupled_weight_decay=True)
     """
 
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            maximize=maximize,
-            decoupled_weight_decay=True,
-            **options,
-        )
+    weight_decay: float = setting(default=1e-2, doc="λ; decoupled")
+    decoupled_weight_decay: bool = setting(default=True, init=False)
 
 
 class Adamax(Optimizer):
@@ -194,15 +129,6 @@ class Adamax(Optimizer):
         m ← β₁ m + (1 - β₁) g
         u ← max(β₂ u, |g| + ε)
         p ← p - lr / (1 - β₁ᵗ) m / u
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; coupled, added to the gradient.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -219,29 +145,12 @@ class Adamax(Optimizer):
         Adamax([Linear], lr=0.002, betas=(0.9, 0.999), eps=1e-08, weight_decay=0)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=2e-3)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0, doc="λ; coupled, added to the gradient")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -250,7 +159,7 @@ class Adamax(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         (beta1, beta2), (rest1, _) = h.betas, h.one_minus.betas
-        g = decayed(-g if h.maximize else g, p, h.weight_decay)
+        g = coupled(p, g, h)
         m = beta1 * s.exp_avg + rest1 * g
         u = jnp.maximum(beta2 * s.exp_inf, jnp.abs(g) + h.eps)
         m, u, p = in_place(m, u, p)
@@ -268,17 +177,6 @@ class NAdam(Optimizer):
         d ← (1 - μ(t)) / (1 - π) g + μ(t+1) / (1 - μ(t+1) π) m
         p ← p - lr d / (√(v / (1 - β₂ᵗ)) + ε)
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0.
-        momentum_decay: ψ, >= 0.
-        decoupled_weight_decay: decay the parameter itself, as `AdamW` does.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -294,32 +192,13 @@ class NAdam(Optimizer):
         NAdam([Linear], lr=0.002, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, momentum_decay=0.004)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum_decay: float = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum_decay=momentum_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=2e-3)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0, doc="λ")
+    momentum_decay: float = setting(default=4e-3, doc="ψ")
+    decoupled_weight_decay: bool = setting(default=False, doc="decay the parameter itself, as `AdamW` does")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -329,8 +208,8 @@ class NAdam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         (beta1, _), (rest1, rest2) = h.betas, h.one_minus.betas
-        m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
-        p, g = _decoupled(p, h), _coupled(p, g, h)
+        m, v, p = in_place(*moments(_to_follow(p, g, h), s, h), p)
+        p, g = _shrunk(p, h), _to_follow(p, g, h)
         shares = [0.5 * 0.96 ** (t * h.momentum_decay) for t in (h.t, h.t + 1)]
         mu, mu_next = [beta1 * (1 - share) for share in shares]
         product = s.mu_product * mu
@@ -349,16 +228,6 @@ class RAdam(Optimizer):
         d ← r √(1 - β₂ᵗ) / (√v + ε) if ρ > 5, else 1
         p ← p - lr d m / (1 - β₁ᵗ)
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0.
-        decoupled_weight_decay: decay the parameter itself, as `AdamW` does.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -374,31 +243,13 @@ class RAdam(Optimizer):
         RAdam([Linear], lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.1, decoupled_weight_decay=True)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=1e-3)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0, doc="λ")
+    decoupled_weight_decay: bool = setting(default=False, doc="decay the parameter itself, as `AdamW` does")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -407,8 +258,8 @@ class RAdam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         rest1, rest2 = h.one_minus.betas
-        m, v, p = in_place(*_moments(_coupled(p, g, h), s, h), p)
-        p = _decoupled(p, h)
+        m, v, p = in_place(*moments(_to_follow(p, g, h), s, h), p)
+        p = _shrunk(p, h)
         length = _average_length(rest2, h.t)
         rho, rho_inf = jnp.maximum(length, 5), jnp.maximum(2 / rest2 - 1, 5)  # no NaN where neither is used
         r = jnp.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
-from .moments import bias_correction
+from ..declaration import BELOW_ONE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import bias_correction
 
 
 class AdanState(NamedTuple):
@@ -32,15 +33,6 @@ class Adan(Optimizer):
         p ← p - lr ((m̂ + (1 - β₂) v̂) / (√(n̂ + ε̄) + ε) + λ p)
         g' ← g
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂, β₃), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; decoupled.
-        eps_root: ε̄, >= 0.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -57,28 +49,12 @@ class Adan(Optimizer):
         Adan([Linear], lr=0.001, betas=(0.98, 0.92, 0.99), eps=1e-08, weight_decay=0.0, eps_root=1e-08)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, 0.99999994)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        eps_root: float = 1e-8,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            eps_root=eps_root,
-            **options,
-        )
+    lr: Rate = setting(default=1e-3)
+    betas: tuple[float, float, float] = setting(default=(0.98, 0.92, 0.99), within=BELOW_ONE, doc="(β₁, β₂, β₃), each")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0.0, doc="λ; decoupled")
+    eps_root: float = setting(default=1e-8, doc="ε̄")
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
-from .moments import decayed
+from ..declaration import Rate, setting
+from ..optimizer import Optimizer
+from .pieces import coupled
 
 
 class AdagradState(NamedTuple):
@@ -40,16 +41,6 @@ class Adagrad(Optimizer):
         G ← G + g²
         p ← p - lr / (1 + (t - 1) η) g / (√G + ε)
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        lr_decay: η, >= 0.
-        weight_decay: λ, >= 0; coupled, added to the gradient.
-        initial_accumulator_value: what G starts from, >= 0.
-        eps: ε, >= 0.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -68,29 +59,12 @@ class Adagrad(Optimizer):
     """
 
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            lr_decay=lr_decay,
-            weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value,
-            eps=eps,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=1e-2)
+    lr_decay: float = setting(default=0, doc="η")
+    weight_decay: float = setting(default=0, doc="λ; coupled, added to the gradient")
+    initial_accumulator_value: float = setting(default=0, doc="what G starts from")
+    eps: float = setting(default=1e-10, doc="ε")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -98,7 +72,7 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = decayed(-g if h.maximize else g, p, h.weight_decay)
+        g = coupled(p, g, h)
         total = s.sum + g * g
         lr = h.lr / (1 + (h.t - 1) * h.lr_decay)
         return p - lr * (g / (jnp.sqrt(total) + h.eps)), AdagradState(total)
@@ -112,15 +86,6 @@ class Adadelta(Optimizer):
         d ← √(a + ε) / √(v + ε) g
         a ← ρ a + (1 - ρ) d²
         p ← p - lr d
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        rho: ρ, in [0, 1].
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; coupled, added to the gradient.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -137,29 +102,12 @@ class Adadelta(Optimizer):
         Adadelta([Linear], lr=1.0, rho=0.9, eps=1e-06, weight_decay=0)
     """
 
-    _ranges: ClassVar = {"rho": (0.0, 1.0)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            rho=rho,
-            eps=eps,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=1.0)
+    rho: float = setting(default=0.9, within=(0.0, 1.0), doc="ρ")
+    eps: float = setting(default=1e-6, doc="ε")
+    weight_decay: float = setting(default=0, doc="λ; coupled, added to the gradient")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -167,7 +115,7 @@ class Adadelta(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = decayed(-g if h.maximize else g, p, h.weight_decay)
+        g = coupled(p, g, h)
         v = h.rho * s.square_avg + h.one_minus.rho * g * g
         d = jnp.sqrt(s.acc_delta + h.eps) / jnp.sqrt(v + h.eps) * g
         return p - h.lr * d, AdadeltaState(v, h.rho * s.acc_delta + h.one_minus.rho * d * d)
@@ -183,19 +131,8 @@ class RMSprop(Optimizer):
         b ← μ b + d
         p ← p - lr b, or p - lr d (μ = 0)
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        alpha: α, >= 0.
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; coupled, added to the gradient.
-        momentum: μ, >= 0.
-        centered: divide by an estimate of the standard deviation.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
-        ValueError, TypeError: as `Optimizer`; for momentum or centered switched on after construction.
+        ValueError, TypeError: as `Optimizer`.
 
     Source: `torch.optim.RMSprop`; Tieleman and Hinton, "Lecture 6.5: RMSprop", 2012; centered: Graves, "Generating
     Sequences With Recurrent Neural Networks", 2013.
@@ -211,31 +148,13 @@ class RMSprop(Optimizer):
     """
 
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum: float = 0,
-        centered: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            alpha=alpha,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            centered=centered,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=1e-2)
+    alpha: float = setting(default=0.99, doc="α")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0, doc="λ; coupled, added to the gradient")
+    momentum: float = setting(default=0, doc="μ")
+    centered: bool = setting(default=False, doc="divide by an estimate of the standard deviation")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -244,7 +163,7 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = decayed(-g if h.maximize else g, p, h.weight_decay)
+        g = coupled(p, g, h)
         v, a, b = h.alpha * s.square_avg + h.one_minus.alpha * g * g, s.grad_avg, s.momentum_buffer
         variance = v
         if h.centered:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ...module.parameter import wide_dtype
-from ..optimizer import Optimizer, Options
-from .moments import decayed
+from ..declaration import FINITE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import coupled
 
 
 class ASGDState(NamedTuple):
@@ -29,16 +30,6 @@ class ASGD(Optimizer):
         x ← x + μ (p - x)
         η ← lr / (1 + λ lr t)^α  (lr before the first step)
         μ ← 1 / max(1, t - t₀)  (1 before the first step)
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        lambd: λ, a finite number.
-        alpha: α, a finite number.
-        t0: t₀, a finite number.
-        weight_decay: κ, >= 0; coupled, added to the gradient.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -59,30 +50,12 @@ class ASGD(Optimizer):
         Array([[0., 0.]], dtype=float32)
     """
 
-    _ranges: ClassVar = dict.fromkeys(("lambd", "alpha", "t0"), (-3.4e38, 3.4e38))
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            lambd=lambd,
-            alpha=alpha,
-            t0=t0,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            **options,
-        )
+    lr: Rate = setting(default=1e-2)
+    lambd: float = setting(default=1e-4, within=FINITE, doc="λ")
+    alpha: float = setting(default=0.75, within=FINITE, doc="α")
+    t0: float = setting(default=1e6, within=FINITE, doc="t₀")
+    weight_decay: float = setting(default=0, doc="κ; coupled, added to the gradient")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -91,7 +64,7 @@ class ASGD(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = decayed(-g if h.maximize else g, p, h.weight_decay)
+        g = coupled(p, g, h)
         eta = jnp.where(h.t == 1, h.lr, s.eta)
         p = p * (1 - h.lambd * eta) - eta * g
         ax = jnp.where(s.mu == 1, p, s.ax + s.mu * (p - s.ax))

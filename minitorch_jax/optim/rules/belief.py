@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
-from .moments import BELOW_ONE, bias_correction, in_place
+from ..declaration import BELOW_ONE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import bias_correction, in_place
 
 
 class AdaBeliefState(NamedTuple):
@@ -34,15 +35,6 @@ class AdaBelief(Optimizer):
         m̂ = m / (1 - β₁ᵗ), or β₁ m / (1 - β₁ᵗ⁺¹) + (1 - β₁) g / (1 - β₁ᵗ) (nesterov)
         p ← p - lr m̂ / (√(v / (1 - β₂ᵗ)) + ε)
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        eps_root: ε̄, >= 0.
-        nesterov: Nesterov momentum.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -59,28 +51,12 @@ class AdaBelief(Optimizer):
         AdaBelief([Linear], lr=0.001, betas=(0.9, 0.999), eps=1e-16, eps_root=1e-16)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        eps_root: float = 1e-16,
-        nesterov: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            eps_root=eps_root,
-            nesterov=nesterov,
-            **options,
-        )
+    lr: Rate = setting(default=1e-3)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-16, doc="ε")
+    eps_root: float = setting(default=1e-16, doc="ε̄")
+    nesterov: bool = setting(default=False, doc="Nesterov momentum")
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -106,13 +82,6 @@ class Yogi(Optimizer):
 
     Both averages begin at 1e-6.
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -128,18 +97,10 @@ class Yogi(Optimizer):
         Yogi([Linear], lr=0.01, betas=(0.9, 0.999), eps=0.001)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, BELOW_ONE)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-3,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(modules, lr, betas=betas, eps=eps, **options)
+    lr: Rate = setting(default=1e-2)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-3, doc="ε")
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
-from .moments import bias_correction
+from ..declaration import BELOW_ONE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import bias_correction, moments
 
 
 class LAMBState(NamedTuple):
@@ -33,15 +34,6 @@ class LAMB(Optimizer):
         u ← (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ) + ε̄) + ε) + λ p
         p ← p - lr ‖p‖ / ‖u‖ u, with 1 for the ratio if either norm is 0
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; part of the direction whose norm is taken.
-        eps_root: ε̄, >= 0.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -57,27 +49,11 @@ class LAMB(Optimizer):
         LAMB([Linear], lr=0.001, betas=(0.9, 0.999), eps=1e-06, weight_decay=0.01, eps_root=0.0)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, 0.99999994)}
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        eps_root: float = 0.0,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            eps_root=eps_root,
-            **options,
-        )
+    lr: Rate = setting(default=1e-3)
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each")
+    eps: float = setting(default=1e-6, doc="ε")
+    weight_decay: float = setting(default=0.0, doc="λ; part of the direction whose norm is taken")
+    eps_root: float = setting(default=0.0, doc="ε̄")
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -85,9 +61,8 @@ class LAMB(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
-        m = beta1 * s.exp_avg + rest1 * g
-        v = beta2 * s.exp_avg_sq + rest2 * g * g
+        rest1, rest2 = h.one_minus.betas
+        m, v = moments(g, s, h)
         u = (
             m / bias_correction(rest1, h.t) / (jnp.sqrt(v / bias_correction(rest2, h.t) + h.eps_root) + h.eps)
             + h.weight_decay * p
@@ -102,16 +77,6 @@ class LARS(Optimizer):
         d ← lr τ ‖p‖ / (‖u‖ + ε) u, with 1 for the ratio, τ included, if either norm is 0
         b ← μ b + d
         p ← p - (d + μ b) (nesterov), or p - b
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        momentum: μ, >= 0.
-        weight_decay: λ, >= 0; coupled, added to the gradient.
-        trust_coefficient: τ, >= 0.
-        eps: ε, >= 0.
-        nesterov: Nesterov momentum.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -128,27 +93,12 @@ class LARS(Optimizer):
         LARS([Linear], lr=0.5, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001, eps=0.0)
     """
 
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-        eps: float = 0.0,
-        nesterov: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            eps=eps,
-            nesterov=nesterov,
-            **options,
-        )
+    lr: Rate = setting(default=1.0)
+    momentum: float = setting(default=0.9, doc="μ")
+    weight_decay: float = setting(default=0.0, doc="λ; coupled, added to the gradient")
+    trust_coefficient: float = setting(default=0.001, doc="τ")
+    eps: float = setting(default=0.0, doc="ε")
+    nesterov: bool = setting(default=False, doc="Nesterov momentum")
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:

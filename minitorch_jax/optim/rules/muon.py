@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
+from ..declaration import FINITE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import decoupled
 
 
 class MuonState(NamedTuple):
@@ -26,18 +28,6 @@ class Muon(Optimizer):
         O ← u / max(‖u‖, ε), then k times: G = O Oᵀ, O ← a O + (b G + c G²) O; in bfloat16, the shorter side first
         p ← (1 - lr λ) p - lr r O
         r = √max(1, rows / columns) ("original"), or 0.2 √max(rows, columns) ("match_rms_adamw")
-
-    Args:
-        modules: a list of modules whose trainable parameters are matrices; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        weight_decay: λ, >= 0; decoupled.
-        momentum: μ, >= 0.
-        nesterov: Nesterov momentum.
-        ns_coefficients: (a, b, c), finite numbers.
-        eps: ε, a finite number.
-        ns_steps: k, a whole number below 100.
-        adjust_lr_fn: "original" (None means it, too) or "match_rms_adamw".
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for a trainable parameter that is no matrix.
@@ -56,37 +46,21 @@ class Muon(Optimizer):
         'original'
     """
 
-    _ranges: ClassVar = {
-        "ns_coefficients": (-3.4e38, 3.4e38),
-        "eps": (-3.4e38, 3.4e38),
-        "ns_steps": (0.0, 99.0),
-    }
+    modules: Any = setting(doc="a list of modules whose trainable parameters are matrices; see `Optimizer`")
+    lr: Rate = setting(default=1e-3)
+    weight_decay: float = setting(default=0.1, doc="λ; decoupled")
+    momentum: float = setting(default=0.95, doc="μ")
+    nesterov: bool = setting(default=True, doc="Nesterov momentum")
+    ns_coefficients: tuple[float, float, float] = setting(
+        default=(3.4445, -4.775, 2.0315), within=FINITE, doc="(a, b, c)"
+    )
+    eps: float = setting(default=1e-7, within=FINITE, doc="ε")
+    ns_steps: int = setting(default=5, within=(0.0, 99.0), doc="k")
+    adjust_lr_fn: str | None = setting(default=None, doc='"original" (None means it, too) or "match_rms_adamw"')
 
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
-        eps: float = 1e-7,
-        ns_steps: int = 5,
-        adjust_lr_fn: str | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_coefficients=ns_coefficients,
-            eps=eps,
-            ns_steps=ns_steps,
-            adjust_lr_fn="original" if adjust_lr_fn is None else adjust_lr_fn,
-            **options,
-        )
+    @staticmethod
+    def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+        return settings | {"adjust_lr_fn": "original" if (how := settings["adjust_lr_fn"]) is None else how}
 
     def _validate(self) -> None:
         if self.adjust_lr_fn not in ("original", "match_rms_adamw"):
@@ -111,7 +85,7 @@ class Muon(Optimizer):
         o = _orthogonalized(u, h) if rows <= columns else _orthogonalized(u.T, h).T
         original = h.adjust_lr_fn == "original"
         ratio = math.sqrt(max(1, rows / columns)) if original else 0.2 * math.sqrt(max(rows, columns))
-        return p * (1 - h.lr * h.weight_decay) - h.lr * ratio * o, MuonState(b)
+        return decoupled(p, h) - h.lr * ratio * o, MuonState(b)
 
 
 def _orthogonalized(u: jax.Array, h: SimpleNamespace) -> jax.Array:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
+from ..declaration import FINITE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import ascended
 
 
 class RpropState(NamedTuple):
@@ -28,14 +30,6 @@ class Rprop(Optimizer):
         p ← p - sign(g) s
         g' ← g
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: the first step size, >= 0; without effect later.
-        etas: (η₋, η₊), with 0 < η₋ < 1 < η₊.
-        step_sizes: (s_min, s_max).
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -53,20 +47,11 @@ class Rprop(Optimizer):
         Rprop([Linear], lr=0.01, etas=(0.5, 1.2), step_sizes=(1e-06, 50))
     """
 
-    _ranges: ClassVar = {"step_sizes": (-3.4e38, 3.4e38)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50),
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(modules, lr, etas=etas, step_sizes=step_sizes, maximize=maximize, **options)
+    lr: Rate = setting(default=1e-2, doc="the first step size; without effect later")
+    etas: tuple[float, float] = setting(default=(0.5, 1.2), doc="(η₋, η₊); 0 < η₋ < 1 < η₊")
+    step_sizes: tuple[float, float] = setting(default=(1e-6, 50), within=FINITE, doc="(s_min, s_max)")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     def _validate(self) -> None:
         if not 0 < self.etas[0] < 1 < self.etas[1]:
@@ -79,7 +64,7 @@ class Rprop(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         (minus, plus), (smallest, largest) = h.etas, h.step_sizes
-        g = -g if h.maximize else g
+        g = ascended(g, h)
         agreement = jnp.sign(g * s.prev)
         eta = jnp.where(agreement > 0, plus, jnp.where(agreement < 0, minus, 1))
         size = jnp.clip(eta * jnp.where(h.t == 1, h.lr, s.step_size), smallest, largest)

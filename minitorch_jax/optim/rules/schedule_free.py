@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ...module.parameter import wide_dtype
-from ..optimizer import Optimizer, Options
-from .moments import bias_correction
+from ..declaration import BELOW_ONE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import bias_correction
 
 
 class ScheduleFreeAdamWState(NamedTuple):
@@ -33,16 +34,6 @@ class ScheduleFreeAdamW(Optimizer):
 
     With x = (y - (1 - β₁) z) / β₁, which `averaged` gives, this is x ← (1 - c) x + c z and y = β₁ x + (1 - β₁) z.
 
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule, which need not decay.
-        betas: (β₁, β₂), each in [0, 1), β₁ > 0.
-        eps: ε, >= 0.
-        weight_decay: λ, >= 0; decoupled.
-        warmup_steps: over how many steps the learning rate rises from 0 to lr, >= 0.
-        weight_lr_power: r, >= 0.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
-
     Raises:
         ValueError, TypeError: as `Optimizer`.
 
@@ -61,29 +52,12 @@ class ScheduleFreeAdamW(Optimizer):
         >>> x = opt.averaged(model.bias, state, opt)  # what to evaluate with; `bias` itself before the first step
     """
 
-    _ranges: ClassVar = {"betas": (0.0, 0.99999994)}
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 0.0025,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: float = 0,
-        weight_lr_power: float = 2.0,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            weight_lr_power=weight_lr_power,
-            **options,
-        )
+    lr: Rate = setting(default=0.0025, doc="learning rate; a schedule need not decay")
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), within=BELOW_ONE, doc="(β₁, β₂), each; β₁ > 0")
+    eps: float = setting(default=1e-8, doc="ε")
+    weight_decay: float = setting(default=0.0, doc="λ; decoupled")
+    warmup_steps: float = setting(default=0, doc="over how many steps the learning rate rises from 0 to lr")
+    weight_lr_power: float = setting(default=2.0, doc="r")
 
     def _validate(self) -> None:
         if self.betas[0] == 0:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
-from .moments import decayed, in_place
+from ..declaration import FINITE, setting
+from ..optimizer import Optimizer
+from .pieces import ascended, decayed, in_place
 
 
 class SGDState(NamedTuple):
@@ -25,16 +26,6 @@ class SGD(Optimizer):
         b ← g at the first step, μ b + (1 - τ) g after it
         d ← g + μ b (nesterov), b (momentum), or g (μ = 0)
         p ← p - lr d
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        momentum: μ, >= 0.
-        dampening: τ, a finite number.
-        weight_decay: λ, >= 0; coupled, added to the gradient.
-        nesterov: Nesterov momentum; needs momentum > 0 and dampening = 0.
-        maximize: ascend instead of descend.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`; for nesterov without momentum or with dampening.
@@ -53,31 +44,12 @@ class SGD(Optimizer):
         SGD([Linear], lr=0.1, momentum=0.9, dampening=0, weight_decay=0.0001)
     """
 
-    _ranges: ClassVar = {"dampening": (-3.4e38, 3.4e38)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 0.01,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float = 0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            modules,
-            lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            maximize=maximize,
-            **options,
-        )
+    momentum: float = setting(default=0, doc="μ")
+    dampening: float = setting(default=0, within=FINITE, doc="τ")
+    weight_decay: float = setting(default=0, doc="λ; coupled, added to the gradient")
+    nesterov: bool = setting(default=False, doc="Nesterov momentum; needs momentum > 0 and dampening = 0")
+    maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
     def _validate(self) -> None:
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
@@ -89,7 +61,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
-        g = -g if h.maximize else g
+        g = ascended(g, h)
         if not s:
             return p - h.lr * (g + h.weight_decay * p), s
         keep = jnp.where(h.momentum == 0, 1, h.momentum)  # without momentum b stays as it is

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..optimizer import Optimizer, Options
-from .moments import after
+from ..declaration import BELOW_ONE, Rate, setting
+from ..optimizer import Optimizer
+from .pieces import after
 
 
 class LionState(NamedTuple):
@@ -24,13 +25,6 @@ class Lion(Optimizer):
         d ← sign(β₁ m + (1 - β₁) g)
         m ← β₂ m + (1 - β₂) g
         p ← p - lr (d + λ p)
-
-    Args:
-        modules: a list of modules; see `Optimizer`.
-        lr: learning rate, >= 0, or a schedule.
-        betas: (β₁, β₂), each in [0, 1).
-        weight_decay: λ, >= 0; decoupled.
-        **options: `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.
 
     Raises:
         ValueError, TypeError: as `Optimizer`.
@@ -47,18 +41,10 @@ class Lion(Optimizer):
         Lion([Linear], lr=0.0001, betas=(0.9, 0.99), weight_decay=0.001)
     """
 
-    _ranges: ClassVar = {"betas": (0.0, 0.99999994)}
     elementwise = True
-
-    def __init__(
-        self,
-        modules: Any,
-        lr: Any = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 1e-3,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(modules, lr, betas=betas, weight_decay=weight_decay, **options)
+    lr: Rate = setting(default=1e-4)
+    betas: tuple[float, float] = setting(default=(0.9, 0.99), within=BELOW_ONE, doc="(β₁, β₂), each")
+    weight_decay: float = setting(default=1e-3, doc="λ; decoupled")
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:

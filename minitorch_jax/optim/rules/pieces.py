@@ -1,13 +1,33 @@
-"""What rules with running averages share."""
+"""What rules share: ascent, weight decay, running averages and their correction, and hints for XLA on CPU."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-BELOW_ONE = 0.99999994  # the largest float32 below 1: averages take β in [0, 1)
+
+def ascended(g: Any, h: SimpleNamespace) -> Any:
+    """The gradient to descend along: -g with `maximize`."""
+    return -g if h.maximize else g
+
+
+def coupled(p: Any, g: Any, h: SimpleNamespace) -> Any:
+    """The gradient to descend along, with coupled weight decay in it."""
+    return decayed(ascended(g, h), p, h.weight_decay)
+
+
+def decoupled(p: Any, h: SimpleNamespace) -> Any:
+    """The parameter after decoupled weight decay, (1 - lr λ) p."""
+    return p * (1 - h.lr * h.weight_decay)
+
+
+def moments(g: Any, s: Any, h: SimpleNamespace) -> tuple[Any, Any]:
+    """The running averages of the gradient and of its square, from those in the state `s`."""
+    (beta1, beta2), (rest1, rest2) = h.betas, h.one_minus.betas
+    return beta1 * s.exp_avg + rest1 * g, beta2 * s.exp_avg_sq + rest2 * g * g
 
 
 def bias_correction(one_minus: Any, t: Any) -> Any:
