@@ -68,7 +68,7 @@ class Optimizer(Tree):
         TypeError: if `modules` is not a list, or holds something without the parameters API.
 
     Example:
-        >>> import jax, minitorch_jax as mt
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
         >>> from minitorch_jax import nn
         >>> model = nn.Linear(2, 1, key=jax.random.key(0))
         >>> opt = mt.Optimizer([model], lr=0.5)
@@ -238,7 +238,7 @@ class Optimizer(Tree):
             RuntimeError: without `track_grad_norm=True`.
 
         Example:
-            >>> import jax, minitorch_jax as mt
+            >>> import jax, jax.numpy as jnp, minitorch_jax as mt
             >>> from minitorch_jax import nn
             >>> layer = nn.Linear(2, 1, bias=False, key=jax.random.key(0))
             >>> opt = mt.Optimizer([layer], lr=0.1, track_grad_norm=True)
