@@ -130,6 +130,9 @@ class Configured(Stateful):
             return self._whole(name, self._hyper.get(name, lambda: self._counts()[0], group))
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`{self._hint(name)}")
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._hyper.given, *self._hyper.flags})
+
     def _hint(self, name: str) -> str:
         known = [*self._hyper.given, *self._hyper.flags, *(n for n in dir(type(self)) if not n.startswith("_"))]
         near = difflib.get_close_matches(name, known, 1)

@@ -199,6 +199,9 @@ def _constructor(cls: Any) -> Any:
             raise TypeError(f"{type(self).__name__}(): {error}") from None
         bound.apply_defaults()
         modules, options = bound.arguments.pop("modules"), bound.arguments.pop("options", {})
+        if fixed.keys() & options.keys():
+            name = next(name for name in options if name in fixed)
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
         written(self, modules, **bound.arguments, **fixed, **options)
 
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
