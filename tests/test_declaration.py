@@ -155,6 +155,32 @@ def test_a_subclass_may_state_another_default() -> None:
         Fast([matrix()], momentum=-1)
 
 
+def test_a_type_alone_leaves_the_default_and_a_constant_stays_one() -> None:
+    class Typed(optim.SGD):
+        momentum: float
+        elementwise: bool = False
+
+    opt = Typed([matrix()])
+    assert opt.momentum == 0 and Typed.elementwise is False and "elementwise" not in inspect.signature(Typed).parameters
+
+
+def test_constructors_of_two_bases_all_run() -> None:
+    ran = []
+
+    class ByHand(optim.SGD):
+        def __init__(self, modules: Any, lr: Any = 0.1, **options: Any) -> None:
+            ran.append("by hand")
+            super().__init__(modules, lr, **options)
+
+    class Declared(optim.SGD):
+        sigma: float = 0.5
+
+    class Both(Declared, ByHand):
+        pass
+
+    assert (Both([matrix()], momentum=0.25).momentum, ran) == (0.25, ["by hand"])
+
+
 def test_a_subclass_may_add_a_setting_to_a_rule() -> None:
     class Noted(optim.SGD):
         _: KW_ONLY

@@ -40,19 +40,20 @@ class Setting(NamedTuple):
     """One setting of a rule: a number, a tuple of numbers, a flag or a string, as it was declared."""
 
     default: Any = _REQUIRED
-    within: tuple[float, float] | None = None  # None: as in the base class, or >= 0
-    doc: str | None = None  # None: as in the base class
+    within: tuple[float, float] | None = None
+    doc: str | None = None
     kw_only: bool = False
     init: bool = True
     name: str = ""
     annotation: str = "Any"
 
     def completed(self, name: str, annotation: str | None, inherited: Setting | None) -> Setting:
-        """The declaration with its name and type, and what it leaves to the one that it replaces."""
+        """The declaration with its name and type; a default, range or doc that it does not state is the base class's."""
         base = inherited or Setting(within=NOT_NEGATIVE, doc="")
         return self._replace(
             name=name,
             annotation=base.annotation if annotation is None else annotation,
+            default=base.default if self.default is _REQUIRED else self.default,
             within=base.within if self.within is None else self.within,
             doc=base.doc if self.doc is None else self.doc,
         )
@@ -109,21 +110,21 @@ def declare(cls: Any) -> None:
 
 
 def _declared_in(cls: Any, inherited: Mapping[str, Setting], only_explicit: bool) -> dict[str, Setting]:
-    """The settings in the body of a class, which are taken out of it: an instance reads them by `__getattr__`.
+    """The settings in the body of a class. They are removed from it, so that an instance reads them by `__getattr__`.
 
-    Next to an `__init__` of its own (`only_explicit`) a plain annotated attribute is what it is in any class.
+    With `only_explicit`, for a class with an `__init__` of its own, annotated attributes stay what they are in any class.
     """
     annotations = inspect.get_annotations(cls)
-    constants = [name for name in annotations if _is_plain(getattr(cls.__base__, name, _REQUIRED))]  # `elementwise`
     found: dict[str, Setting] = {}
     kw_only = False
     for name, annotation in annotations.items():
         text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
         if annotation is KW_ONLY or text.endswith("KW_ONLY"):
             kw_only = True
-        elif not name.startswith("_") and not re.match(r"(\w+\.)*ClassVar\b", text) and name not in constants:
+        elif not name.startswith("_") and not re.match(r"(\w+\.)*ClassVar\b", text):
             value = vars(cls).get(name, Setting())
-            if isinstance(value, Setting) or not only_explicit:
+            is_constant = _is_plain(_of_bases(cls, name))  # another value of `elementwise`, say
+            if isinstance(value, Setting) or not (only_explicit or is_constant):
                 one = value if isinstance(value, Setting) else Setting(value)
                 one = one._replace(kw_only=one.kw_only or kw_only)
                 found[name] = one.completed(name, text, inherited.get(name))
@@ -147,9 +148,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | tuple)
 
 
+def _of_bases(cls: Any, name: str) -> Any:
+    """The attribute that a class has from its bases, as it is written there."""
+    return next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), _REQUIRED)
+
+
 def _check_declared(cls: Any, one: Setting) -> None:
     """Raise TypeError for a new setting that could not be given, or not be read."""
-    if one.name in ("t", "one_minus") or any(hasattr(base, one.name) for base in cls.__mro__[1:]):
+    if one.name in ("t", "one_minus") or _of_bases(cls, one.name) is not _REQUIRED:
         raise TypeError(f"{cls.__name__}.{one.name}: a rule has a `{one.name}` already; choose another name")
     if one.default is _REQUIRED:
         raise TypeError(
@@ -175,7 +181,7 @@ def _taken_by(init: Callable[..., Any], inherited: Mapping[str, Setting]) -> dic
 
 
 def _constructor(cls: Any) -> Any:
-    """An `__init__` that takes what the class declares, in that order, and hands it to the one written by hand above it."""
+    """An `__init__` that takes what the class declares, in that order, and calls the next one that is written by hand."""
     taken = [one for one in cls._settings.values() if one.init and one.name not in OPTIONS]
     parameters = [
         inspect.Parameter(
@@ -189,7 +195,6 @@ def _constructor(cls: Any) -> Any:
     if any(cls._settings[name].init for name in OPTIONS):
         parameters.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation="bool"))
     signature = inspect.Signature(parameters)
-    written: Any = next(base.__init__ for base in cls.__mro__[1:] if _is_written(base))
     fixed = {one.name: one.default for one in cls._settings.values() if not one.init}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -202,6 +207,8 @@ def _constructor(cls: Any) -> Any:
         if fixed.keys() & options.keys():
             name = next(name for name in options if name in fixed)
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
+        above = type(self).__mro__[type(self).__mro__.index(cls) + 1 :]
+        written = next(vars(base)["__init__"] for base in above if _is_written(base))
         written(self, modules, **bound.arguments, **fixed, **options)
 
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -274,15 +281,17 @@ def check_names(cls: Any, names: Iterable[str]) -> None:
     """Raise TypeError for a name that came through `**options` of a constructor and means nothing."""
     known = [name for name in cls._settings if name != "modules"]
     unknown = [name for name in names if name not in known]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls.__init__).parameters.values())
-    if unknown and takes_any:  # (else those that it passes on are its own)
+    if not unknown:
+        return
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # else the constructor passes on what it knows itself
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}")
 
 
 def default_of(cls: Any, name: str) -> Any:
-    """The default that a class states for a setting; none is a marker that is no setting's value."""
+    """The default of a setting; if it has none, a marker that is no value of any setting."""
     one = cls._settings.get(name)
     return _REQUIRED if one is None else one.default
 
@@ -324,6 +333,6 @@ def as_flags(cls: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
             flags[name] = bool(value)
         elif isinstance(value, bool | str) and not isinstance(default, int | float) and name != "lr":
             flags[name] = value
-        elif value is None and default is None:
+        elif value is None and is_optional(cls, name):
             flags[name] = value
     return flags
