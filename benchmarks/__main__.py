@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from . import chart, report
+    from .comparison import Effort
     from .peers import torch
-    from .rows import Effort, catalogue
+    from .rows import catalogue
 
     jax.config.update("jax_enable_compilation_cache", False)  # the first calls are to compile
     if jax.default_backend() != "cpu":  # where JAX would round to TF32 or less, and torch and NumPy would not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
 from .problems import DECAY, LAYER_LR, LR, MLP, MOMENTUM, Arrays, Layer
-from .timing import Side
+from .timing import Side, flattened
 
 
 class Flat(mt.Module):
@@ -115,6 +116,50 @@ def compiled(problem: MLP, model: Any = None, optimizer: Any = None, from_numpy:
         for _ in range(calls):
             loss = train_step(x, y)
         return loss
+
+    return Side(run)
+
+
+def functional(problem: MLP) -> Side:
+    """The same three lines as a pure function of the optimizer, under `jax.jit`."""
+    training = Training(problem)
+    opt, x, y, loss_fn = training.opt, training.x, training.y, training.loss_fn
+
+    @jax.jit
+    def train_step(opt: mt.Optimizer, x: jax.Array, y: jax.Array) -> tuple[mt.Optimizer, jax.Array]:
+        opt.zero_grad()
+        loss = mt.backward(loss_fn, opt.modules[0], x, y)
+        opt.step()
+        return opt, loss
+
+    def run(calls: int) -> jax.Array:
+        nonlocal opt
+        for _ in range(calls):
+            opt, loss = train_step(opt, x, y)
+        return loss
+
+    return Side(run)
+
+
+def flattened_module(problem: MLP) -> Side:
+    """A network flattened and put together again, as at each call of a plain `jax.jit`."""
+    return Side(partial(flattened, make_model(problem)), value=lambda model: model[0].weight[0])
+
+
+def flattened_optimizer(problem: MLP) -> Side:
+    """An Adam with its network flattened and put together again."""
+    opt = Training(problem, optimizer=partial(make_optimizer, "adam")).opt
+    return Side(partial(flattened, opt), value=lambda opt: opt.modules[0][0].weight[0])
+
+
+def planned(problem: MLP, listed: bool) -> Side:
+    """An optimizer made for layers that are listed one by one, or lie in one Sequential: it plans its step then."""
+    model = make_model(problem)
+
+    def run(calls: int) -> jax.Array:
+        for _ in range(calls):
+            mt.Optimizer(list(model) if listed else [model])
+        return model[0].weight[0]
 
     return Side(run)
 

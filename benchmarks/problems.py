@@ -38,16 +38,21 @@ class MLP(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """`number` parameters of `size` floats each with fixed gradients, for an update alone."""
+    """`number` parameters of `size` floats each with fixed gradients, for an update alone; and one of `rest`, if any."""
 
     number: int
     size: int
+    rest: int = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.size] * self.number + [self.rest] * bool(self.rest)
 
     def parameters(self) -> list[Array]:
-        return [np.full(self.size, 0.5, np.float32) for _ in range(self.number)]
+        return [np.full(size, 0.5, np.float32) for size in self.sizes]
 
     def gradients(self) -> list[Array]:
-        return [np.full(self.size, 0.1, np.float32) for _ in range(self.number)]
+        return [np.full(size, 0.1, np.float32) for size in self.sizes]
 
 
 class Layer(NamedTuple):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import CORES
-from .rows import Group, Row
+from .comparison import Group, Row
 from .timing import Times, ratio, summary
 
 PACKAGES = ("minitorch_jax", "jax", "jaxlib", "numpy", "optax", "equinox", "flax", "torch")

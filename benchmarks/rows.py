@@ -1,47 +1,15 @@
-"""What is measured: groups of sides that do the same work, and the rows that compare two of them."""
+"""What is measured: the catalogue of all groups of sides that do the same work."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import adapted, memory, ours, starts, timing
+from . import adapted, disturbed, memory, ours, starts
+from .comparison import Group, Row, first_calls, steady
 from .peers import equinox, hand, nnx, numpy, optax, torch
 from .problems import MLP, Arrays, Layer
-from .timing import Side, Times
-
-Makers = Mapping[str, Callable[[], Side]]
-
-
-class Effort(NamedTuple):
-    """How long to measure."""
-
-    rounds: int
-    block: float  # about how many seconds a side runs in a round
-
-
-@dataclass(frozen=True)
-class Row:
-    """A comparison of two sides of a group: the ratio ours / peer must be at most `aim`, if there is one."""
-
-    ours: str
-    peer: str
-    aim: float | None = None
-    per_array: int | None = None  # also tell the difference of the two, divided by this number of packed arrays
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sides that are measured together: `measure(names, effort)` gives the figures of those that are named."""
-
-    key: str
-    title: str
-    rows: Sequence[Row]
-    measure: Callable[[Sequence[str], Effort], Times]
-    unit: str = "s"
 
 
 class Sizes(NamedTuple):
@@ -54,6 +22,10 @@ class Sizes(NamedTuple):
     among_peers: MLP
     large: int
     first: int  # depth of the network whose first call is measured
+    usual: MLP  # whose step is disturbed, and written as a pure function
+    listed: int  # layers that an optimizer plans for
+    packed: Arrays  # whose total the cores divide, and whose total with one more they do not
+    flat: int  # the same of one array
 
 
 FULL = Sizes(
@@ -64,8 +36,24 @@ FULL = Sizes(
     MLP(20, 32),
     50_000_000,
     100,
+    MLP(20, 16),
+    300,
+    Arrays(301, 1000),
+    1_000_000,
 )
-QUICK = Sizes((4, 40), (2, 4), MLP(3, 64, 32), (MLP(1, 64, 64),), MLP(3, 32), 1_000_000, 3)
+QUICK = Sizes(
+    (4, 40),
+    (2, 4),
+    MLP(3, 64, 32),
+    (MLP(1, 64, 64),),
+    MLP(3, 32),
+    1_000_000,
+    3,
+    MLP(3, 16),
+    20,
+    Arrays(3, 1000),
+    10_000,
+)
 SCAN = 20  # steps in one program
 
 STEP, PACKED_STEP, FOUR = "step()", "packed step()", "step() of 4 arrays"
@@ -78,33 +66,11 @@ HAND_FUSED, HAND_SCAN = "fused jax.jit by hand", f"lax.scan by hand of {SCAN} st
 NNX, NNX_CACHED, NNX_PARTIAL = "nnx.jit", "nnx.cached_partial", "nnx.jit_partial"
 EQUINOX, OPTAX = "equinox filter_jit", "optax under jax.jit"
 NNX_MODULE, EQUINOX_MODULE, OPTAX_RULE = "mt.jit, nnx module", "mt.jit, equinox module", "mt.jit, OptaxOptimizer"
+FUNCTIONAL = "jax.jit(step)(opt, x, y)"
+OURS, THEIRS = "Module", "equinox Module"
+OURS_ADAM, THEIRS_ADAM = "Optimizer (Adam)", "equinox Module, optax state"
+LISTED, IN_ONE = "layers listed", "layers in one Sequential"
 OPTAX_STEP = "step() of OptaxOptimizer"
-
-
-def steady(makers: Makers) -> Callable[[Sequence[str], Effort], Times]:
-    """Time per step when everything is compiled."""
-
-    def measure(names: Sequence[str], effort: Effort) -> Times:
-        sides = {name: make() for name, make in makers.items() if name in names}
-        try:
-            return timing.steady(sides, effort.rounds, effort.block)
-        finally:
-            for side in sides.values():
-                side.close()
-            sides.clear()
-            gc.collect()
-
-    return measure
-
-
-def first_calls(makers: Makers) -> Callable[[Sequence[str], Effort], Times]:
-    """Time of the first call."""
-
-    def measure(names: Sequence[str], effort: Effort) -> Times:
-        chosen = {name: make for name, make in makers.items() if name in names}
-        return timing.first_calls(chosen, max(2, effort.rounds // 6))
-
-    return measure
 
 
 def updates(count: int) -> Group:
@@ -172,6 +138,61 @@ def numpy_batches(problem: MLP) -> Group:
     }
     rows = [Row(JIT_NUMPY, JIT), Row(JIT_NUMPY, HAND_NUMPY)]
     return Group(f"numpy/{problem.width}", f"training step, {network(problem)}", rows, steady(makers))
+
+
+def disturbed_steps(problem: MLP) -> list[Group]:
+    """A training step right after something else in the process moved, against one where nothing did."""
+    others, still, own = list(disturbed.OTHERS), disturbed.NOTHING, disturbed.OWN_MODE
+    rows = {
+        JIT: [*(Row(other, still, 1.5) for other in others), Row(own, still, 3.0)],
+        LOOP: [Row(other, still, 1.3) for other in others[::2]],
+    }
+    groups = []
+    for name, make in ((JIT, disturbed.compiled), (LOOP, disturbed.three_calls)):
+        makers = {what: partial(make, problem, what) for what in [still, *(row.ours for row in rows[name])]}
+        title = f"{name} right after something else, {network(problem)}"
+        groups.append(Group(f"disturbed/{name}", title, rows[name], steady(makers)))
+    return groups
+
+
+def pure(problem: MLP) -> list[Group]:
+    """The functional form, and what its calls pay for: flattening."""
+    step = {FUNCTIONAL: partial(ours.functional, problem), JIT: partial(ours.compiled, problem)}
+    module = {OURS: partial(ours.flattened_module, problem), THEIRS: partial(equinox.flattened_module, problem)}
+    optimizer = {
+        OURS_ADAM: partial(ours.flattened_optimizer, problem),
+        THEIRS_ADAM: partial(equinox.flattened_optimizer, problem),
+    }
+    rows = [Row(OURS, THEIRS), Row(OURS_ADAM, THEIRS_ADAM)]
+    layers = f"{problem.depth} layers flattened and put together again"
+    return [
+        Group("functional", f"functional step, {network(problem)}", [Row(FUNCTIONAL, JIT, 2.0)], steady(step)),
+        Group("flatten", layers, rows, steady(module | optimizer, trains=False)),
+    ]
+
+
+def planning(count: int) -> Group:
+    """Making an optimizer."""
+    problem = MLP(count, 4)
+    makers = {LISTED: partial(ours.planned, problem, True), IN_ONE: partial(ours.planned, problem, False)}
+    title = f"an optimizer of {count} layers is made"
+    return Group("plan", title, [Row(LISTED, IN_ONE, 1.5)], steady(makers, trains=False))
+
+
+def uneven(packed: Arrays, flat: int) -> list[Group]:
+    """Sizes that the cores do not divide, against those that they do; XLA on CPU vectorises only the latter."""
+    total = sum(packed.sizes)
+    more, even = f"{total + 1:,} numbers", f"{total:,} numbers"
+    packs = {
+        more: partial(ours.step, packed._replace(rest=1), "adam", packed=True),
+        even: partial(ours.step, packed, "adam", packed=True),
+    }
+    one_more, divided = f"{flat + 1:,} floats", f"{flat:,} floats"
+    arrays = {one_more: partial(ours.step, Arrays(1, flat + 1)), divided: partial(ours.step, Arrays(1, flat))}
+    return [
+        Group("uneven/packed", "packed step() of Adam", [Row(more, even, 1.1)], steady(packs)),
+        Group("uneven/flat", "step() of one array", [Row(one_more, divided)], steady(arrays)),
+    ]
 
 
 def among_peers(problem: MLP) -> Group:
@@ -316,6 +337,8 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
     groups += [training(MLP(depth, 16), depth == ends[0], depth == ends[1]) for depth in sizes.depths]
     groups += [numpy_batches(problem) for problem in sizes.batches]
     groups += [wide(sizes.wide), among_peers(sizes.among_peers), *adapters(sizes.among_peers, sizes.arrays[1])]
+    groups += [*disturbed_steps(sizes.usual), *pure(sizes.usual), planning(sizes.listed)]
+    groups += uneven(sizes.packed, sizes.flat)
     for rule, name in RULES.items():
         groups.append(large(sizes.large, rule, name))
         if rule != "sgd":  # which has rows of its own

@@ -23,29 +23,58 @@ class Side:
 
     `value(result)` is what is compared between the sides: the loss or, for an update alone, a parameter; the result
     itself unless it is given. With `steps` above 1, one call does that many steps, and gives an array of their losses.
+    With `before`, each call is timed alone, and `before()` comes first, untimed.
     """
 
-    def __init__(self, run: Callable[[int], Any], value: Callable[[Any], Any] = lambda result: result, steps: int = 1):
+    def __init__(
+        self,
+        run: Callable[[int], Any],
+        value: Callable[[Any], Any] = lambda result: result,
+        steps: int = 1,
+        before: Callable[[], Any] | None = None,
+    ) -> None:
         self.run = run
         self.value = value
         self.steps = steps
+        self.before = before
 
     def seconds(self, calls: int, warm: int = 0) -> float:
         """The time of `calls` calls, after `warm` ones that are not counted; the last one is waited for."""
+        if self.before is not None:
+            return sum([self._alone(self.before) for _ in range(warm + calls)][warm:])
         if warm:
             jax.block_until_ready(self.run(warm))
         start = time.perf_counter()
         jax.block_until_ready(self.run(calls))
         return time.perf_counter() - start
 
+    def _alone(self, before: Callable[[], Any]) -> float:
+        before()
+        start = time.perf_counter()
+        jax.block_until_ready(self.run(1))
+        return time.perf_counter() - start
+
     def first(self) -> NDArray[Any]:
         """The values of the first steps."""
         if self.steps > 1:
             return np.array(self.value(self.run(1)))[:STEPS_CHECKED]
-        return np.array([_sample(self.value(self.run(1))) for _ in range(STEPS_CHECKED)])
+        found = []
+        for _ in range(STEPS_CHECKED):
+            if self.before is not None:
+                self.before()
+            found.append(_sample(self.value(self.run(1))))
+        return np.array(found)
 
     def close(self) -> None:
         """Free what is held outside of this process."""
+
+
+def flattened(tree: Any, calls: int) -> Any:
+    """A pytree, flattened and put together again that often."""
+    for _ in range(calls):
+        leaves, structure = jax.tree.flatten(tree)
+        tree = jax.tree.unflatten(structure, leaves)
+    return tree
 
 
 def _sample(value: Any) -> Any:
@@ -53,11 +82,11 @@ def _sample(value: Any) -> Any:
     return np.array(value[:16] if np.ndim(value) else value)
 
 
-def check_same(results: Mapping[str, NDArray[Any]]) -> None:
-    """Raise unless all sides trained, and gave the same results in their first steps."""
+def check_same(results: Mapping[str, NDArray[Any]], trains: bool = True) -> None:
+    """Raise unless all sides gave the same results in their first steps, and trained, if they are to."""
     (reference, expected), *_ = results.items()
     for name, result in results.items():
-        if not np.abs(result[-1] - result[0]).max() > 10 * TOLERANCE * np.abs(result[0]).max():
+        if trains and not np.abs(result[-1] - result[0]).max() > 10 * TOLERANCE * np.abs(result[0]).max():
             raise RuntimeError(f"{name} does not train: its first results are {result.tolist()}")
         if not np.allclose(result, expected, rtol=TOLERANCE, atol=0):
             raise RuntimeError(
@@ -65,9 +94,9 @@ def check_same(results: Mapping[str, NDArray[Any]]) -> None:
             )
 
 
-def steady(sides: Mapping[str, Side], rounds: int, block: float) -> Times:
+def steady(sides: Mapping[str, Side], rounds: int, block: float, trains: bool = True) -> Times:
     """The time of a step when everything is compiled; `block` is about how long a side runs in a round, in seconds."""
-    check_same({name: side.first() for name, side in sides.items()})
+    check_same({name: side.first() for name, side in sides.items()}, trains)
     calls = {name: _calls_for(side, block) for name, side in sides.items()}
     times: Times = {name: [] for name in sides}
     gc.collect()

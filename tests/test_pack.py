@@ -28,6 +28,7 @@ from training import X, Y, assert_alive, assert_same, everything, squared, step
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
+from minitorch_jax.state.packed import padded
 from minitorch_jax.state.walk import walk_of
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1697,7 +1698,7 @@ def test_memory_of_a_packed_model_is_freed_without_the_garbage_collector() -> No
         model = nn.Sequential(nn.Linear(7, 11, key=jax.random.key(0)), nn.Linear(11, 1, key=jax.random.key(1)))
         return model, optim.SGD([model], lr=0.1, momentum=0.9)
 
-    x, y, length = jnp.ones((2, 7)), jnp.ones((2, 1)), 7 * 11 + 11 + 11 + 1
+    x, y, length = jnp.ones((2, 7)), jnp.ones((2, 1)), padded(7 * 11 + 11 + 11 + 1)
     gc.collect()
     gc.disable()
     try:

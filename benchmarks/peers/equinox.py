@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ..problems import LAYER_LR, LR, MLP, Layer
-from ..timing import Side
+from ..timing import Side, flattened
 
 
 def make_model(problem: MLP) -> eqx.nn.Sequential:
@@ -25,6 +26,18 @@ def make_model(problem: MLP) -> eqx.nn.Sequential:
 def train(problem: MLP) -> Side:
     """A network, sample by sample under `vmap`."""
     return _train(make_model(problem), problem.data(), LR)
+
+
+def flattened_module(problem: MLP) -> Side:
+    """A network flattened and put together again."""
+    return Side(partial(flattened, make_model(problem)), value=lambda model: model.layers[0].weight[0])
+
+
+def flattened_optimizer(problem: MLP) -> Side:
+    """A network and optax's state of Adam for it, flattened and put together again."""
+    model = make_model(problem)
+    both = model, optax.adam(LR).init(eqx.filter(model, eqx.is_array))
+    return Side(partial(flattened, both), value=lambda both: both[0].layers[0].weight[0])
 
 
 def _train(model: Any, data: tuple[Any, Any], lr: float) -> Side:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ..runtime import interrupts
 from ..runtime.jax_private import forget_effects, forget_refusals, is_debugging
+from ..runtime.room import has_room
 from ..state.access import store_all
 from ..state.cell import Cell, get_stored, store
 from ..state.gradient import CONSUMED
@@ -71,26 +72,36 @@ class Compiled:
         self.keeping = jax.jit(compiled, compiler_options=options)
         self.calls_back, self.asks = False, asks
 
-    def prepare(self, owned: list[Any], others: tuple[Any, ...]) -> None:
-        """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up."""
-        if not (_config.jax_disable_jit or is_debugging()):  # then nothing is donated anyway
-            lowered = self.donating.trace(owned, others).lower()
-            forget_refusals(self.donating)
-            self.calls_back = self.calls_back or _calls_back(lowered.compiler_ir("stablehlo").operation)
+    def prepare(self, owned: list[Any], others: tuple[Any, ...], to_compile: bool = False) -> bool:
+        """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up.
+
+        With `to_compile`, also compile; returns True if nothing speaks against a run that uses up its inputs: all that the
+        program does is known to succeed, once there is memory for it, and there is.
+        """
+        if _config.jax_disable_jit or is_debugging():  # then nothing is donated anyway
+            return False
+        lowered = self.donating.trace(owned, others).lower()
+        forget_refusals(self.donating)
+        calls = set(_foreign_calls(lowered.compiler_ir("stablehlo").operation))
+        self.calls_back = self.calls_back or any(["callback" in name or name in _TRANSFERS for name in calls])
+        return to_compile and not calls and has_room(lowered.compile(), owned)
 
 
-def _calls_back(operation: Any) -> bool:
-    """Whether a lowered program has a call of Python in it; where devices are far from the host, a transfer."""
+_TRANSFERS = "stablehlo.send", "stablehlo.recv"  # calls of Python, where devices are far from the host
+
+
+def _foreign_calls(operation: Any) -> Iterator[str]:
+    """What a lowered program calls that is not XLA's own: Python's functions and libraries' kernels."""
     for region in operation.regions:
         for block in region:
             for inner in block:
                 name = inner.operation.name
                 if name == "stablehlo.custom_call":
-                    if "callback" in str(inner.attributes["call_target_name"]):
-                        return True
-                elif name in ("stablehlo.send", "stablehlo.recv") or _calls_back(inner.operation):
-                    return True
-    return False
+                    yield str(inner.attributes["call_target_name"])
+                elif name in _TRANSFERS:
+                    yield name
+                else:
+                    yield from _foreign_calls(inner.operation)
 
 
 @contextmanager
@@ -177,10 +188,12 @@ class Pipeline:
                 values[i] = copied
 
     def run_first(self, others: tuple[Any, ...], donated: Sequence[Any] = ()) -> list[Any]:
-        """`run` for a program that has not run yet: on copies, and awaited, since memory may turn out not to suffice."""
-        values = [*self._copies(), *donated]
+        """`run` for a program that has not run yet. It is awaited, and runs on copies if it may fail; see `prepare`."""
+        values = [*map(get_stored, self.owned), *donated]
         try:
-            self.compiled.prepare(values, others)
+            if self.compiled.prepare(values, others, to_compile=True):
+                return jax.block_until_ready(self.run(others, donated))
+            values = [*self._copies(), *donated]
             return self._await(self.compiled.keeping if is_debugging() else self.compiled.donating, values, others)
         finally:
             interrupts.release()

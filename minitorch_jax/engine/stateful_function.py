@@ -91,8 +91,8 @@ class Cells(Stateful):
         return tuple([(cell.kind, False, cell.encoding) for cell in found])
 
 
-def whole_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """`cells` with a packed cell in place of the views of its pack, if they are all that it holds.
+def whole_cells(cells: Sequence[Cell]) -> tuple[list[Cell], Sizes]:
+    """`cells` with a packed cell in place of the views of its pack, if they are all that it holds; and where each ends.
 
     It is one array for a program, and may stand for its views where order and shapes do not matter. A trace around the
     call knows the views themselves.
@@ -100,8 +100,14 @@ def whole_cells(cells: Sequence[Cell]) -> list[Cell]:
     packs = {cell.pack for cell in cells if cell.pack is not None}
     views = {view for pack in packs for view in pack.places}
     if not is_eager() or any([pack.has_holes() for pack in packs]) or not views.issubset(cells):
-        return list(cells)
-    return stored_cells(cells)
+        return list(cells), ()
+    stored, sizes = stored_cells(cells), {pack.cell: pack.size for pack in packs}
+    return stored, tuple([(i, sizes[cell]) for i, cell in enumerate(stored) if cell in sizes])
+
+
+Sizes = tuple[
+    tuple[int, int], ...
+]  # places of packed cells among others, and how many numbers come before their padding
 
 
 def remembered(walks: tuple[Walk, ...], key: Any, make: Callable[[], Any]) -> Any:

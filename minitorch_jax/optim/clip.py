@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.stateful_function import Cells, StatefulFunction, remembered, whole_cells
+from ..engine.stateful_function import Cells, Sizes, StatefulFunction, remembered, whole_cells
 from ..module.module import Module
 from ..module.parameter import wide_dtype
 from ..runtime import contexts
@@ -125,14 +125,14 @@ def norm(grads: Sequence[Any], norm_type: float = 2.0) -> Any:
 def _norm(grads: Cells) -> Any:
     values = list(map(gradient, grads))
     with contexts.full_width(values):
-        return norm(values, grads.about)
+        return norm(values, grads.about.norm_type)
 
 
 @StatefulFunction
 def _clip_norm(grads: Cells, limit: Any) -> Any:
     values = list(map(gradient, grads))
     with contexts.full_width(values):
-        total = norm(values, grads.about)
+        total = norm(values, grads.about.norm_type)
         factor = jnp.minimum(limit.astype(total.dtype) / (total + 1e-6), 1.0)
         _change(grads, lambda g: g * factor.astype(g.dtype))
         return total
@@ -149,18 +149,23 @@ def _scale(grads: Cells, factor: Any) -> None:
 
 
 def _change(grads: Cells, update: Callable[[Any], Any]) -> None:
-    """Apply `update` to each gradient, in at least float32; those that are None, which stands for zeros, stay so."""
-    values = list(map(gradient, grads))
+    """Apply `update` to each gradient, in at least float32; those that are None, which stands for zeros, stay so.
+
+    The padding of packed ones stays zero, too, though a factor of NaN would make NaN of it.
+    """
+    values, sizes = list(map(gradient, grads)), dict(grads.about.sizes)
     with contexts.full_width(values):
-        for cell, g in zip(grads, values, strict=True):
+        for i, (cell, g) in enumerate(zip(grads, values, strict=True)):
             new = None if g is None else update(g.astype(wide_dtype(g.dtype))).astype(g.dtype)
+            if new is not None and sizes.get(i, new.size) < new.size:
+                new = jnp.where(jnp.arange(new.size) < sizes[i], new, jnp.zeros((), new.dtype))
             access.write(cell, new, "a gradient")
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def _gradients(name: str, modules: Any, about: Any = None) -> Cells:
+def _gradients(name: str, modules: Any, norm_type: float | None = None) -> Cells:
     """The gradients of the trainable parameters, each once."""
     listed = getattr(modules, "modules", None) if not isinstance(modules, Module) else [modules]
     listed = modules if listed is None or callable(listed) else listed
@@ -171,14 +176,22 @@ def _gradients(name: str, modules: Any, about: Any = None) -> Cells:
         if not isinstance(module, Module):
             raise TypeError(f"{name} takes Modules; the list holds {module!r} ({type(module).__name__})")
     walks = tuple(map(walk_of, listed))
-    find = partial(_trained, walks, about)
-    cells: Cells = remembered(walks, (_trained, about), find) if walks and frames.is_eager() else find()
+    find = partial(_trained, walks, norm_type)
+    cells: Cells = remembered(walks, (_trained, norm_type), find) if walks and frames.is_eager() else find()
     return cells
 
 
-def _trained(walks: Sequence[Walk], about: Any) -> Cells:
+def _trained(walks: Sequence[Walk], norm_type: float | None) -> Cells:
     grads = dict.fromkeys(cell.grad for walk in walks for cell in walk.params if cell.trainable)
-    return Cells(whole_cells(list(grads)), about)
+    cells, sizes = whole_cells(list(grads))
+    return Cells(cells, _About(norm_type, sizes))
+
+
+class _About(NamedTuple):
+    """What a program knows of gradients besides their shapes."""
+
+    norm_type: float | None
+    sizes: Sizes  # of packed ones
 
 
 def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> Any:

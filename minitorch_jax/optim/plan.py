@@ -20,19 +20,20 @@ from ..module.module import Module
 from ..module.parameter import is_narrow, wide_dtype
 from ..runtime import contexts
 from ..runtime.bounded_cache import Kept
+from ..runtime.jax_private import is_debugging
 from ..runtime.memory import owned
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.gradient import unless_consumed
 from ..state.lending import using
-from ..state.packed import stored_cells
+from ..state.packed import padded, stored_cells
 from ..state.structure import Snapshot, get_stamp, process, structure_of
 from ..state.walk import Walk, join, walk_of
 from .clip import norm
 from .hyperparameters import VectorLayout, complement
 from .numpy_modules import Foreign, overlapping
 from .reading import Reading
-from .units import Unit, make_units, over_packs, single
+from .units import Unit, make_units, over_packs, single, without_padding
 
 
 def ids_of(lists: list[list[Any]]) -> list[Any]:
@@ -122,8 +123,8 @@ class Plan:
         settings = self.rule[1]
 
         def structure_of(unit: Unit) -> Any:
-            clock = self._clocks[unit.positions[0]]
-            return unit.tree, unit.positions, clock, unit.group, settings[unit.group].decayed(unit.shapes)
+            clock, decayed = self._clocks[unit.positions[0]], settings[unit.group].decayed(unit.shapes, unit.size)
+            return unit.tree, unit.positions, clock, unit.group, decayed, unit.size
 
         structures = tuple(map(structure_of, units))
         return (*self.rule, num_native, structures, self._num_steps, placement(owned))
@@ -455,11 +456,17 @@ class Settings(NamedTuple):
     schedules: tuple[tuple[str, Any], ...]
     start: int
 
-    def decayed(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """Of an array made of parameters of these shapes, what weight decay is multiplied by; None for all of it."""
+    def decayed(self, shapes: tuple[tuple[int, ...], ...], size: int | None = None) -> Any:
+        """Of an array made of parameters of these shapes, what weight decay is multiplied by; None for all of it.
+
+        `size`: of a packed one, where its padding begins.
+        """
         if not dict(self.flags)["decay_matrices_only"]:
             return None
-        return tuple([(int(np.prod(shape)), len(shape) >= 2) for shape in shapes])
+        parts = [(int(np.prod(shape)), len(shape) >= 2) for shape in shapes]
+        if size is not None:  # padding is as what it comes after, so that one number may do for all
+            parts.append((padded(size) - size, parts[-1][1]))
+        return tuple(parts)
 
     def numbers(self, values: Any, layout: VectorLayout, num_steps: Any) -> dict[str, Any]:
         """The numbers by name: scalars, or tuples of them; as `one_minus` 1 minus each, exact where one is nearly 1."""
@@ -479,7 +486,7 @@ class Settings(NamedTuple):
 def _make_update(
     source: Callable[[], tuple[Any, Sequence[Settings], VectorLayout, Any]],
     num_native: int,
-    structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any]],
+    structures: Sequence[tuple[Any, tuple[int, ...], int, int, Any, int | None]],
     num_steps: int,
     places: Placement,
 ) -> Callable[..., Any]:
@@ -494,11 +501,14 @@ def _make_update(
     def each(params: Any, grads: Any, states: Any, values: Any, steps: Any) -> tuple[list[Any], list[Any]]:
         rule, settings, layout, reads = source()
         numbers = [group.numbers(values, layout, steps[num_steps]) for group in settings]
-        clocks = {clock: jnp.minimum(steps[clock], LAST - 1) + 1 for _, _, clock, _, _ in structures}
+        clocks = {clock: jnp.minimum(steps[clock], LAST - 1) + 1 for _, _, clock, *_ in structures}
         new_params, new_states = [], []
-        for p, g, s, (_, _, clock, group, decayed) in zip(params, grads, states, structures, strict=True):
+        for p, g, s, (_, _, clock, group, decayed, size) in zip(params, grads, states, structures, strict=True):
             mine = numbers[group] | masked_decay(numbers[group], decayed)
-            new_p, new_s = _one(rule, settings[group].flags, reads)(p, g, s, mine, clocks[clock])
+            update_one = _one(rule, settings[group].flags, reads)
+            if size is not None and is_debugging():
+                update_one = without_padding(update_one, size)
+            new_p, new_s = update_one(p, g, s, mine, clocks[clock])
             new_params.append(new_p)
             new_states += jax.tree.leaves(new_s)
         return new_params, new_states

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..state.cell import Cell
 from ..state.lending import using
-from ..state.packed import Pack, PackedLayout, compact, make_pack
+from ..state.packed import Pack, PackedLayout, compact, make_pack, padded
 
 
 class Unit:
-    """A parameter, or a pack of them: its gradient, state, step counts' places, group, and the shapes it is made of."""
+    """A parameter, or a pack of them: its gradient, state, step counts' places, group, and the shapes it is made of.
 
-    __slots__ = ("param", "grad", "tree", "state", "positions", "group", "shapes")
+    `size`: of a pack that ends in padding, how many numbers come before it.
+    """
+
+    __slots__ = ("param", "grad", "tree", "state", "positions", "group", "shapes", "size")
 
     def __init__(
         self,
@@ -25,9 +30,10 @@ class Unit:
         positions: tuple[int, ...],
         group: int,
         shapes: tuple[tuple[int, ...], ...],
+        size: int | None = None,
     ) -> None:
         self.param, self.grad, self.tree, self.state = param, param.grad, tree, state
-        self.positions, self.group, self.shapes = positions, group, shapes
+        self.positions, self.group, self.shapes, self.size = positions, group, shapes, size
 
 
 def single(opt: Any, cell: Cell, order: dict[Cell, int], groups: dict[Cell, int], shape: tuple[int, ...]) -> Unit:
@@ -61,7 +67,8 @@ def make_units(opt: Any, shapes: dict[Cell, tuple[int, ...]], groups: dict[Cell,
             packed = [_packed_state([opt._state[v][1][k] for v in views], views, pack) for k in range(tree.num_leaves)]
             positions = tuple([order[view] for view in views])
             parts = tuple([pack.places[view].shape for view in views])
-            units.append(Unit(pack.cell, tree, packed, positions, groups[cell], parts))
+            size = None if padded(pack.size) == pack.size else pack.size
+            units.append(Unit(pack.cell, tree, packed, positions, groups[cell], parts, size))
     return units
 
 
@@ -84,7 +91,7 @@ def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
     places = [pack.places[view] for view in views]
     if (
         known is None
-        or known.length != pack.length
+        or known.size != pack.size
         or any(
             part.pack is not known or known.places[part].start != place.start
             for part, place in zip(parts, places, strict=True)
@@ -93,11 +100,27 @@ def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
         for part in parts:
             if part.pack is not None:
                 part.pack.release(part)
-        known = make_pack(parts, places, pack.length, parts[0].value.dtype, "state")
+        known = make_pack(parts, places, pack.size, parts[0].value.dtype, "state")
     for gone in set(known.places) - set(parts):  # of a parameter that has left its pack, and keeps its state as it is
         known.release(gone)
     cell: Cell = known.cell
     return cell
+
+
+def without_padding(update: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """The update of a packed parameter, `(parameter, gradient, state, numbers, t)`, kept from its padding.
+
+    A rule may make NaN of padding, where `jax_debug_nans` would find it. Slower, as the sizes are uneven.
+    """
+
+    def real(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any) -> Any:
+        def cut(array: Any) -> Any:
+            return array[:size] if jnp.shape(array) == p.shape else array
+
+        new = update(*jax.tree.map(cut, (p, g, s, numbers)), t)
+        return jax.tree.map(lambda array: jnp.pad(array, (0, p.size - size)), new)
+
+    return real
 
 
 def over_packs(

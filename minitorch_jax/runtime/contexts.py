@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
+from .jax_private import is_debugging
+
 
 def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
     """A context in which float64 stays what it is, if some value is of it: JAX makes float32 of it outside of x64 mode."""
     wide = any([getattr(value, "dtype", None) in (np.float64, np.complex128) for value in values])
     return jax.enable_x64(True) if wide else nullcontext()
+
+
+def unchecked() -> AbstractContextManager[Any]:
+    """Around code that only moves values: JAX is not to look for NaN or infinity in them."""
+    return _undebugged() if is_debugging() else nullcontext()
+
+
+@contextmanager
+def _undebugged() -> Iterator[None]:
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
 
 
 def constants() -> AbstractContextManager[Any]:

@@ -1,0 +1,67 @@
+"""What is measured together, and the rows that compare two of its sides."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from . import timing
+from .timing import Side, Times
+
+Makers = Mapping[str, Callable[[], Side]]
+
+
+class Effort(NamedTuple):
+    """How long to measure."""
+
+    rounds: int
+    block: float  # about how many seconds a side runs in a round
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison of two sides of a group: the ratio ours / peer must be at most `aim`, if there is one."""
+
+    ours: str
+    peer: str
+    aim: float | None = None
+    per_array: int | None = None  # also tell the difference of the two, divided by this number of packed arrays
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sides that are measured together: `measure(names, effort)` gives the figures of those that are named."""
+
+    key: str
+    title: str
+    rows: Sequence[Row]
+    measure: Callable[[Sequence[str], Effort], Times]
+    unit: str = "s"
+
+
+def steady(makers: Makers, trains: bool = True) -> Callable[[Sequence[str], Effort], Times]:
+    """Time per step when everything is compiled; `trains`: the steps change what they compute."""
+
+    def measure(names: Sequence[str], effort: Effort) -> Times:
+        sides = {name: make() for name, make in makers.items() if name in names}
+        try:
+            return timing.steady(sides, effort.rounds, effort.block, trains)
+        finally:
+            for side in sides.values():
+                side.close()
+            sides.clear()
+            gc.collect()
+
+    return measure
+
+
+def first_calls(makers: Makers) -> Callable[[Sequence[str], Effort], Times]:
+    """Time of the first call."""
+
+    def measure(names: Sequence[str], effort: Effort) -> Times:
+        chosen = {name: make for name, make in makers.items() if name in names}
+        return timing.first_calls(chosen, max(2, effort.rounds // 6))
+
+    return measure
