@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def pytest_configure(config):
     config.pluginmanager.register(oracle_plugin.Plugin(config), "oracle")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect the tests without the garbage collector, which would walk ever more of them; they all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     for item in items if QUICKLY_COMPILED else ():
         if item.get_closest_marker("rounding"):
@@ -72,8 +83,8 @@ def few_programs():
 def fixed_seed():
     """Layers made without a key are the same in every run, whatever ran before; torch's too, whose numbers are recorded."""
     mt.seed(0)
-    if oracle_plugin.HAS_TORCH:
-        oracle.real_torch().manual_seed(0)
+    if "torch" in sys.modules:
+        oracle.set_up(sys.modules["torch"])
 
 
 @pytest.fixture

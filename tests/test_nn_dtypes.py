@@ -289,6 +289,7 @@ def test_functions_of_integers_give_what_torch_gives_or_refuse_them(case):
             assert got == expected, dtype
 
 
+@functools.cache
 def layers_with_arrays():
     return [case for case in first_cases(functions=False) if jax.tree.leaves(case.ours())]
 

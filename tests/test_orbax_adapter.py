@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lazily import Lazily
 from training import everything
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.adapters import orbax
 
-ocp = orbax.ocp
+orbax, ocp = Lazily("minitorch_jax.adapters.orbax"), Lazily("orbax.checkpoint")
 
 
 def line(value=0.0):
