@@ -12,18 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lazily import Lazily
-from training import everything
+from training import everything, line
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
 orbax, ocp = Lazily("minitorch_jax.adapters.orbax"), Lazily("orbax.checkpoint")
-
-
-def line(value=0.0):
-    layer = nn.Linear(3, 2, key=jax.random.key(0))
-    layer.bias = jnp.full(2, value)
-    return layer
 
 
 def wide(value=0.0, size=1 << 22):

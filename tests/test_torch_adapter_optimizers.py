@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lazily import Lazily
 from oracle import actual as torch
+from training import Arrays
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -48,12 +49,6 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }
 ALL = [pytest.param(name, i, id=f"{name}-{i}") for name, cases in CASES.items() for i in range(len(cases))]
 FLAGS = {"nesterov", "maximize", "amsgrad", "decoupled_weight_decay", "centered"}
-
-
-class Arrays(mt.Module):
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        for i, array in enumerate(arrays):
-            setattr(self, f"p{i}", mt.Parameter(array))
 
 
 def tensors(arrays: list[np.ndarray]) -> Any:
