@@ -1,11 +1,10 @@
 """What all tests share: JAX in its strictest mode, and one small network with data."""
 
 import gc
-import itertools
 import os
 import signal
+import sys
 from importlib.metadata import version
-from pathlib import Path
 
 # Nearly all the time of the tests goes into compiling small programs, so XLA leaves out what takes it long, as in JAX's
 # own tests. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 programs are compiled as users have them.
@@ -13,6 +12,7 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and versi
     # (later versions end the process at a flag that they do not know)
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
 
+import compiled_programs
 import jax
 import jax.numpy as jnp
 import oracle
@@ -28,7 +28,7 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUICKLY_COMPILED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-MAPPED, TESTS = Path("/proc/self/maps"), itertools.count()
+PROGRAMS = compiled_programs.Programs()
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,10 +40,23 @@ collect_ignore_glob = [] if oracle_plugin.HAS_TORCH else [f"{name}*.py" for name
 
 def pytest_addoption(parser):
     parser.addoption("--record-torch", action="store_true", help="write what torch gives to `tests/torch_record/`")
+    parser.addoption("--compilation-cache", metavar="DIR", help="keep compiled programs in a folder, for later runs")
 
 
 def pytest_configure(config):
+    if folder := config.getoption("--compilation-cache"):
+        compiled_programs.keep_on_disk(folder)
     config.pluginmanager.register(oracle_plugin.Plugin(config), "oracle")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect the tests without the garbage collector, which would walk ever more of them; they all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
@@ -58,22 +71,26 @@ def quick_collections():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs_between_files():
+    """Forget the compiled programs at the end of a file, whose programs are rarely another's."""
+    yield
+    PROGRAMS.forget_if_grown(2**30 * 3 // 4)
+
+
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Forget the compiled programs before they are so many that the next crashes: Linux lets a process map 65,530 areas."""
+    """Forget them within a file too, where it makes very many."""
     yield
-    if next(TESTS) % 20 == 0 and MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > 20_000:
-        gc.unfreeze()
-        jax.clear_caches()
-        gc.collect()
+    PROGRAMS.forget_if_grown(2**30 * 3 // 2)
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """Layers made without a key are the same in every run, whatever ran before; torch's too, whose numbers are recorded."""
     mt.seed(0)
-    if oracle_plugin.HAS_TORCH:
-        oracle.real_torch().manual_seed(0)
+    if "torch" in sys.modules:
+        oracle.set_up(sys.modules["torch"])
 
 
 @pytest.fixture

@@ -27,8 +27,6 @@ from oracle import signature, torch, unrecordable
 import minitorch_jax as mt
 from minitorch_jax import nn
 
-torch.set_num_threads(1)
-
 
 def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Normal random numbers, float32."""

@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import operator
 import re
+import sys
 import typing
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lazily import Lazily
 from oracle_record import ABSENT, STAND, Record, State, recorded_name
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -240,10 +242,19 @@ for _name, _function in (("bool", bool), ("float", float), ("int", int), ("len",
 _unary("__enter__", lambda real: real.__enter__())
 
 
-def real_torch() -> Any:
-    import torch
-
+def real_torch(name: str = "torch") -> Any:
+    """torch itself, imported by the first test that uses it."""
+    if name in sys.modules:
+        return sys.modules[name]
+    torch = importlib.import_module(name)
+    set_up(torch)
     return torch
+
+
+def set_up(torch: Any) -> None:
+    """What each test finds: torch's random numbers from the start; one thread, since a second one would only wait."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 class Missing:
@@ -371,4 +382,4 @@ class Absent:
         return (Missing,)
 
 
-actual: Any = real_torch() if HAS_TORCH else Absent()  # for tests that need the very objects
+actual: Any = Lazily("torch", real_torch) if HAS_TORCH else Absent()  # for tests that need the very objects

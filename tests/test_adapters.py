@@ -1,6 +1,7 @@
 """Adapters without their libraries: which need one, what they say without it, and that the core loads none of them."""
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -17,8 +18,10 @@ OURS = {*sys.stdlib_module_names, "jax", "numpy", "minitorch_jax"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-def libraries(path):
+@functools.cache
+def libraries(name):
     """What an adapter, a file or a folder, imports besides JAX and NumPy."""
+    path = ADAPTERS[name]
     names = set()
     for file in [path] if path.is_file() else path.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -29,7 +32,6 @@ def libraries(path):
     return names - OURS
 
 
-LIBRARIES = {name: libraries(path) for name, path in ADAPTERS.items()}
 BLOCKED = """
 import importlib, json, sys
 names, blocked = json.load(sys.stdin)
@@ -51,7 +53,7 @@ print(json.dumps([loaded, said]))
 @pytest.fixture(scope="module")
 def blocked():
     """What importing the package loads of the adapters, and what each adapter raises, where no library is installed."""
-    given = json.dumps([list(ADAPTERS), sorted(set().union(*LIBRARIES.values()))])
+    given = json.dumps([list(ADAPTERS), sorted(set().union(*map(libraries, ADAPTERS)))])
     run = [sys.executable, "-W", "error", "-c", BLOCKED]
     done = subprocess.run(run, input=given, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -59,14 +61,14 @@ def blocked():
 
 
 def test_the_core_imports_no_adapter(blocked):
-    assert len(ADAPTERS) > 2 and {"safetensors", "orbax"} <= LIBRARIES.keys()
+    assert len(ADAPTERS) > 2 and {"safetensors", "orbax"} <= ADAPTERS.keys()
     assert blocked[0] == []
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_without_its_library_says_how_to_install_it(blocked, name):
     said = blocked[1].get(name)
-    if not LIBRARIES[name]:
+    if not libraries(name):
         assert said is None  # NumPy's, for which there is nothing to install
         return
     assert said.startswith(f"minitorch_jax.adapters.{name} needs a library that cannot be imported here (")

@@ -16,21 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from training import Batch, Scale, small_net, squared
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
 X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 Y = np.linspace(1, 0, 10, dtype=np.float32).reshape(5, 2)
-
-
-def small_net(seed: int = 0) -> nn.Sequential:
-    first, second = jax.random.split(jax.random.key(seed))
-    return nn.Sequential(nn.Linear(3, 4, key=first), nn.Tanh(), nn.Linear(4, 2, key=second))
-
-
-def squared(model: Any, x: Any, y: Any) -> Any:
-    return ((model(x) - y) ** 2).mean()
 
 
 def tiny_net(seed: int = 0) -> nn.Sequential:
@@ -48,16 +40,6 @@ class Net(mt.Module):
 
     def forward(self, x: Any, y: Any) -> Any:
         return squared(self.body, x, y)
-
-
-class Scale(mt.Module):
-    """One number, so that gradients can be worked out by hand."""
-
-    def __init__(self, value: float = 2.0) -> None:
-        self.weight = mt.Parameter(jnp.asarray(value))
-
-    def forward(self, x: Any) -> Any:
-        return self.weight * x
 
 
 class RunningMean(mt.Module):
@@ -207,12 +189,6 @@ class SlottedWithoutWeakReferences:
 
     def loss(self, x: Any, y: Any) -> Any:
         return squared(self.model, x, y)
-
-
-class Batch(NamedTuple):
-    model: Any
-    x: Any
-    y: Any
 
 
 def put(place: Any, key: Any, value: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from oracle import torch
-from training import Line, Scale, everything
+from training import Line, Scale, everything, mean_square
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -100,13 +100,9 @@ def test_keys_and_frozen_parameters() -> None:
 # -- every loop --------------------------------------------------------------------------------------------------------
 
 
-def loss_fn(model: Any, x: Any) -> Any:
-    return (model(x) ** 2).mean()
-
-
 def train_step(model: Any, opt: Any, averaged: Any, x: Any) -> Any:
     opt.zero_grad()
-    loss = mt.backward(loss_fn, model, x)
+    loss = mt.backward(mean_square, model, x)
     opt.step()
     averaged.update(model)
     return loss
@@ -137,7 +133,7 @@ def with_jit_of_the_update(model: Any, opt: Any, averaged: Any, xs: Any) -> Any:
     update = mt.jit(lambda model: averaged.update(model))
     for x in xs:
         opt.zero_grad()
-        mt.backward(loss_fn, model, x)
+        mt.backward(mean_square, model, x)
         opt.step()
         update(model)
     return averaged
@@ -276,7 +272,7 @@ def test_what_was_read_stays_and_the_model_is_left_alone() -> None:
     opt = optim.SGD([model], lr=0.1)
     for _ in range(3):
         opt.zero_grad()
-        mt.backward(loss_fn, model, X)
+        mt.backward(mean_square, model, X)
         opt.step()
         averaged.update(model)
     for leaf in jax.tree.leaves((model, averaged)):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from training import Line, Scale, X, Y, assert_same, eagerly, everything, pair, squared, step
+from training import Line, Scale, X, Y, assert_same, eagerly, everything, mean_square, pair, squared, step
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -513,9 +513,6 @@ def test_threads_that_share_one_function(form: str) -> None:
 
 def test_threads_with_different_structures() -> None:
     """Each thread goes from one program of the shared function to another at every call."""
-
-    def mean_square(model: Any, x: Any) -> Any:
-        return (model(x) ** 2).mean()
 
     def fn(model: Any, opt: Any, x: Any) -> Any:
         opt.zero_grad()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from training import everything
+from training import everything, line
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -87,13 +87,11 @@ for compiled in (False, True):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [json.loads(line) for line in done.stdout.splitlines()] == want
-
-
-def line(value=0.0):
-    layer = nn.Linear(3, 2, key=jax.random.key(0))
-    layer.bias = jnp.full(2, value)
-    return layer
+    for compiled, printed, (values, stream) in zip((False, True), done.stdout.splitlines(), want, strict=True):
+        got, got_stream = json.loads(printed)
+        assert got.keys() == values.keys() and got_stream == stream, compiled
+        differing = {name: (got[name], values[name]) for name in values if got[name] != values[name]}
+        assert not differing, ("compiled" if compiled else "eager", differing)
 
 
 VALUES = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lazily import needs
 
-for needed in ("sklearn", "matplotlib", "rich"):
-    pytest.importorskip(needed)
+needs("sklearn", "matplotlib", "rich")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIDES = ["NumPy", "eager loop", "mt.jit", "mt.scan", "functional JAX"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lazily import needs
 from test_sides import discovered
 
-for needed in ("sklearn", "matplotlib", "rich", "torch", "optax"):
-    pytest.importorskip(needed)
+needs("sklearn", "matplotlib", "rich", "torch", "optax")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLASSES = {cls.__name__ for cls in discovered()}

@@ -17,7 +17,7 @@ import optax
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
-from training import as_jax_comes
+from training import as_jax_comes, mean_square, squared
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -63,10 +63,6 @@ class Light(nnx.Module):
 
 
 SGD, ADAM = optax.sgd(0.1), optax.adam(0.01, eps=1e-3)
-
-
-def squared(model: Any, x: Any, y: Any) -> Any:
-    return ((model(x) - y) ** 2).mean()
 
 
 def eager_step(model: Any, opt: Any, x: Any = X, y: Any = Y) -> Any:
@@ -1069,10 +1065,6 @@ def our_net() -> Any:
     return net
 
 
-def our_loss(model: Any, x: Any) -> Any:
-    return (model(x) ** 2).mean()
-
-
 def test_ours_trains_in_flax_as_here() -> None:
     ours = our_net()
     net = to_flax(ours, rngs=nnx.Rngs(0))
@@ -1085,14 +1077,14 @@ def test_ours_trains_in_flax_as_here() -> None:
 
     @nnx.jit
     def step(net: Any, tx: Any) -> Any:
-        loss, grads = nnx.value_and_grad(our_loss)(net, X)
+        loss, grads = nnx.value_and_grad(mean_square)(net, X)
         tx.update(net, grads)
         return loss
 
     for _ in range(4):
         loss = step(theirs, tx)
         opt.zero_grad()
-        assert_allclose(loss, mt.backward(our_loss, model, X), rtol=1e-5)
+        assert_allclose(loss, mt.backward(mean_square, model, X), rtol=1e-5)
         opt.step()
     for path, value in model.state_dict().items():
         assert_allclose(theirs._variable(path)[...], value, rtol=1e-4, atol=1e-6)

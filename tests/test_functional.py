@@ -12,16 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training import Counting
+from training import Counting, decaying, mean_error
 
 import minitorch_jax as mt
 from minitorch_jax import Buffer, Module, Parameter, nn, optim
 
 BOTH_SPELLINGS = r"opt, loss = jax\.jit\(step\)\(opt, x, y\)(.|\n)*mt\.jit"
-
-
-def decaying(step):
-    return 0.2 / (1 + jnp.asarray(step, jnp.float32))
 
 
 OPTIMIZERS = {
@@ -65,10 +61,6 @@ KEY = jax.random.key(0)
 X, Y = jax.random.normal(jax.random.key(3), (5, 3)), jnp.linspace(-1.0, 1.0, 10).reshape(5, 2)
 SCALES = (1 + jnp.arange(4, dtype=jnp.float32))[:, None, None]
 XS, YS = X[None] * SCALES, Y[None] / SCALES
-
-
-def mean_error(model, x, y):
-    return nn.functional.mse_loss(model(x), y)
 
 
 def step(opt, x, y):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from training import (
+    Batch,
     Line,
     Scale,
     X,
@@ -83,12 +84,6 @@ class Slotted:
 
     def fit(self, x: Any, y: Any) -> Any:
         return step(self.model, self.opt, x, y)
-
-
-class Batch(NamedTuple):
-    model: Any
-    x: Any
-    y: Any
 
 
 def by_global(fn: Any) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from numpy.testing import assert_allclose, assert_array_equal
 from training import (
+    Boom,
     Line,
     Scale,
     X,
@@ -224,10 +225,6 @@ class Trainer:
 
     def everything(self) -> dict[str, Any]:
         return everything(self.model, self.opt)
-
-
-class Boom(Exception):
-    pass
 
 
 @pytest.mark.parametrize("where", ["start", "after backward", "after step", "end", "interrupt"])

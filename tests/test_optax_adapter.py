@@ -18,7 +18,7 @@ import optax.contrib
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from test_sides import discovered
-from training import as_jax_comes
+from training import as_jax_comes, squared
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -53,10 +53,6 @@ def output(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 X = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
 Y = jnp.asarray(np.random.default_rng(2).normal(size=(6, 2)), jnp.float32)
-
-
-def loss_fn(model: Net, x: jax.Array, y: jax.Array) -> jax.Array:
-    return ((model(x) - y) ** 2).mean()
 
 
 def loss_of(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
@@ -203,11 +199,11 @@ def train(name: str, how: str, steps: int = 20) -> tuple[Net, OptaxOptimizer]:
     tx, extra = transformation(name)
     model = Net(PARAMETERS.get(name, "wvbs"))
     opt = OptaxOptimizer([model], tx)
-    value_fn = functools.partial(loss_fn, model, X, Y) if how == "eager" else lambda: loss_fn(model, X, Y)
+    value_fn = functools.partial(squared, model, X, Y) if how == "eager" else lambda: squared(model, X, Y)
 
     def step() -> jax.Array:
         opt.zero_grad()
-        loss = mt.backward(loss_fn, model, X, Y)
+        loss = mt.backward(squared, model, X, Y)
         opt.step(**{key: {"value": loss}.get(key, value_fn) for key in extra})
         return loss
 
@@ -261,7 +257,7 @@ def test_a_scan_gives_the_same(name: str) -> None:
 
 def step(model: Net, opt: Any, **extra: Any) -> jax.Array:
     opt.zero_grad()
-    loss = mt.backward(loss_fn, model, X, Y)
+    loss = mt.backward(squared, model, X, Y)
     opt.step(**extra)
     return loss
 
@@ -365,7 +361,7 @@ def test_multi_steps_applies_the_mean_of_gradients_every_other_time() -> None:
     before, grads = values(model), []
     for factor in (1.0, 3.0):
         opt.zero_grad()
-        mt.backward(lambda model, factor: factor * loss_fn(model, X, Y), model, factor)
+        mt.backward(lambda model, factor: factor * squared(model, X, Y), model, factor)
         grads.append(values(list(model.grads())))
         assert all(np.array_equal(a, b) for a, b in zip(before, values(model), strict=True))
         opt.step()
@@ -571,7 +567,7 @@ def test_bad_input_is_refused() -> None:
         opt.add_group({"modules": [Net()]})
     with pytest.raises(TypeError, match="cannot be pickled. Save the optimizer's state with `mt.save"):
         pickle.dumps(opt)
-    mt.backward(loss_fn, model, X, Y)
+    mt.backward(squared, model, X, Y)
     plain = OptaxOptimizer([model], optax.GradientTransformation(*optax.sgd(0.1)))
     with pytest.raises(TypeError, match="was given value, and the transformation takes no extra arguments"):
         plain.step(value=1.0)
@@ -592,7 +588,7 @@ def test_bad_input_is_refused() -> None:
 )
 def test_an_update_that_changes_structure_or_shapes_is_refused_and_changes_nothing(update: Any, message: str) -> None:
     model, opt = adam_pair(optax.GradientTransformation(lambda params: jnp.zeros(()), update))
-    mt.backward(loss_fn, model, X, Y)
+    mt.backward(squared, model, X, Y)
     before = values(model)
     with pytest.raises(ValueError, match=message):
         opt.step()
@@ -611,7 +607,7 @@ def test_a_line_search_reaches_other_modules_and_changes_none() -> None:
     norm = nn.BatchNorm1d(3)
     model = Net()
     opt = OptaxOptimizer([model], optax.chain(optax.sgd(0.5), optax.scale_by_backtracking_linesearch(5)))
-    whole = lambda x, y: loss_fn(model, norm(x), y)
+    whole = lambda x, y: squared(model, norm(x), y)
 
     @mt.jit
     def train(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -664,7 +660,7 @@ def test_settings_schedules_and_chains_of_a_rule() -> None:
     for _ in range(4):
         step(model, opt)
         mine.zero_grad()
-        mt.backward(loss_fn, ours, X, Y)
+        mt.backward(squared, ours, X, Y)
         mt.clip_grad_norm(ours, 0.5)
         mine.step()
     assert_equal_values(values(model), values(ours), rtol=1e-4)
@@ -770,7 +766,7 @@ def test_multi_steps_hands_extra_arguments_on() -> None:
 
     inner = optax.GradientTransformationExtraArgs(lambda p: (), update)
     model, opt = adam_pair(optax.MultiSteps(inner, every_k_schedule=1))
-    mt.backward(loss_fn, model, X, Y)
+    mt.backward(squared, model, X, Y)
     before, grads = values(model), values(list(model.grads()))
     opt.step(value=10)
     for was, now, g in zip(before, values(model), grads, strict=True):
@@ -807,7 +803,7 @@ def test_transformations_that_look_alike_and_are_not() -> None:
 def test_a_mask_that_was_changed_since_is_told() -> None:
     mask = dict.fromkeys(["0.w", "0.v", "0.b", "0.s"], True)
     model, opt = adam_pair(optax.masked(optax.sgd(0.1), mask))
-    mt.backward(loss_fn, model, X, Y)
+    mt.backward(squared, model, X, Y)
     mask["0.w"] = False
     with pytest.raises(RuntimeError, match="was changed after OptaxOptimizer was made"):
         opt.step()

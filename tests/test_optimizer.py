@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from training import small_net, squared
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -132,15 +133,6 @@ def as_numpy(state: dict[str, Any]) -> dict[str, Any]:
 
 def buffer_of(opt: mt.Optimizer, path: str) -> np.ndarray:
     return np.asarray(opt.state_dict()["state"][path]["momentum_buffer"])
-
-
-def small_net(seed: int = 0) -> nn.Sequential:
-    first, second = jax.random.split(jax.random.key(seed))
-    return nn.Sequential(nn.Linear(3, 4, key=first), nn.Tanh(), nn.Linear(4, 2, key=second))
-
-
-def squared(model: Any, x: Any, y: Any) -> Any:
-    return ((model(x) - y) ** 2).mean()
 
 
 X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)

@@ -11,19 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training import everything
+from lazily import Lazily
+from training import everything, line
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.adapters import orbax
 
-ocp = orbax.ocp
-
-
-def line(value=0.0):
-    layer = nn.Linear(3, 2, key=jax.random.key(0))
-    layer.bias = jnp.full(2, value)
-    return layer
+orbax, ocp = Lazily("minitorch_jax.adapters.orbax"), Lazily("orbax.checkpoint")
 
 
 def wide(value=0.0, size=1 << 22):

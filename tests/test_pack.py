@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_array_equal
-from training import X, Y, assert_alive, assert_same, everything, squared, step
+from training import Boom, X, Y, assert_alive, assert_same, everything, squared, step
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -1349,10 +1349,6 @@ def test_gradients_that_nobody_used_are_given_out() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All or nothing
-
-
-class Boom(Exception):
-    pass
 
 
 def test_exceptions_in_the_loss_and_in_compiled_code_change_nothing() -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training import Boom
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -187,10 +188,6 @@ def test_interrupt_during_compilation_is_raised_afterwards():
 
 
 # -- all or nothing ----------------------------------------------------------------------------------------------------
-
-
-class Boom(Exception):
-    pass
 
 
 class Fragile(mt.Module):

@@ -13,7 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training import X, Y, assert_alive, assert_same, assert_unchanged, eagerly, everything, pair, step, stream_state
+from training import (
+    Boom,
+    X,
+    Y,
+    assert_alive,
+    assert_same,
+    assert_unchanged,
+    eagerly,
+    everything,
+    pair,
+    step,
+    stream_state,
+)
 
 import minitorch_jax as mt
 
@@ -262,10 +274,6 @@ def test_an_interrupt_while_compiling_is_raised_afterwards(form: str, monkeypatc
 
 
 # -- failures at each stage --------------------------------------------------------------------------------------------
-
-
-class Boom(Exception):
-    pass
 
 
 def forms(fn: Any, form: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import Counting
+from training import Counting, decaying, mean_error, mean_square
 
 import minitorch_jax as mt
 from minitorch_jax import Buffer, Module, Parameter, nn, optim
@@ -33,14 +33,6 @@ class Norm(Module):
             self.mean = 0.5 * self.mean + 0.5 * x.mean(0)
             self.count = self.count + 1
         return (x - self.mean[None]) * self.weight[None]
-
-
-def mean_square(model, x):
-    return (model(x) ** 2).mean()
-
-
-def mean_error(model, x, y):
-    return nn.functional.mse_loss(model(x), y)
 
 
 def values(tree):
@@ -355,8 +347,6 @@ def test_an_optimizer_from_jit_goes_on_eagerly(batch):
 
 
 def test_plain_sgd_and_schedules_in_functional_loops(batch):
-    def decaying(step):
-        return 0.2 / (1 + jnp.asarray(step, jnp.float32))
 
     def run(step, rounds=3):
         opt = mt.Optimizer([nn.Linear(3, 2, key=jax.random.key(0))], lr=decaying)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import torch
+from training import mean_square
 
 import minitorch_jax as mt
 from minitorch_jax import Module, Parameter, nn, optim
@@ -65,10 +66,6 @@ class Noisy(Module):
         for _ in range(self.draws):
             out = out + jax.random.normal(mt.next_key(), x.shape)
         return out
-
-
-def squared(model, x):
-    return (model(x) ** 2).mean()
 
 
 def as_aux(model, x):
@@ -1598,11 +1595,11 @@ def test_a_model_with_dropout_passed_through_a_plain_transform(mlp, batch, drawn
 
     def loss(model, key, x):
         with mt.rng(key):
-            return squared(model, x)
+            return mean_square(model, x)
 
     value, grads = jax.jit(jax.value_and_grad(loss))(model, jax.random.key(0), batch[0])
     with mt.rng(jax.random.key(0)):
-        expected = mt.backward(squared, model, batch[0])
+        expected = mt.backward(mean_square, model, batch[0])
     close(value, expected)
     for mine, theirs in zip(grads.parameters(), model.grads(), strict=True):
         close(mine, theirs)

@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import nnx
+from lazily import Lazily
 
 import minitorch_jax as mt
+
+nnx, optax = Lazily("flax.nnx"), Lazily("optax")
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)

@@ -12,8 +12,6 @@ from oracle import actual as torch
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
-torch.set_num_threads(1)
-
 
 def networks(nn, base):
     """The networks of a library: of `torch.nn` and `torch.nn.Module`, or of ours."""
@@ -92,7 +90,7 @@ def networks(nn, base):
 
 
 RNG = np.random.default_rng(0)
-OURS, THEIRS = networks(nn, mt.Module), networks(torch.nn, torch.nn.Module)
+OURS = networks(nn, mt.Module)
 IMAGES = RNG.standard_normal((20, 8, 3, 64, 64)).astype(np.float32)
 WORDS = RNG.integers(0, 20, (20, 8, 7)).astype(np.int32)
 # where four images end as one pixel each, and with momentum, torch's own float32 and float64 are 30 % apart after 20 steps:
@@ -109,7 +107,7 @@ DATA = {
 def pair(name):
     """Both networks with torch's weights."""
     torch.manual_seed(0)
-    theirs, ours = THEIRS[name](), OURS[name]()
+    theirs, ours = networks(torch.nn, torch.nn.Module)[name](), OURS[name]()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 

@@ -1,6 +1,5 @@
 """`adapters.safetensors`: exchange with torch, every dtype bit by bit, ties, and files that are damaged or hostile."""
 
-import importlib
 import json
 import os
 import stat
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lazily import Lazily
 from oracle import HAS_TORCH
 from oracle import actual as torch
 from safetensors import safe_open
@@ -18,7 +18,7 @@ import minitorch_jax as mt
 from minitorch_jax import nn
 from minitorch_jax.adapters import safetensors as st
 
-safetensors_torch = importlib.import_module("safetensors.torch") if HAS_TORCH else torch
+safetensors_torch = Lazily("safetensors.torch") if HAS_TORCH else torch
 
 
 def ours(seed=0):

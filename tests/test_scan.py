@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from training import (
+    Boom,
     Line,
     Scale,
     X,
@@ -605,10 +606,6 @@ def test_wrong_calls(name: str) -> None:
     for scan in (mt.scan, mt.jit(lambda *args: mt.scan(fn, *args, **options)) if callable(fn) else mt.scan):
         with pytest.raises(error, match=message):
             scan(fn, *args, **options) if scan is mt.scan else scan(*args)
-
-
-class Boom(Exception):
-    pass
 
 
 @pytest.mark.parametrize("within", [False, True], ids=["alone", "in jit"])

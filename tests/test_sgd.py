@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from oracle import says, signature, torch
+from training import Arrays
 
 import minitorch_jax as mt
 from minitorch_jax import optim
@@ -40,12 +41,6 @@ ILLEGAL = [options for options in EVERY if not is_legal(options)]
 
 def name_of(options: dict[str, Any]) -> str:
     return "-".join(f"{name}={value}" for name, value in options.items() if value) or "plain"
-
-
-class Arrays(mt.Module):
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        for i, array in enumerate(arrays):
-            setattr(self, f"p{i}", mt.Parameter(array))
 
 
 def problem(scale: float) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:

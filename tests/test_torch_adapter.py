@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lazily import Lazily
 from oracle import actual as torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.adapters.torch import copy_to_torch, from_torch, load_from_torch, to_torch
 
-torch.set_num_threads(1)
+adapter = Lazily("minitorch_jax.adapters.torch")
 
 
 def address(array: Any) -> int:
@@ -40,27 +40,27 @@ def test_every_dtype_both_ways(name: str) -> None:
             values = (values * (1 + 2j) if "complex" in name else values).astype(jnp.dtype(name))
             array = jnp.array(values)
             for copied in (True, False, None):
-                tensor = to_torch(array, copy=copied)
+                tensor = adapter.to_torch(array, copy=copied)
                 assert tensor.dtype == getattr(torch, name) and tuple(tensor.shape) == shape
-                back = from_torch(tensor, copy=copied)
+                back = adapter.from_torch(tensor, copy=copied)
                 assert back.dtype == array.dtype == jnp.dtype(name) and back.shape == shape
                 assert np.asarray(back).tobytes() == values.tobytes()
             if "float8" not in name and name != "bfloat16":
-                np.testing.assert_array_equal(to_torch(array).numpy(), values)
+                np.testing.assert_array_equal(adapter.to_torch(array).numpy(), values)
             elif values.size:
-                np.testing.assert_array_equal(to_torch(array).double().numpy(), values.astype(np.float64))
+                np.testing.assert_array_equal(adapter.to_torch(array).double().numpy(), values.astype(np.float64))
 
 
 def test_who_shares_memory() -> None:
     tensor = torch.arange(24.0).reshape(2, 3, 4)
     for strided in (tensor, tensor.permute(2, 0, 1), tensor.to(memory_format=torch.contiguous_format)):
-        shared = from_torch(strided)
+        shared = adapter.from_torch(strided)
         assert address(shared) == address(tensor)
         np.testing.assert_array_equal(shared, strided.numpy())
-        assert address(from_torch(strided, copy=True)) != address(tensor)
+        assert address(adapter.from_torch(strided, copy=True)) != address(tensor)
     array = jnp.arange(6.0)
-    assert address(to_torch(array, copy=False)) == address(to_torch(array, copy=None)) == address(array)
-    assert address(to_torch(array)) != address(array)
+    assert address(adapter.to_torch(array, copy=False)) == address(adapter.to_torch(array, copy=None)) == address(array)
+    assert address(adapter.to_torch(array)) != address(array)
 
 
 def test_what_cannot_be_shared_is_copied() -> None:
@@ -74,16 +74,20 @@ def test_what_cannot_be_shared_is_copied() -> None:
         "to be converted": torch.arange(3),
     }
     for name, tensor in cases.items():
-        np.testing.assert_array_equal(from_torch(tensor), tensor.resolve_conj().resolve_neg().numpy(), err_msg=name)
+        np.testing.assert_array_equal(
+            adapter.from_torch(tensor), tensor.resolve_conj().resolve_neg().numpy(), err_msg=name
+        )
         with pytest.raises(ValueError, match=r"from_torch cannot share the memory of \w+\[\d+\]: .*Use copy=None or"):
-            from_torch(tensor, copy=False)
+            adapter.from_torch(tensor, copy=False)
 
 
 def test_what_torch_trains_is_not_shared() -> None:
     """Its optimizer changes parameters in place; that must not change an array here."""
     parameter = torch.nn.Parameter(torch.ones(16))
-    ours = from_torch(parameter)
-    assert address(ours) != address(parameter) and address(from_torch(parameter, copy=False)) == address(parameter)
+    ours = adapter.from_torch(parameter)
+    assert address(ours) != address(parameter) and address(adapter.from_torch(parameter, copy=False)) == address(
+        parameter
+    )
     parameter.sum().backward()
     torch.optim.SGD([parameter], lr=1.0).step()
     assert float(parameter[0].detach()) == 0
@@ -94,16 +98,16 @@ def test_a_copy_is_complete_when_it_is_given() -> None:
     """Not only once JAX gets round to it."""
     for _ in range(20):
         tensor = torch.ones(1 << 18)
-        ours = from_torch(tensor, copy=True)
+        ours = adapter.from_torch(tensor, copy=True)
         tensor.zero_()
         assert float(ours.min()) == 1
-        theirs = to_torch(ours)
+        theirs = adapter.to_torch(ours)
         theirs.zero_()
         assert float(ours.min()) == 1
 
 
 def test_a_shared_array_outlives_its_tensor() -> None:
-    x = from_torch(torch.full((1 << 16,), 3.0))
+    x = adapter.from_torch(torch.full((1 << 16,), 3.0))
     torch.full((1 << 16,), 4.0)  # would take its memory
     assert float(x.min()) == float(x.max()) == 3
 
@@ -122,8 +126,8 @@ def test_a_step_does_not_change_what_torch_has_been_given() -> None:
     x = jnp.ones((2, 16))
     train_step(x)
     weight = model.weight
-    theirs = to_torch(weight, copy=False)
-    buffer = to_torch(opt.state_dict()["state"]["0.weight"]["momentum_buffer"], copy=False)
+    theirs = adapter.to_torch(weight, copy=False)
+    buffer = adapter.to_torch(opt.state_dict()["state"]["0.weight"]["momentum_buffer"], copy=False)
     before, buffer_before = theirs.clone(), buffer.clone()
     train_step(x)
     model.zero_grad()
@@ -139,7 +143,7 @@ def test_a_step_does_not_write_into_torchs_memory() -> None:
     """Not even if a shared array was assigned as a parameter."""
     tensor = torch.ones(4, 16)
     model = nn.Linear(16, 4, bias=False)
-    model.weight = from_torch(tensor, copy=False)
+    model.weight = adapter.from_torch(tensor, copy=False)
     opt = optim.SGD([model], lr=0.5)
     for _ in range(2):
         model.accumulate([jnp.ones((4, 16))])
@@ -149,7 +153,7 @@ def test_a_step_does_not_write_into_torchs_memory() -> None:
 
 def test_a_batch_of_another_layout_is_shared_and_means_the_same() -> None:
     images = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
-    shared, copied = from_torch(images, copy=False), from_torch(images, copy=True)
+    shared, copied = adapter.from_torch(images, copy=False), adapter.from_torch(images, copy=True)
     assert address(shared) == address(images)
     function = mt.jit(lambda x: (x * jnp.arange(5.0)[None, None, None]).cumsum(1))
     np.testing.assert_array_equal(function(shared), function(copied))
@@ -160,52 +164,52 @@ def test_a_tensor_goes_where_jax_computes(monkeypatch: Any) -> None:
     """On a machine with an accelerator, which this one only seems to be, as what jnp.asarray gives would."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     tensor = torch.ones(16)
-    ours = from_torch(tensor)
+    ours = adapter.from_torch(tensor)
     assert address(ours) != address(tensor) and not ours.committed
     with pytest.raises(ValueError, match=r"float32\[16\]: it is on the cpu, and JAX's default device is a gpu"):
-        from_torch(tensor, copy=False)
+        adapter.from_torch(tensor, copy=False)
 
 
 def test_integers_of_64_bits() -> None:
-    classes = from_torch(torch.tensor([2**31 - 1, -(2**31)]))
+    classes = adapter.from_torch(torch.tensor([2**31 - 1, -(2**31)]))
     assert classes.dtype == jnp.int32 and classes.tolist() == [2**31 - 1, -(2**31)]
     with pytest.raises(ValueError, match=r"int64 from 0 to 2147483648 does not fit int32, .* call .*jax_enable_x64"):
-        from_torch(torch.tensor([0, 2**31]))
+        adapter.from_torch(torch.tensor([0, 2**31]))
     with pytest.raises(ValueError, match="uint64 from 1 to 4294967296 does not fit uint32"):
-        from_torch(torch.tensor([1, 2**32], dtype=torch.uint64))
+        adapter.from_torch(torch.tensor([1, 2**32], dtype=torch.uint64))
     with jax.enable_x64(True):
-        assert from_torch(torch.tensor([0, 2**31])).tolist() == [0, 2**31]
+        assert adapter.from_torch(torch.tensor([0, 2**31])).tolist() == [0, 2**31]
 
 
 def test_arrays_that_are_refused() -> None:
     for dtype, kept in ((torch.float64, "float32"), (torch.complex128, "complex64")):
         message = rf"was given {str(dtype)[6:]}\[2\], which JAX would cut to {kept}: .*`.to\(torch.{kept}\)`, or call"
         with pytest.raises(ValueError, match=message):
-            from_torch(torch.ones(2, dtype=dtype))
+            adapter.from_torch(torch.ones(2, dtype=dtype))
     with pytest.raises(TypeError, match=r"takes a dense torch tensor with values; got array\(\[1\]\), a ndarray"):
-        from_torch(np.array([1]))  # type: ignore[arg-type]
+        adapter.from_torch(np.array([1]))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"float32\[2, 2\] of layout torch.sparse_coo: convert it with `.to_dense\(\)`"):
-        from_torch(torch.eye(2).to_sparse())
+        adapter.from_torch(torch.eye(2).to_sparse())
     with pytest.raises(TypeError, match=r"float32\[2\] on the meta device, without values"):
-        from_torch(torch.ones(2, device="meta"))
+        adapter.from_torch(torch.ones(2, device="meta"))
     with pytest.raises(TypeError, match="an uninitialised parameter: call the lazy torch module on a batch first"):
-        from_torch(torch.nn.LazyLinear(2).weight)
+        adapter.from_torch(torch.nn.LazyLinear(2).weight)
     with pytest.raises(TypeError, match=r"bits8\[2\], a dtype that JAX lacks"):
-        from_torch(torch.empty(2, dtype=torch.bits8))
+        adapter.from_torch(torch.empty(2, dtype=torch.bits8))
     with pytest.raises(TypeError, match=r"takes a JAX array, outside of transforms; got array\(\[1\]\)"):
-        to_torch(np.array([1]))  # type: ignore[arg-type]
+        adapter.to_torch(np.array([1]))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got a tracer of a JAX transform"):
-        jax.jit(to_torch)(jnp.ones(2))
+        jax.jit(adapter.to_torch)(jnp.ones(2))
     with pytest.raises(TypeError, match=r"int4\[2\], a dtype that torch lacks"):
-        to_torch(jnp.ones(2, jnp.int4))
+        adapter.to_torch(jnp.ones(2, jnp.int4))
     with pytest.raises(TypeError, match=r"key<fry>\[\], a dtype that torch lacks"):
-        to_torch(jax.random.key(0))
+        adapter.to_torch(jax.random.key(0))
     halves = jax.device_put(jnp.arange(4.0), jax.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P("x")))
-    assert to_torch(halves).tolist() == to_torch(halves, copy=None).tolist() == [0, 1, 2, 3]
+    assert adapter.to_torch(halves).tolist() == adapter.to_torch(halves, copy=None).tolist() == [0, 1, 2, 3]
     with pytest.raises(
         ValueError, match=r"to_torch cannot share the memory of float32\[4\]: .*Use copy=None or copy=True"
     ):
-        to_torch(halves, copy=False)
+        adapter.to_torch(halves, copy=False)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -231,8 +235,12 @@ def network(nn: Any, base: Any) -> Any:
     return Net
 
 
-Ours, Theirs = network(nn, mt.Module), network(torch.nn, torch.nn.Module)
+Ours = network(nn, mt.Module)
 WORDS = np.random.default_rng(0).integers(0, 7, 12).astype(np.int32)
+
+
+def Theirs(**options: Any) -> Any:
+    return network(torch.nn, torch.nn.Module)(**options)
 
 
 def scrambled(model: Any) -> Any:
@@ -257,14 +265,14 @@ def snapshot(model: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("as_mapping", [False, True])
 def test_weights_both_ways(as_mapping: bool) -> None:
     theirs, ours = scrambled(Theirs()), Ours()
-    load_from_torch(ours, theirs.state_dict() if as_mapping else theirs)
+    adapter.load_from_torch(ours, theirs.state_dict() if as_mapping else theirs)
     assert_same_weights(ours, theirs)
     assert ours.body[1].num_batches_tracked.dtype == jnp.int32 and int(ours.body[1].num_batches_tracked) > 0
     expected = theirs.eval()(torch.from_numpy(WORDS).long()).detach().numpy()
     np.testing.assert_allclose(ours.eval()(jnp.asarray(WORDS)), expected, rtol=1e-5, atol=1e-6)
     other = scrambled(Theirs())
     tensors = other.state_dict(keep_vars=True)
-    copy_to_torch(ours, other)
+    adapter.copy_to_torch(ours, other)
     assert_same_weights(ours, other)
     assert all(tensors[path] is tensor for path, tensor in other.state_dict(keep_vars=True).items())
     assert other.body[1].num_batches_tracked.dtype == torch.int64 and other.out.weight is other.embedding.weight
@@ -274,7 +282,7 @@ def test_weights_both_ways(as_mapping: bool) -> None:
 def test_weights_share_no_memory() -> None:
     """torch trains on in place, and so do we: neither sees the other."""
     theirs, ours = Theirs(), Ours()
-    load_from_torch(ours, theirs)
+    adapter.load_from_torch(ours, theirs)
     before = snapshot(ours)
     for tensor in theirs.state_dict().values():
         tensor.zero_()
@@ -284,7 +292,7 @@ def test_weights_share_no_memory() -> None:
     mt.backward(lambda x: (ours(x) ** 2).mean(), jnp.asarray(WORDS))
     opt.step()
     assert not any(tensor.any() for path, tensor in theirs.state_dict().items())
-    copy_to_torch(ours, theirs)
+    adapter.copy_to_torch(ours, theirs)
     taken = {path: value.clone() for path, value in theirs.state_dict().items()}
     opt.step()
     assert all(torch.equal(taken[path], value) for path, value in theirs.state_dict().items())
@@ -298,11 +306,11 @@ def test_dtypes_of_weights(name: str) -> None:
     with jax.enable_x64(name == "float64"):
         theirs = torch.nn.Linear(3, 2).to(getattr(torch, name))
         ours = nn.Linear(3, 2, dtype=jnp.dtype(name))
-        load_from_torch(ours, theirs)
+        adapter.load_from_torch(ours, theirs)
         assert ours.weight.dtype == jnp.dtype(name)
         np.testing.assert_array_equal(np.asarray(ours.weight, np.float64), theirs.weight.detach().double().numpy())
         other = torch.nn.Linear(3, 2).to(getattr(torch, name))
-        copy_to_torch(ours, other)
+        adapter.copy_to_torch(ours, other)
         assert torch.equal(other.weight, theirs.weight) and torch.equal(other.bias, theirs.bias)
 
 
@@ -318,11 +326,11 @@ def test_complex_boolean_and_strided_buffers() -> None:
             self.register_buffer("mask", torch.tensor([True, False]))
 
     ours, theirs = Here(), There()
-    load_from_torch(ours, theirs)
+    adapter.load_from_torch(ours, theirs)
     np.testing.assert_array_equal(ours.phase, np.array([[1 - 2j, 4], [3, -5j]]))
     assert ours.mask.tolist() == [True, False]
     ours.phase, ours.mask = ours.phase * 2, ~ours.mask
-    copy_to_torch(ours, theirs)
+    adapter.copy_to_torch(ours, theirs)
     np.testing.assert_array_equal(theirs.phase.resolve_conj().numpy(), ours.phase)
     assert theirs.mask.tolist() == [False, True]
 
@@ -330,9 +338,9 @@ def test_complex_boolean_and_strided_buffers() -> None:
 def test_modes_gradients_and_frozen_parameters_stay_each_sides_own() -> None:
     theirs, ours = torch.nn.Linear(3, 2).eval().requires_grad_(False), nn.Linear(3, 2)
     ours.accumulate([jnp.ones((2, 3)), jnp.ones(2)])
-    load_from_torch(ours, theirs)
+    adapter.load_from_torch(ours, theirs)
     assert ours.training and len(ours.parameters()) == 2 and all(grad.all() for grad in ours.grads())
-    copy_to_torch(ours.freeze(), theirs.requires_grad_(True).train())
+    adapter.copy_to_torch(ours.freeze(), theirs.requires_grad_(True).train())
     assert theirs.training and theirs.weight.requires_grad and theirs.weight.grad is None
     assert_same_weights(ours, theirs)
 
@@ -340,25 +348,25 @@ def test_modes_gradients_and_frozen_parameters_stay_each_sides_own() -> None:
 def test_arrays_stay_on_their_devices() -> None:
     there = jax.devices()[1]
     ours, theirs = nn.BatchNorm1d(4).to(there), scrambled(torch.nn.BatchNorm1d(4))
-    load_from_torch(ours, theirs)
+    adapter.load_from_torch(ours, theirs)
     assert ours.weight.devices() == ours.running_var.devices() == {there}
     assert_same_weights(ours, theirs)
     split = jax.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P("x"))
     ours, theirs = nn.Linear(4, 4).to(split), torch.nn.Linear(4, 4)
-    load_from_torch(ours, theirs)
+    adapter.load_from_torch(ours, theirs)
     assert ours.weight.sharding == split
     other = torch.nn.Linear(4, 4)
-    copy_to_torch(ours, other)
+    adapter.copy_to_torch(ours, other)
     assert torch.equal(other.weight, theirs.weight)
 
 
 def test_packed_modules() -> None:
     theirs, ours = torch.nn.Linear(3, 2), nn.Linear(3, 2)
     mt.pack(ours)
-    load_from_torch(ours, theirs)
+    adapter.load_from_torch(ours, theirs)
     assert_same_weights(ours, theirs)
     other = torch.nn.Linear(3, 2)
-    copy_to_torch(ours, other)
+    adapter.copy_to_torch(ours, other)
     assert_same_weights(ours, other)
 
 
@@ -368,10 +376,10 @@ def test_without_strict_names_may_differ() -> None:
     here = ["1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"]
     before = snapshot(ours)
     theirs[1].register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
-    assert load_from_torch(ours, theirs, strict=False) == (here, ["1.scale"])
+    assert adapter.load_from_torch(ours, theirs, strict=False) == (here, ["1.scale"])
     np.testing.assert_array_equal(ours[0].weight, theirs[0].weight.detach().numpy())
     np.testing.assert_array_equal(ours[1].running_mean, before["1.running_mean"])
-    assert copy_to_torch(ours, theirs, strict=False) == (["1.scale"], here)
+    assert adapter.copy_to_torch(ours, theirs, strict=False) == (["1.scale"], here)
 
 
 def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
@@ -383,7 +391,7 @@ def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
     del theirs.body[1]._buffers["running_var"]
     before = snapshot(ours)
     with pytest.raises(ValueError) as caught:
-        load_from_torch(ours, theirs)
+        adapter.load_from_torch(ours, theirs)
     assert str(caught.value) == (
         "load_from_torch: the torch weights do not fit this Net; nothing was loaded:\n"
         "  body.0.bias: float64[4] in torch, float32[4] here: JAX's 64 bits are off. Call"
@@ -419,7 +427,7 @@ def test_one_error_lists_everything_and_nothing_is_copied() -> None:
         r"out.weight: float32\[7, 5\] in torch, float32\[7, 4\] here",
     ]
     with pytest.raises(ValueError, match=r"\n  ".join(lines) + "$"):
-        copy_to_torch(ours, theirs)
+        adapter.copy_to_torch(ours, theirs)
     for path, value in before.items():
         np.testing.assert_array_equal(theirs.state_dict()[path].numpy(), value)
 
@@ -427,21 +435,21 @@ def test_one_error_lists_everything_and_nothing_is_copied() -> None:
 def test_tensors_without_values() -> None:
     ours = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"bias: torch has float32\[2\] on the meta device, without values"):
-        load_from_torch(ours, torch.nn.Linear(3, 2, device="meta"))
+        adapter.load_from_torch(ours, torch.nn.Linear(3, 2, device="meta"))
     with pytest.raises(ValueError, match="weight: torch has an uninitialised parameter: call the lazy torch module"):
-        load_from_torch(ours, torch.nn.LazyLinear(2))
+        adapter.load_from_torch(ours, torch.nn.LazyLinear(2))
     with pytest.raises(ValueError, match=r"bias: torch has array\(\[0., 0.\]\), a ndarray"):
-        load_from_torch(ours, {"weight": torch.ones(2, 3), "bias": np.zeros(2)})
+        adapter.load_from_torch(ours, {"weight": torch.ones(2, 3), "bias": np.zeros(2)})
 
 
 def test_wrong_kinds_of_arguments() -> None:
     ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
     with pytest.raises(TypeError, match=r"loads into a minitorch_jax Module; got Linear\(.*\) \(Linear\)"):
-        load_from_torch(theirs, ours)
+        adapter.load_from_torch(theirs, ours)
     with pytest.raises(TypeError, match=r"from a torch module or its state_dict\(\); got Linear\(.*\) \(Linear\)"):
-        load_from_torch(ours, ours)
+        adapter.load_from_torch(ours, ours)
     with pytest.raises(TypeError, match="from a minitorch_jax Module into a torch module; got a Linear and a dict"):
-        copy_to_torch(ours, {})
+        adapter.copy_to_torch(ours, {})
 
 
 # -- ties -------------------------------------------------------------------------------------------------------------
@@ -460,19 +468,19 @@ def test_tied_in_torch_alone() -> None:
     )
     for source in (theirs, theirs.state_dict(), copy.deepcopy(theirs.state_dict())):
         with pytest.raises(ValueError, match=message):
-            load_from_torch(ours, source)
+            adapter.load_from_torch(ours, source)
     with pytest.raises(
         ValueError, match=r"and two here: .*torch_module.out.weight = torch.nn.Parameter\(torch_module.emb"
     ):
-        copy_to_torch(ours, theirs)
+        adapter.copy_to_torch(ours, theirs)
     for path, value in before.items():
         np.testing.assert_array_equal(ours.state_dict()[path], value)
-    load_from_torch(ours, theirs, tie=True)
+    adapter.load_from_torch(ours, theirs, tie=True)
     assert num_tied(ours) == 1
     assert_same_weights(ours, theirs)
     ours.embedding.weight = ours.embedding.weight + 1
     np.testing.assert_array_equal(ours.out.weight, ours.embedding.weight)
-    copy_to_torch(ours, theirs)
+    adapter.copy_to_torch(ours, theirs)
     assert_same_weights(ours, theirs)
 
 
@@ -480,7 +488,7 @@ def test_tying_is_part_of_all_or_nothing() -> None:
     theirs, ours = Theirs(), Ours(tied=False)
     theirs.body[0] = torch.nn.Linear(5, 4)
     with pytest.raises(ValueError, match=r"body.0.weight: float32\[4, 5\] in torch, float32\[4, 4\] here"):
-        load_from_torch(ours, theirs, tie=True)
+        adapter.load_from_torch(ours, theirs, tie=True)
     assert num_tied(ours) == 0
 
 
@@ -492,7 +500,7 @@ def test_tied_weights_may_be_nan() -> None:
         ours = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         if source is not theirs:
             ours[1].tie("weight", ours[0], "weight")
-        load_from_torch(ours, source, tie=True)
+        adapter.load_from_torch(ours, source, tie=True)
         assert num_tied(ours) == 1
         np.testing.assert_array_equal(ours[1].weight, theirs[0].weight.detach().numpy())
 
@@ -504,7 +512,7 @@ def test_a_tie_of_a_parameter_and_a_buffer() -> None:
 
     weight = torch.ones(2)
     with pytest.raises(ValueError, match="b and a are one tensor in torch, but a buffer and a parameter here"):
-        load_from_torch(Here(), {"a": weight, "b": weight}, tie=True)
+        adapter.load_from_torch(Here(), {"a": weight, "b": weight}, tie=True)
 
 
 def test_tied_here_alone() -> None:
@@ -514,13 +522,13 @@ def test_tied_here_alone() -> None:
         " `torch_module.out.weight = torch_module.embedding.weight`, or make a module here without the tie"
     )
     with pytest.raises(ValueError, match=message):
-        load_from_torch(ours, theirs)
+        adapter.load_from_torch(ours, theirs)
     with pytest.raises(ValueError, match=message):
-        copy_to_torch(ours, theirs)
+        adapter.copy_to_torch(ours, theirs)
     with pytest.raises(ValueError, match="are one parameter here, and two tensors with different values in torch"):
-        load_from_torch(ours, theirs.state_dict())
+        adapter.load_from_torch(ours, theirs.state_dict())
     lost = {path: tensor.clone() for path, tensor in Theirs().state_dict().items()}  # as files without ties give them
-    load_from_torch(ours, lost)
+    adapter.load_from_torch(ours, lost)
     assert num_tied(ours) == 1
     np.testing.assert_array_equal(ours.out.weight, lost["out.weight"].numpy())
 

@@ -9,18 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lazily import Lazily
 from oracle import actual as torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.adapters.torch import (
-    copy_optimizer_to_torch,
-    copy_to_torch,
-    load_from_torch,
-    load_optimizer_from_torch,
-)
 
-torch.set_num_threads(1)
+adapter = Lazily("minitorch_jax.adapters.torch")
 
 
 def networks(nn: Any, base: Any) -> dict[str, Any]:
@@ -73,7 +68,7 @@ def networks(nn: Any, base: Any) -> dict[str, Any]:
     return {"resnet": ResNet, "transformer": Transformer}
 
 
-OURS, THEIRS = networks(nn, mt.Module), networks(torch.nn, torch.nn.Module)
+OURS = networks(nn, mt.Module)
 RNG = np.random.default_rng(0)
 DATA = {
     "resnet": (
@@ -102,7 +97,7 @@ class Run:
     def __init__(self, name: str, depth: int) -> None:
         self.xs, self.ys = DATA[name]
         torch.manual_seed(0)
-        self.theirs, self.ours = THEIRS[name](depth), OURS[name](depth)
+        self.theirs, self.ours = networks(torch.nn, torch.nn.Module)[name](depth), OURS[name](depth)
         self.their_opt, self.opt = torch.optim.AdamW(self.theirs.parameters(), **SETTINGS), optim.AdamW([self.ours])
         self.start = {path: value.double().numpy() for path, value in self.theirs.state_dict().items()}
         self.losses: list[float] = []
@@ -123,16 +118,16 @@ class Run:
         self.losses += [float(train_step(self.ours, self.opt, x, y)) for x, y in batches]
 
     def load(self) -> None:
-        load_from_torch(self.ours, self.theirs)
-        load_optimizer_from_torch(self.opt, self.their_opt, self.theirs)
+        adapter.load_from_torch(self.ours, self.theirs)
+        adapter.load_optimizer_from_torch(self.opt, self.their_opt, self.theirs)
 
     def copy(self) -> None:
         """To a torch module and optimizer that know nothing of what was before."""
         for tensor in self.theirs.state_dict().values():
             tensor.fill_(77)
         self.their_opt = torch.optim.AdamW(self.theirs.parameters(), lr=1.0)
-        copy_to_torch(self.ours, self.theirs)
-        copy_optimizer_to_torch(self.opt, self.their_opt, self.theirs)
+        adapter.copy_to_torch(self.ours, self.theirs)
+        adapter.copy_optimizer_to_torch(self.opt, self.their_opt, self.theirs)
 
     def end(self) -> dict[str, np.ndarray]:
         """What torch has at the end: parameters, statistics, counts, and the optimizer's state."""

@@ -9,19 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lazily import Lazily
 from oracle import actual as torch
+from training import Arrays
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.adapters.torch import (
-    copy_optimizer_to_torch,
-    copy_to_torch,
-    load_from_torch,
-    load_optimizer_from_torch,
-)
-from minitorch_jax.adapters.torch.matching import RULES
 
-torch.set_num_threads(1)
+adapter = Lazily("minitorch_jax.adapters.torch")
+matching = Lazily("minitorch_jax.adapters.torch.matching")
 
 
 SHAPES = ((4, 3), (3,))
@@ -55,17 +51,12 @@ ALL = [pytest.param(name, i, id=f"{name}-{i}") for name, cases in CASES.items() 
 FLAGS = {"nesterov", "maximize", "amsgrad", "decoupled_weight_decay", "centered"}
 
 
-class Arrays(mt.Module):
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        for i, array in enumerate(arrays):
-            setattr(self, f"p{i}", mt.Parameter(array))
-
-
-class Tensors(torch.nn.Module):
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        super().__init__()
-        for i, array in enumerate(arrays):
-            self.register_parameter(f"p{i}", torch.nn.Parameter(torch.tensor(array)))
+def tensors(arrays: list[np.ndarray]) -> Any:
+    """torch's module of the same."""
+    module = torch.nn.Module()
+    for i, array in enumerate(arrays):
+        module.register_parameter(f"p{i}", torch.nn.Parameter(torch.tensor(array)))
+    return module
 
 
 @contextmanager
@@ -98,7 +89,7 @@ class Sides:
 
     def __init__(self, name: str, options: dict[str, Any], dtype: Any, **ours: Any) -> None:
         start, self.gradients = problem(shapes_of(name), dtype)
-        self.theirs, self.ours = Tensors(start), Arrays([np.zeros_like(array) for array in start])
+        self.theirs, self.ours = tensors(start), Arrays([np.zeros_like(array) for array in start])
         self.their_opt = getattr(torch.optim, name)(self.theirs.parameters(), **options)
         structural = {key: options[key] for key in options.keys() & {*FLAGS, "momentum"}}
         ours = {**({} if name == "AdamW" else structural), **ours}
@@ -118,12 +109,12 @@ class Sides:
             self.opt.step()
 
     def load(self, **options: Any) -> None:
-        load_from_torch(self.ours, self.theirs)
-        load_optimizer_from_torch(self.opt, self.their_opt, self.theirs, **options)
+        adapter.load_from_torch(self.ours, self.theirs)
+        adapter.load_optimizer_from_torch(self.opt, self.their_opt, self.theirs, **options)
 
     def copy(self) -> None:
-        copy_to_torch(self.ours, self.theirs)
-        copy_optimizer_to_torch(self.opt, self.their_opt, self.theirs)
+        adapter.copy_to_torch(self.ours, self.theirs)
+        adapter.copy_optimizer_to_torch(self.opt, self.their_opt, self.theirs)
 
     def everything_ours(self) -> dict[str, Any]:
         found: dict[str, Any] = {path: np.array(value) for path, value in self.ours.state_dict().items()}
@@ -155,7 +146,7 @@ def close_to(name: str, dtype: Any) -> float:
 
 
 def test_every_rule_that_both_have_is_tried() -> None:
-    assert {cls.__name__ for cls in RULES} == {*CASES, "LBFGS"}
+    assert {cls.__name__ for cls in matching.RULES} == {*CASES, "LBFGS"}
     both = {name for name in dir(torch.optim) if isinstance(getattr(torch.optim, name), type) and hasattr(optim, name)}
     assert both - {"Optimizer"} == {*CASES, "LBFGS"}
 
@@ -232,12 +223,12 @@ class Fit:
         self.opt.step(closure)
 
     def load(self, **options: Any) -> None:
-        load_from_torch(self.ours, self.theirs)
-        load_optimizer_from_torch(self.opt, self.their_opt, self.theirs, **options)
+        adapter.load_from_torch(self.ours, self.theirs)
+        adapter.load_optimizer_from_torch(self.opt, self.their_opt, self.theirs, **options)
 
     def copy(self) -> None:
-        copy_to_torch(self.ours, self.theirs)
-        copy_optimizer_to_torch(self.opt, self.their_opt, self.theirs)
+        adapter.copy_to_torch(self.ours, self.theirs)
+        adapter.copy_optimizer_to_torch(self.opt, self.their_opt, self.theirs)
 
     def check(self, other: "Fit", rtol: float = 1e-9) -> None:
         for name, value in other.theirs.state_dict().items():
@@ -378,13 +369,13 @@ def test_groups_and_their_settings_both_ways() -> None:
     their_opt.param_groups[0]["name"] = "a name of the user's own"
     fill_gradients(theirs)
     their_opt.step()
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     assert [group.lr for group in opt.groups] == [0.125, 0.0625] and opt.lr == 0.0625
     assert [group.betas for group in opt.groups] == [(0.9, 0.999), (0.5, 0.6)]
     assert [group.weight_decay for group in opt.groups] == [0.3, 0.3] and opt.weight_decay == 0.3
     opt.groups[0].lr, opt.weight_decay, opt.groups[1].eps = 0.75, 0.2, 1e-3
     lr = their_opt.param_groups[0]["lr"]
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     assert [float(group["lr"]) for group in their_opt.param_groups] == [0.75, 0.75, 0.0625]
     assert (
         their_opt.param_groups[0]["lr"] is lr
@@ -403,16 +394,16 @@ def test_groups_that_cut_through_a_module() -> None:
     with pytest.raises(
         ValueError, match=r"group 0 here: lr is 0.1 for 0.weight and 0.5 for 0.bias; put their modules in gro"
     ):
-        load_optimizer_from_torch(opt, apart, theirs)
+        adapter.load_optimizer_from_torch(opt, apart, theirs)
     assert_untouched(opt, before)
     one = torch.optim.AdamW([*weights, *biases], lr=0.1)
     grouped = optim.AdamW([{"modules": [ours[0]], "lr": 0.5}, {"modules": [ours[1]]}], lr=0.25)
     with pytest.raises(
         ValueError, match=r"group 0 of torch: lr is 0.5 for 0.weight and 0.25 for 1.weight; give torch's opt"
     ):
-        copy_optimizer_to_torch(grouped, one, theirs)
+        adapter.copy_optimizer_to_torch(grouped, one, theirs)
     assert one.param_groups[0]["lr"] == 0.1 and not one.state
-    load_optimizer_from_torch(grouped, one, theirs)
+    adapter.load_optimizer_from_torch(grouped, one, theirs)
     assert [group.lr for group in grouped.groups] == [0.1, 0.1]
 
 
@@ -420,25 +411,25 @@ def test_biases_without_weight_decay() -> None:
     _, theirs, opt, _ = linears(decay_matrices_only=True)
     weights, biases = [[getattr(module, name) for module in theirs] for name in ("weight", "bias")]
     apart = torch.optim.AdamW([{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}])
-    load_optimizer_from_torch(opt, apart, theirs)
+    adapter.load_optimizer_from_torch(opt, apart, theirs)
     assert opt.weight_decay == 0.3 and opt.decay_matrices_only
     opt.weight_decay = 0.2
-    copy_optimizer_to_torch(opt, apart, theirs)
+    adapter.copy_optimizer_to_torch(opt, apart, theirs)
     assert [group["weight_decay"] for group in apart.param_groups] == [0.2, 0.0]
     whole = torch.optim.AdamW([*weights, *biases], weight_decay=0.3)
     with pytest.raises(
         ValueError, match=r"0.bias: torch has weight decay for it, and decay_matrices_only=True here leaves it"
     ):
-        load_optimizer_from_torch(opt, whole, theirs)
+        adapter.load_optimizer_from_torch(opt, whole, theirs)
     with pytest.raises(
         ValueError, match=r"group 0 of torch: weight_decay is 0.2 for 0.weight and 0.0 for 0.bias; give"
     ):
-        copy_optimizer_to_torch(opt, whole, theirs)
+        adapter.copy_optimizer_to_torch(opt, whole, theirs)
     opt.decay_matrices_only = False
     with pytest.raises(
         ValueError, match=r"0.3 for 0.weight and 0.0 for 0.bias; .*, or construct .* decay_matrices_only=True"
     ):
-        load_optimizer_from_torch(
+        adapter.load_optimizer_from_torch(
             opt,
             torch.optim.AdamW([{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]),
             theirs,
@@ -454,27 +445,27 @@ def test_schedules() -> None:
         fill_gradients(theirs)
         their_opt.step()
         scheduler.step()
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     assert opt.num_steps == 3 and opt.lr == 0.0125 and opt.state_dict()["hyperparameters"]["lr"] is schedule
     for module in ours:
         module.accumulate([jnp.ones_like(p) for p in module.parameters()])
     opt.step()
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     assert their_opt.param_groups[0]["lr"] == pytest.approx(0.00625)
     scheduler.step()  # though its optimizer has taken no step since
     with pytest.raises(
         ValueError, match=r"group 0: lr is 0.003\d* in torch, and the schedule here gives 0.006\d* after 4 steps"
     ):
-        load_optimizer_from_torch(opt, their_opt, theirs)
-    load_optimizer_from_torch(opt, their_opt, theirs, num_steps=5)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs, num_steps=5)
     assert opt.num_steps == 5 and opt.lr == pytest.approx(0.003125)
     sgd = optim.SGD(list(ours), lr=schedule)
     theirs_sgd = torch.optim.SGD([p for module in theirs for p in module.parameters()], lr=0.025)
     with pytest.raises(
         ValueError, match=r"gives 0.1.* after 0 steps: .*; or say how many steps torch has taken, num_steps="
     ):
-        load_optimizer_from_torch(sgd, theirs_sgd, theirs)
-    load_optimizer_from_torch(sgd, theirs_sgd, theirs, num_steps=2)
+        adapter.load_optimizer_from_torch(sgd, theirs_sgd, theirs)
+    adapter.load_optimizer_from_torch(sgd, theirs_sgd, theirs, num_steps=2)
     assert sgd.num_steps == 2 and sgd.state_dict()["state"]["0.weight"]["step"] == 2
 
 
@@ -485,11 +476,11 @@ def test_sgd_counts_a_step_where_it_has_a_state() -> None:
     opt = optim.SGD([ours], momentum=0.5)
     theirs.weight.grad = torch.ones(1, 2)
     their_opt.step()
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     state = opt.state_dict()
     assert (state["state"]["0.weight"]["step"], state["state"]["0.bias"]["step"], state["num_steps"]) == (1, 0, 1)
     assert state["hyperparameters"]["dampening"] == 0.5
-    load_optimizer_from_torch(opt, their_opt, theirs, num_steps=6)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs, num_steps=6)
     state = opt.state_dict()
     assert (state["state"]["0.weight"]["step"], state["state"]["0.bias"]["step"], state["num_steps"]) == (6, 0, 6)
 
@@ -498,9 +489,9 @@ def test_adafactors_epsilon() -> None:
     """None is torch's for the dtype, which is a number here; and a number that means None stays None there."""
     theirs, ours = torch.nn.Linear(2, 2), nn.Linear(2, 2)
     their_opt, opt = torch.optim.Adafactor(theirs.parameters()), optim.Adafactor([ours], eps=(1e-3, 1e-2))
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     assert opt.eps == (torch.finfo(torch.float32).eps, 1e-3)
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     assert their_opt.param_groups[0]["eps"] == (None, 1e-3)
     muon, their_muon = (
         optim.Muon([nn.Linear(2, 2, bias=False)]),
@@ -508,8 +499,8 @@ def test_adafactors_epsilon() -> None:
     )
     holder = torch.nn.Linear(2, 2, bias=False)
     their_muon.param_groups[0]["params"] = [holder.weight]
-    load_optimizer_from_torch(muon, their_muon, holder)
-    copy_optimizer_to_torch(muon, their_muon, holder)
+    adapter.load_optimizer_from_torch(muon, their_muon, holder)
+    adapter.copy_optimizer_to_torch(muon, their_muon, holder)
     assert muon.adjust_lr_fn == "original" and their_muon.param_groups[0]["adjust_lr_fn"] is None
 
 
@@ -517,36 +508,36 @@ def test_frozen_parameters() -> None:
     ours, theirs, opt, their_opt = linears()
     fill_gradients(theirs)
     their_opt.step()
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     theirs[0].requires_grad_(False)
     with pytest.raises(
         ValueError, match=r"0.weight: trained here, and frozen in torch; freeze\(\) or unfreeze\(\) it here"
     ):
-        load_optimizer_from_torch(opt, their_opt, theirs)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     ours[0].freeze()
-    load_optimizer_from_torch(opt, their_opt, theirs)  # what it has learnt is kept
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)  # what it has learnt is kept
     assert opt.state_dict()["state"]["0.weight"]["step"] == 1
     other = torch.optim.AdamW([p for module in theirs for p in module.parameters()])
-    copy_optimizer_to_torch(opt, other, theirs)
+    adapter.copy_optimizer_to_torch(opt, other, theirs)
     assert torch.equal(other.state[theirs[0].weight]["exp_avg"], their_opt.state[theirs[0].weight]["exp_avg"])
     anew = optim.AdamW(list(ours))
     with pytest.raises(
         ValueError, match=r"0.weight: the state has \['exp_avg', 'exp_avg_sq'\] in torch and nothing here, .*unf"
     ):
-        load_optimizer_from_torch(anew, their_opt, theirs)
+        adapter.load_optimizer_from_torch(anew, their_opt, theirs)
     never = torch.optim.AdamW(theirs[1].parameters())
     fill_gradients(theirs)
     never.step()
-    load_optimizer_from_torch(anew, never, theirs)  # frozen, and in no group of torch's
+    adapter.load_optimizer_from_torch(anew, never, theirs)  # frozen, and in no group of torch's
     assert [anew.state_dict()["state"][path]["step"] for path in ("0.weight", "1.weight")] == [0, 1]
-    copy_optimizer_to_torch(anew, never, theirs)
+    adapter.copy_optimizer_to_torch(anew, never, theirs)
     ours[0].unfreeze()
     with pytest.raises(ValueError, match="0.bias: trained here, and in no group of its optimizer in torch"):
-        load_optimizer_from_torch(anew, never, theirs)
+        adapter.load_optimizer_from_torch(anew, never, theirs)
     ours[0].freeze()
     theirs[0].requires_grad_(True)
     with pytest.raises(ValueError, match="0.bias: frozen here, and trained in torch"):
-        load_optimizer_from_torch(opt, their_opt, theirs)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
 
 
 def test_tied_parameters() -> None:
@@ -557,17 +548,17 @@ def test_tied_parameters() -> None:
     fill_gradients([theirs])
     their_opt.step()
     with pytest.raises(ValueError, match="0.1.weight and 0.0.weight are one tensor in torch, and two here: tie them"):
-        load_optimizer_from_torch(opt, their_opt, theirs)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     ours[1].tie("weight", ours[0], "weight")
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     state = opt.state_dict()["state"]
     assert list(state) == ["0.0.weight", "0.0.bias", "0.1.bias"]
     np.testing.assert_array_equal(state["0.0.weight"]["exp_avg"], their_opt.state[theirs[0].weight]["exp_avg"].numpy())
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     theirs[1].weight = torch.nn.Parameter(torch.ones(2, 2))
     their_opt.add_param_group({"params": theirs[1].weight})
     with pytest.raises(ValueError, match="0.1.weight: in torch's optimizer, and not in this one under that name"):
-        load_optimizer_from_torch(opt, their_opt, theirs)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
@@ -578,39 +569,39 @@ def test_parameters_of_fewer_bits(name: str) -> None:
     their_opt, opt = torch.optim.NAdam(theirs.parameters()), optim.NAdam([ours])
     fill_gradients([theirs])
     their_opt.step()
-    load_from_torch(ours, theirs)
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_from_torch(ours, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     state, expected = opt.state_dict()["state"]["0.weight"], their_opt.state[theirs.weight]
     assert state["exp_avg"].dtype == jnp.dtype(name) and state["mu_product"].dtype == jnp.float32
     for field in ("exp_avg", "exp_avg_sq", "mu_product"):
         np.testing.assert_array_equal(np.asarray(state[field], np.float64), expected[field].double().numpy())
     other = torch.optim.NAdam(theirs.parameters())
-    copy_optimizer_to_torch(opt, other, theirs)
+    adapter.copy_optimizer_to_torch(opt, other, theirs)
     for field, value in other.state[theirs.weight].items():
         assert value.dtype == expected[field].dtype and torch.equal(value, expected[field]), field
     master = optim.NAdam([ours], master_weights=True)
-    load_optimizer_from_torch(master, their_opt, theirs)
+    adapter.load_optimizer_from_torch(master, their_opt, theirs)
     state = master.state_dict()["state"]["0.weight"]
     np.testing.assert_array_equal(state["master_weight"], np.asarray(ours.weight, np.float32))
     assert state["exp_avg"].dtype == jnp.float32
     np.testing.assert_array_equal(state["exp_avg"], expected["exp_avg"].float().numpy())
     with pytest.raises(ValueError, match="group 0: master_weights, which torch lacks: train in float32 on both sides"):
-        copy_optimizer_to_torch(master, other, theirs)
+        adapter.copy_optimizer_to_torch(master, other, theirs)
     master.master_weights = False
     with pytest.raises(ValueError, match=rf"0.weight.exp_avg: float32 here, and in torch of the parameter's {name}"):
-        copy_optimizer_to_torch(master, other, theirs)
+        adapter.copy_optimizer_to_torch(master, other, theirs)
 
 
 def test_what_torch_cannot_do() -> None:
     ours, theirs, opt, their_opt = linears(skip_nonfinite=True, track_grad_norm=True, master_weights=True)
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     assert opt.skip_nonfinite and opt.track_grad_norm and opt.master_weights and opt.lr == 0.1
     with pytest.raises(
         ValueError, match="group 0: skip_nonfinite, which torch lacks: assign `opt.skip_nonfinite = False`"
     ):
-        copy_optimizer_to_torch(opt, their_opt, theirs)
+        adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     opt.skip_nonfinite = False
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
 
 
 def test_a_state_of_another_structure() -> None:
@@ -622,20 +613,20 @@ def test_a_state_of_another_structure() -> None:
         r" \['momentum_buffer'\]: construct this optimizer with the same settings"
     )
     with pytest.raises(ValueError, match=message):
-        load_optimizer_from_torch(opt, their_opt, theirs)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     amsgrad, adam = torch.optim.Adam(theirs.parameters(), amsgrad=True), optim.Adam([ours])
     fill_gradients([theirs])
     amsgrad.step()
     with pytest.raises(
         ValueError, match=r"in torch and \['exp_avg', 'exp_avg_sq'\] here, and .*'max_exp_avg_sq'\]: construct"
     ):
-        load_optimizer_from_torch(adam, amsgrad, theirs)
+        adapter.load_optimizer_from_torch(adam, amsgrad, theirs)
     amsgrad.param_groups[0]["amsgrad"] = False
     amsgrad.state[theirs.bias] = {**amsgrad.state[theirs.bias], "exp_avg": torch.zeros(3)}
     for state in amsgrad.state.values():
         del state["max_exp_avg_sq"]
     with pytest.raises(ValueError, match=r"0.bias.exp_avg: float32\[3\] in torch, float32\[2\] here"):
-        load_optimizer_from_torch(adam, amsgrad, theirs)
+        adapter.load_optimizer_from_torch(adam, amsgrad, theirs)
 
 
 def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
@@ -660,12 +651,12 @@ def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
         "parameter 1 of group 0: in torch's optimizer, and not in this one under that name",
     ]
     with pytest.raises(ValueError, match=r"\n  ".join(lines) + "$"):
-        load_optimizer_from_torch(opt, their_opt, theirs)
+        adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     assert_untouched(opt, before)
     lines[0] = "copy_optimizer_to_torch: this AdamW does not fit torch's; nothing was copied:"
     lines.remove("group 0 here: lr is 0.5 for 0.weight and 0.1 for 1.weight; put their modules in groups of their own")
     with pytest.raises(ValueError, match=r"\n  ".join(lines) + "$"):
-        copy_optimizer_to_torch(opt, their_opt, theirs)
+        adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     assert not their_opt.state and [group["lr"] for group in their_opt.param_groups] == [0.1, 0.5, 0.1]
 
 
@@ -679,11 +670,11 @@ def test_optimizers_that_are_refused() -> None:
     for other in (torch.optim.SparseAdam(parameters), Own(parameters), torch.optim.Adam(parameters)):
         message = rf"the same class, one of SGD, Adam, .*, LBFGS; got a AdamW and a [\w.<>]*{type(other).__name__}$"
         with pytest.raises(TypeError, match=message):
-            load_optimizer_from_torch(opt, other, theirs)
+            adapter.load_optimizer_from_torch(opt, other, theirs)
         with pytest.raises(TypeError, match=message):
-            copy_optimizer_to_torch(opt, other, theirs)
+            adapter.copy_optimizer_to_torch(opt, other, theirs)
     with pytest.raises(TypeError, match=r"got a Optimizer and a torch\.optim\.sgd\.SGD"):
-        load_optimizer_from_torch(mt.Optimizer(ours), torch.optim.SGD(parameters), theirs)
+        adapter.load_optimizer_from_torch(mt.Optimizer(ours), torch.optim.SGD(parameters), theirs)
     message = r"must be the torch modules of opt.modules, in their order, 2 in all; got \[{}\]"
     for modules, shown in (
         (theirs[0], "Linear"),
@@ -691,10 +682,10 @@ def test_optimizers_that_are_refused() -> None:
         (parameters[:2], "Par"),
     ):
         with pytest.raises(ValueError, match=message.format(shown)[: -2 if shown == "Par" else None]):
-            load_optimizer_from_torch(opt, their_opt, modules)
+            adapter.load_optimizer_from_torch(opt, their_opt, modules)
     for number in (-1, True, 1.5):
         with pytest.raises(ValueError, match=f"num_steps must be an integer >= 0; got {number}"):
-            load_optimizer_from_torch(opt, their_opt, theirs, num_steps=number)  # type: ignore[arg-type]
+            adapter.load_optimizer_from_torch(opt, their_opt, theirs, num_steps=number)  # type: ignore[arg-type]
 
     class Mini:
         arrays, slopes = [np.ones(2)], [np.ones(2)]
@@ -706,7 +697,7 @@ def test_optimizers_that_are_refused() -> None:
             return self.slopes
 
     with pytest.raises(TypeError, match="opt.modules has one of NumPy arrays; convert it with"):
-        load_optimizer_from_torch(optim.AdamW([Mini()]), their_opt, theirs[:1])
+        adapter.load_optimizer_from_torch(optim.AdamW([Mini()]), their_opt, theirs[:1])
 
 
 def test_states_share_no_memory_and_stay_on_their_devices() -> None:
@@ -715,13 +706,13 @@ def test_states_share_no_memory_and_stay_on_their_devices() -> None:
     opt = optim.AdamW([module.to(there) for module in ours])
     fill_gradients(theirs)
     their_opt.step()
-    load_optimizer_from_torch(opt, their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     found = opt.state_dict()["state"]["0.weight"]["exp_avg"]
     before = np.array(found)
     assert found.devices() == {there}
     their_opt.step()
     np.testing.assert_array_equal(found, before)
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     for module in ours:
         module.accumulate([jnp.ones_like(p) for p in module.parameters()])
     opt.step()
@@ -737,10 +728,10 @@ def test_packed_parameters() -> None:
     fill_gradients(theirs)
     for mine in (ours, other):
         for module, torchs in zip(mine, theirs, strict=True):
-            load_from_torch(module, torchs)
+            adapter.load_from_torch(module, torchs)
     their_opt.step()
     for mine, packed_or_not in ((ours, opt), (other, plain)):
-        load_optimizer_from_torch(packed_or_not, their_opt, theirs)
+        adapter.load_optimizer_from_torch(packed_or_not, their_opt, theirs)
         for module in mine:
             module.accumulate([jnp.full_like(p, 0.5) for p in module.parameters()])
         packed_or_not.step()
@@ -748,7 +739,7 @@ def test_packed_parameters() -> None:
     assert all(cell.pack is not None for module in ours for cell in module._cells.values())
     for one, another in zip(ours, other, strict=True):
         np.testing.assert_allclose(one.weight, another.weight, rtol=1e-6)
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     expected = plain.state_dict()["state"]["1.bias"]["exp_avg"]
     np.testing.assert_allclose(their_opt.state[theirs[1].bias]["exp_avg"].numpy(), expected, rtol=1e-6)
 
@@ -757,9 +748,9 @@ def test_adagrad_begins_before_its_first_step() -> None:
     """With a sum that torch makes when it is constructed, from the value that its optimizer had then."""
     theirs, ours = torch.nn.Linear(3, 2), nn.Linear(3, 2)
     their_opt, opt = torch.optim.Adagrad(theirs.parameters()), optim.Adagrad([ours], initial_accumulator_value=0.5)
-    copy_optimizer_to_torch(opt, their_opt, theirs)
+    adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     state = their_opt.state[theirs.bias]
     assert state["step"] == 0 and state["sum"].tolist() == [0.5, 0.5]
-    load_optimizer_from_torch(opt := optim.Adagrad([ours]), their_opt, theirs)
+    adapter.load_optimizer_from_torch(opt := optim.Adagrad([ours]), their_opt, theirs)
     assert opt.num_steps == 0 and opt.initial_accumulator_value == 0.5
     np.testing.assert_array_equal(opt.state_dict()["state"]["0.bias"]["sum"], [0.5, 0.5])

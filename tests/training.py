@@ -1,4 +1,4 @@
-"""What the tests of compiled code share: a small model, one step of training it, and comparisons."""
+"""What tests of training share: small models, losses, one step of training, and comparisons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minitorch_jax as mt
-from minitorch_jax import optim
+from minitorch_jax import nn, optim
 from minitorch_jax.module import random
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
@@ -52,6 +52,38 @@ class Scale(mt.Module):
         return self.weight * x
 
 
+class Arrays(mt.Module):
+    """Some arrays as parameters: p0, p1, ..."""
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        for i, array in enumerate(arrays):
+            setattr(self, f"p{i}", mt.Parameter(array))
+
+
+def small_net(seed: int = 0) -> nn.Sequential:
+    first, second = jax.random.split(jax.random.key(seed))
+    return nn.Sequential(nn.Linear(3, 4, key=first), nn.Tanh(), nn.Linear(4, 2, key=second))
+
+
+def line(value: float = 0.0) -> nn.Linear:
+    """A layer from 3 numbers to 2, with a bias of `value`."""
+    layer = nn.Linear(3, 2, key=jax.random.key(0))
+    layer.bias = jnp.full(2, value)
+    return layer
+
+
+class Batch(NamedTuple):
+    """A model among data, as an argument."""
+
+    model: Any
+    x: Any
+    y: Any
+
+
+class Boom(Exception):
+    """What tests raise, so that no other exception passes for it."""
+
+
 class Counting:
     """A function, and how often it was called: inside `jax.jit`, how often it was traced."""
 
@@ -65,6 +97,19 @@ class Counting:
 
 def squared(model: Any, x: Any, y: Any) -> Any:
     return ((model(x) - y) ** 2).mean()
+
+
+def mean_square(model: Any, x: Any) -> Any:
+    return (model(x) ** 2).mean()
+
+
+def mean_error(model: Any, x: Any, y: Any) -> Any:
+    return nn.functional.mse_loss(model(x), y)
+
+
+def decaying(step: Any) -> Any:
+    """A learning rate of the step's number."""
+    return 0.2 / (1 + jnp.asarray(step, jnp.float32))
 
 
 def step(model: Any, opt: Any, x: Any, y: Any) -> Any:
