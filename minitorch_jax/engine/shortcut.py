@@ -123,7 +123,7 @@ def quick_call(
         return None
     holds, rebound = snapshot.holds, reads.watch.rebound if len(reads.watch) else None
     fetch = reads.fetch if reads.inputs else None
-    looks = [look for walk in binding.live_walks() for look in walk.watched]
+    watched = [weakref.ref(walk) for walk in binding.live_walks() if walk.watched]  # their looks lead to the objects
     sharding = getattr(stream.cell.stored, "sharding", None)  # the stream goes from device to device
     stream = stream if binding.takes(stream.cell) else None
     donating, dropped, replaced = pipeline.compiled.donating, pipeline.dropped, pipeline.replaced
@@ -145,9 +145,11 @@ def quick_call(
             now: Any = random.local.stream if random.innermost_block.get() is None else random.current()
             if stream is not now or stream.cell.stored.sharding != sharding:
                 return None
-        if looks:
-            for look in looks:
-                look()
+        if watched:
+            for reference in watched:
+                walk = reference()
+                for look in walk.watched if walk is not None else ():
+                    look()
             if not holds():
                 return None
         data = owned_data(data)

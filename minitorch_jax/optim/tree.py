@@ -292,4 +292,6 @@ def _on_devices(pairs: list[tuple[Any, Any]]) -> list[Any]:
     """NumPy arrays as those of JAX, each where another array lies, in one call."""
     if any(isinstance(like, jax.core.Tracer) for _, like in pairs):
         return [jnp.asarray(array) for array, _ in pairs]
-    return jax.device_put([array for array, _ in pairs], [like.sharding for _, like in pairs])
+    if not any(like.committed for _, like in pairs):  # a device that is named would bind the arrays to it
+        return jax.device_put([array for array, _ in pairs])
+    return [jax.device_put(array, like.sharding if like.committed else None) for array, like in pairs]
