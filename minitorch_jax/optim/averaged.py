@@ -137,6 +137,7 @@ class _How(NamedTuple):
     equally: bool  # whether all updates have the same weight
     is_averaged: tuple[bool, ...]  # of each parameter and buffer; else it is copied
     is_wide: tuple[bool, ...]  # whether its average is kept in float32 beside it
+    dtypes: tuple[Any, ...]  # of the averages (JAX sees only those of arrays that are read)
 
 
 class _Plan:
@@ -152,6 +153,7 @@ class _Plan:
             averaged.decay is None,
             tuple([c.kind == "parameter" or (averaged.use_buffers and c.encoding is None) for c in held]),
             tuple([cell is not None for cell in wide]),
+            tuple([getattr(cell.value, "dtype", None) for cell in held]),
         )
         self.held = held
         self.averages = Cells([averaged._cells["num_averaged"], *held, *(c for c in wide if c is not None)], how)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from itertools import chain, repeat
+from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn, Self
 
 import jax
@@ -13,26 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..engine.call_and_store import fresh_copies
-from ..engine.sharding import constrained, placement
-from ..engine.tracing import unaliased
 from ..module.module import Module
 from ..runtime import contexts
-from ..runtime.bounded_cache import Kept
-from ..runtime.ynnpack import largest
 from ..state import access
 from ..state import frame as frames
-from ..state.cell import Cell, get_value, store
+from ..state.cell import Cell, get_value
 from ..state.errors import TraceError
-from ..state.gradient import unless_consumed
-from ..state.lending import gradient_writes, lend, lendings
-from ..state.packed import PackedLayout, stored_cells
 from ..state.pytree import Builder
 from ..state.structure import changed
 from ..state.walk import Node, walk_of
 from .declaration import OPTIONS, Rate, setting
 from .hyperparameters import Hyperparameters, is_schedule
+from .objective import Before, Line, Objective, wide_dtype
 from .optimizer import Optimizer
 from .plan import LAST, Plan
+from .quasi_newton import direction, number_array, numbers, steepest
 from .wolfe import Point, strong_wolfe
 
 _CLOSURE = """a closure, a function that computes the loss and its gradients anew each time that it is called:
@@ -44,7 +37,6 @@ _CLOSURE = """a closure, a function that computes the loss and its gradients ane
     opt.step(closure)"""
 _INTEGERS = ("max_iter", "max_eval", "history_size")
 _COUNT = (1.0, 2.0**24)
-_set_lent: Callable[[Cell, bool], None] = vars(Cell)["lent"].__set__
 
 
 class LBFGSState(NamedTuple):
@@ -180,7 +172,7 @@ class LBFGS(Optimizer):
         known = LBFGSState(*map(get_value, held))
         if not self._hyper.is_plain() or not isinstance(known.old_dirs, jax.Array) or known.old_dirs.ndim != 2:
             return True  # traced, or those of an ensemble
-        return len(known.ro) == int(self.history_size) and known.d.dtype == _wide_dtype(plan.params)
+        return len(known.ro) == int(self.history_size) and known.d.dtype == wide_dtype(plan.params)
 
     def _begin(self, plan: Plan) -> None:
         with contexts.full_width([cell.value for cell in plan.params]), contexts.constants():
@@ -191,7 +183,7 @@ class LBFGS(Optimizer):
         first = plan.params[0]
         held = self._state[first][1] if plan.params == self._members else []
         rows = int(self._hyper.given_number("history_size", 0)) if self._hyper.is_plain() or not held else 0
-        dtype, n = _wide_dtype(plan.params), sum(int(np.prod(plan.shapes[cell])) for cell in plan.params)
+        dtype, n = wide_dtype(plan.params), sum(int(np.prod(plan.shapes[cell])) for cell in plan.params)
         if held and held[0].value.dtype == dtype:
             state = _resized(LBFGSState(*map(get_value, held)), rows)
         else:
@@ -248,8 +240,8 @@ class LBFGS(Optimizer):
         if not self._hyper.is_plain():
             raise TypeError("LBFGS.step() cannot be taken by an ensemble (stacked optimizers): step each by itself")
         held = self._state[plan.params[0]][1]
-        objective = _Objective(self, plan.params, closure)
-        before = _Before([*self._everything(plan), *held, self._steps])
+        objective = Objective(self, plan.params, closure)
+        before = Before([*self._everything(plan), *held, self._steps])
         done = False
         try:
             state = LBFGSState(*map(get_value, held))
@@ -273,7 +265,7 @@ class LBFGS(Optimizer):
         walks = [walk_of(module).with_gradients() for module in self.modules if isinstance(module, Module)]
         return list(dict.fromkeys([*chain.from_iterable(walks), *plan.params, *plan.grads]))
 
-    def _minimized(self, objective: _Objective, state: LBFGSState, x: Point) -> LBFGSState:
+    def _minimized(self, objective: Objective, state: LBFGSState, x: Point) -> LBFGSState:
         """The state after some iterations, which begin at `x`. Its arrays are not used up; those made here are."""
         lr, max_iter, max_eval = float(self.lr), int(self.max_iter), int(self.max_eval or 1)
         tolerance_grad, tolerance_change = float(self.tolerance_grad), float(self.tolerance_change)
@@ -284,11 +276,11 @@ class LBFGS(Optimizer):
         for iteration in range(1, max_iter + 1) if not x.g_max <= tolerance_grad else ():
             n_iter += 1
             if n_iter == 1:
-                d, gtd, d_max, t = _numbers(_steepest(x.g), 1)
+                d, gtd, d_max, t = numbers(steepest(x.g), 1)
                 t = min(1.0, t) * lr
             else:
                 memory = memory or fresh_copies([*state[3:8]])
-                memory, d, gtd, d_max = _numbers(_direction(memory, d, _array(t, d.dtype), last_g, x.g), 2)
+                memory, d, gtd, d_max = numbers(direction(memory, d, number_array(t, d.dtype), last_g, x.g), 2)
                 t = lr
             last_g, last_f = x.g, x.f
             x = x._replace(t=0, gtd=gtd)
@@ -296,13 +288,12 @@ class LBFGS(Optimizer):
                 break
             new_evals = 0
             if self.line_search_fn is not None:
-                origin = objective.here()
-                along = partial(objective.at, origin, d)
-                x, new_evals = strong_wolfe(along, x, t, d_max, max_eval - evals, tolerance_change)
+                line = Line(objective, d)
+                x, new_evals = strong_wolfe(line.at, x, t, d_max, max_eval - evals, tolerance_change)
                 t = x.t
-                objective.move(origin, d, t)
+                line.move(t)
             else:
-                objective.move(objective.here(), d, t)
+                objective.advance(d, t)
                 if iteration != max_iter:  # after the last one nothing asks for it
                     x, new_evals = objective.evaluate(t, d)[1], 1
             evals, total = evals + new_evals, total + new_evals
@@ -313,22 +304,6 @@ class LBFGS(Optimizer):
         counts = (jnp.asarray(min(count, LAST), jnp.int32) for count in (n_iter, total))
         with contexts.full_width([d]), contexts.constants():
             return LBFGSState(d, jnp.asarray(t, d.dtype), last_g, *(memory or state[3:8]), *counts)
-
-
-def _wide_dtype(params: Sequence[Cell]) -> Any:
-    """The dtype of the vector of all parameters."""
-    return np.dtype(np.float64 if any(cell.value.dtype == np.float64 for cell in params) else np.float32)
-
-
-def _array(number: Any, dtype: Any) -> Any:
-    """A number as an array, so that its type does not compile again."""
-    with contexts.full_width([np.empty(0, dtype)]):
-        return number if isinstance(number, jax.Array) else jax.device_put(np.asarray(number, dtype))
-
-
-def _numbers(results: Sequence[Any], first: int) -> list[Any]:
-    """Results of a program, of which those from `first` on are numbers, as NumPy's scalars."""
-    return [*results[:first], *(number[()] for number in jax.device_get([*results[first:]]))]
 
 
 def _resized(state: LBFGSState, rows: int) -> LBFGSState:
@@ -346,178 +321,3 @@ def _resized(state: LBFGSState, rows: int) -> LBFGSState:
         ro=moved(state.ro),
         num_stored=jnp.asarray(kept, jnp.int32),
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The loss as a function of one vector
-
-
-class _Before:
-    """What some cells held, put back by one C call, which no signal handler comes between."""
-
-    def __init__(self, parts: Sequence[Cell]) -> None:
-        self.parts, self.layout = parts, PackedLayout(parts)
-        stored = self.layout.stored
-        for cell in stored:
-            lend(cell)  # so that no program uses the arrays up
-        self.values = list(map(get_value, stored))
-        steps = chain(map(store, stored, self.values), map(_set_lent, stored, repeat(True)))
-        self.put_back: Callable[[], Any] = partial(deque, steps, 0)
-
-    def put_back_if_repacked(self) -> None:
-        """What remains to be done: tell the compiled programs; and if packs have changed since, store part by part."""
-        lendings.last = gradient_writes.last = object()
-        if stored_cells(self.parts) != self.layout.stored:
-            values = self.layout.cut(dict(enumerate(self.values)), [None] * len(self.parts))
-            access.store_all(self.parts, values)
-
-
-class _Space:
-    """How the vector is made of arrays: what programs are compiled for. Equal ones are one object."""
-
-    def __init__(self, params: Sequence[Cell], layout: PackedLayout, grads: PackedLayout) -> None:
-        self.layout, self.grads = layout, grads
-        self.shapes = tuple([cell.value.shape for cell in params])
-        self.dtypes = tuple([cell.value.dtype for cell in params])
-        self.places = placement(layout.stored)
-        self.dtype = _wide_dtype(params)
-        self.key = self.shapes, self.dtypes, self.places, layout.key, grads.key
-        layout.stored, grads.stored = [], []  # a program that is kept keeps no cells
-
-
-_spaces = Kept()
-
-
-def _space_of(params: Sequence[Cell]) -> _Space:
-    space = _Space(params, PackedLayout(params), PackedLayout([cell.grad for cell in params]))
-    known: _Space | None = _spaces.get(space.key)
-    return known or _spaces.set(space.key, space)
-
-
-class _Objective:
-    """The closure's loss during one step of an optimizer."""
-
-    def __init__(self, opt: LBFGS, params: list[Cell], closure: Callable[[], Any]) -> None:
-        self.opt, self.params, self.closure = opt, params, closure
-        self.space, self.stored = _space_of(params), stored_cells(params)
-
-    def here(self) -> list[Any]:
-        """The parameters' arrays, to be kept."""
-        for cell in self.stored:
-            lend(cell)
-        return list(map(get_value, self.stored))
-
-    def move(self, origin: list[Any], d: Any, t: Any) -> None:
-        """Put the parameters at a distance `t` from an origin."""
-        access.store_all(self.stored, _moved(self.space, origin, d, _array(t, self.space.dtype)))
-
-    def evaluate(self, t: Any, d: Any) -> tuple[Any, Point]:
-        """The loss where the parameters are now, as the closure gives it, and as the point `t` along `d`."""
-        loss = self.closure()
-        if self.opt._plan_now().params != self.params or stored_cells(self.params) != self.stored:
-            raise RuntimeError(
-                "LBFGS.step(): the closure changed which parameters are trained, or how they are packed. Do that between"
-                " the steps."
-            )
-        if np.shape(loss) != () or not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
-            what = "nothing" if loss is None else f"{type(loss).__name__} {loss!r}"
-            raise TypeError(f"LBFGS.step(): the closure must return the loss, a number; it returned {what}")
-        grads = stored_cells([cell.grad for cell in self.params])
-        g, g_max, gtd = _numbers(_measured(self.space, list(map(get_value, grads)), d), 1)
-        return loss, Point(t, float(loss), g, g_max, gtd)
-
-    def at(self, origin: list[Any], d: Any, t: Any) -> Point:
-        """The point at a distance `t` from an origin."""
-        self.move(origin, d, t)
-        return self.evaluate(t, d)[1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Programs
-
-
-def _dot(a: Any, b: Any) -> Any:
-    return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _largest(a: Any) -> Any:
-    return largest(jnp.abs(a), initial=0.0)
-
-
-def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, computed where float64 stays float64 if it is given any."""
-
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        with contexts.full_width(jax.tree.leaves(args)):
-            return function(*args)
-
-    return call
-
-
-@partial(jax.jit, static_argnums=0)
-@_wide
-def _measured(space: _Space, stored: list[Any], d: Any) -> Any:
-    """The gradient as a vector, its largest element, and its slope along `d`."""
-    parts = space.grads.cut(dict(enumerate(stored)), [None] * len(space.shapes))
-    arrays = [
-        jnp.zeros(shape, space.dtype) if unless_consumed(part) is None else part.astype(space.dtype)
-        for part, shape in zip(parts, space.shapes, strict=True)
-    ]
-    (g,) = unaliased([jnp.concatenate([array.reshape(-1) for array in arrays])], jax.tree.leaves((stored, d)))
-    return g, _largest(g), _dot(g, d)
-
-
-@partial(jax.jit, static_argnums=0)
-@_wide
-def _moved(space: _Space, stored: list[Any], d: Any, t: Any) -> list[Any]:
-    """The parameters plus `t d`."""
-    parts = space.layout.cut(dict(enumerate(stored)), [None] * len(space.shapes))
-    ends = np.cumsum([int(np.prod(shape)) for shape in space.shapes])
-    steps = jnp.split(d, ends[:-1])
-    new = [
-        (part.astype(space.dtype) + t * step.reshape(part.shape)).astype(part.dtype)
-        for part, step in zip(parts, steps, strict=True)
-    ]
-    joined = [space.layout.joined(j, new.__getitem__, old) for j, old in enumerate(stored)]
-    return [constrained(*both) for both in zip(joined, space.places, strict=True)] if space.places else joined
-
-
-@jax.jit
-@_wide
-def _steepest(g: Any) -> Any:
-    """The first direction, its slope, its largest element, and 1 / Σ|g|."""
-    return -g, -_dot(g, g), _largest(g), 1 / jnp.sum(jnp.abs(g))
-
-
-@partial(jax.jit, donate_argnums=0)
-@_wide
-def _direction(memory: Sequence[Any], d: Any, t: Any, last_g: Any, g: Any) -> Any:
-    """The history with another pair, the direction that follows from it (in two loops), its slope, its largest element."""
-    dirs, stps, ro, diag, stored = memory
-    size = len(ro)
-    y, s = g - last_g, d * t
-    ys, row = _dot(y, s), stored % size
-    keep = ys > 1e-10
-    dirs = dirs.at[row].set(jnp.where(keep, y, dirs[row]))
-    stps = stps.at[row].set(jnp.where(keep, s, stps[row]))
-    ro = ro.at[row].set(jnp.where(keep, 1 / ys, ro[row]))
-    diag = jnp.where(keep, ys / _dot(y, y), diag)
-    stored = stored + keep.astype(stored.dtype)
-    count = jnp.minimum(stored, size)
-
-    def back(k: Any, carry: Any) -> Any:
-        q, al = carry
-        i = (stored - 1 - k) % size
-        a = _dot(stps[i], q) * ro[i]
-        return q - a * dirs[i], al.at[i].set(a)
-
-    def forth(k: Any, carry: Any) -> Any:
-        r, al = carry
-        i = (stored - count + k) % size
-        b = _dot(dirs[i], r) * ro[i]
-        return r + (al[i] - b) * stps[i], al
-
-    q, al = jax.lax.fori_loop(0, count, back, (-g, jnp.zeros_like(ro)))
-    d, _ = jax.lax.fori_loop(0, count, forth, (q * diag, al))
-    return [dirs, stps, ro, diag, stored], d, _dot(g, d), _largest(d)
