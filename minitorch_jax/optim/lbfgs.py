@@ -287,13 +287,13 @@ class LBFGS(Optimizer):
             if gtd > -tolerance_change:
                 break
             new_evals = 0
+            line = Line(objective, d)
             if self.line_search_fn is not None:
-                line = Line(objective, d)
                 x, new_evals = strong_wolfe(line.at, x, t, d_max, max_eval - evals, tolerance_change)
                 t = x.t
                 line.move(t)
             else:
-                objective.advance(d, t)
+                line.move(t)
                 if iteration != max_iter:  # after the last one nothing asks for it
                     x, new_evals = objective.evaluate(t, d)[1], 1
             evals, total = evals + new_evals, total + new_evals

@@ -80,10 +80,6 @@ class Objective:
         self.params, self.grads = _cells(opt, params)
         self.stored, self.dtype = stored_cells(params), self.params.about.dtype
 
-    def advance(self, d: Any, t: Any) -> None:
-        """Move the parameters by `t d`."""
-        _advance(self.params, d, number_array(t, self.dtype))
-
     def evaluate(self, t: Any, d: Any) -> tuple[Any, Point]:
         """The loss where the parameters are now, as the closure gives it, and as the point `t` along `d`."""
         loss = self.closure()
@@ -115,16 +111,11 @@ class Line:
     """The points from where the parameters are in a direction `d`."""
 
     def __init__(self, objective: Objective, d: Any) -> None:
-        self.objective, self.d = objective, d
-        self.origin: Any = None  # where it begins, known from the first move on
+        self.objective, self.d, self.origin = objective, d, _position(objective.params)
 
     def move(self, t: Any) -> None:
         """Put the parameters at a distance `t`."""
-        params, t = self.objective.params, number_array(t, self.objective.dtype)
-        if self.origin is None:
-            self.origin = _depart(params, self.d, t)
-        else:
-            _move(params, self.origin, self.d, t)
+        _move(self.objective.params, self.origin, self.d, number_array(t, self.objective.dtype))
 
     def at(self, t: Any) -> Point:
         """The point at a distance `t`."""
@@ -144,29 +135,17 @@ def _measure(grads: Cells, d: Any) -> Any:
 
 
 @StatefulFunction
-def _advance(params: Cells, d: Any, t: Any) -> None:
-    """Move the parameters by `t d`."""
-    _put(params, list(map(get_value, params)), d, t)
-
-
-@StatefulFunction
-def _depart(params: Cells, d: Any, t: Any) -> Any:
-    """Move the parameters by `t d`; returns where they were."""
-    before = list(map(get_value, params))
-    _put(params, before, d, t)
-    with contexts.full_width([d]):
-        return params.about.joined(before)
+def _position(params: Cells) -> Any:
+    """The parameters as a vector."""
+    values = list(map(get_value, params))
+    with contexts.full_width(values):
+        return params.about.joined(values)
 
 
 @StatefulFunction
 def _move(params: Cells, origin: Any, d: Any, t: Any) -> None:
     """Put the parameters at a distance `t` from an origin along `d`."""
+    vector: _Vector = params.about
     with contexts.full_width([d]):
-        _put(params, params.about.cut(origin), d, t)
-
-
-def _put(params: Cells, origin: Sequence[Any], d: Any, t: Any) -> None:
-    with contexts.full_width([d]):
-        for cell, part, step, dtype in zip(params, origin, params.about.cut(d), params.about.dtypes, strict=True):
-            new = (part.astype(d.dtype) + t * step).astype(dtype)
-            access.write(cell, new, "a parameter updated by LBFGS.step()")
+        for cell, new, dtype in zip(params, vector.cut(origin + t * d), vector.dtypes, strict=True):
+            access.write(cell, new.astype(dtype), "a parameter updated by LBFGS.step()")
