@@ -312,6 +312,19 @@ def test_a_new_model_or_decay_compiles_nothing() -> None:
     assert not events
 
 
+class Shifted(mt.Module):
+    def __init__(self, dtype: Any) -> None:
+        self.weight = mt.Parameter(jnp.ones(2))
+        self.shift = mt.Buffer(jnp.ones(2, dtype))
+
+
+def test_a_buffer_that_is_taken_over_keeps_the_dtype_of_the_average() -> None:
+    for dtype in (jnp.float32, jnp.float16):  # its old value is no input of the program
+        averaged = optim.AveragedModel(Shifted(dtype))
+        averaged.update(Shifted(jnp.float32))
+        assert averaged.module.shift.dtype == dtype
+
+
 def test_modes_and_copies() -> None:
     model = mlp()
     averaged = optim.AveragedModel(model, 0.5).eval()
