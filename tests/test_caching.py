@@ -950,3 +950,31 @@ def test_every_shape_takes_the_fast_path_of_jax() -> None:
         train()
     with config.no_tracing(True):  # then JAX raises wherever it leaves its fast path
         train()
+
+
+LOOKS = {
+    "shape": lambda module: jnp.zeros(module.weight.shape, module.weight.dtype),
+    "a buffer's shape": lambda module: jnp.ones(module.count.shape),
+    "ndim": lambda module: jnp.asarray(module.weight.ndim),
+    "size": lambda module: jnp.asarray(module.num_parameters()),
+    "assignment": lambda module: setattr(module, "weight", jnp.zeros_like(module.weight)),
+}
+
+
+class Shaped(mt.Module):
+    def __init__(self, array: Any) -> None:
+        self.weight, self.count = mt.Parameter(array), mt.Buffer(array)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("array", [jnp.ones((2, 3)), jnp.ones(4), jnp.ones((2, 3), jnp.float16)], ids=str)
+def test_code_that_looks_at_shapes_alone_has_a_program_for_each(look: str, array: Any) -> None:
+    """Arrays of which only shape and dtype are asked are no inputs of a program, and yet it depends on them."""
+    f = mt.jit(LOOKS[look])
+    for other in (jnp.ones((5, 1)), array):
+        module, twin = Shaped(other), Shaped(other)
+        got, expected = f(module), LOOKS[look](twin)
+        assert (module.weight.shape, module.weight.dtype) == (other.shape, other.dtype)
+        assert jnp.array_equal(module.weight, twin.weight)
+        if expected is not None:
+            assert (got.shape, got.dtype) == (expected.shape, expected.dtype) and jnp.array_equal(got, expected)

@@ -334,13 +334,19 @@ class Function:
         return self.token, args.treedef, template, threading.get_ident()
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:
-        """What a program is compiled for, apart from shapes and dtypes."""
+        """What a program is compiled for, apart from shapes and dtypes of data."""
         packed = PackedLayout(lifted).key if any(cell.pack is not None for cell in lifted) else ()
         specs = tuple(walk.spec for walk in walks)
-        return args.treedef, args.template, specs, alias, placement(lifted), packed, followed.key
+        return args.treedef, args.template, specs, alias, _shapes(lifted), placement(lifted), packed, followed.key
 
     def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
         return unique_cells(walks, self.purpose.gradients)
+
+
+def _shapes(lifted: list[Cell]) -> tuple[Any, ...]:
+    """Shapes and dtypes of cells, also of those that are no inputs: code may look at `weight.shape` alone."""
+    values = [cell.value for cell in lifted if cell.kind != "gradient"]
+    return tuple([(value.shape, value.dtype) if hasattr(value, "dtype") else type(value) for value in values])
 
 
 def _snapshot(version: object, walks: Sequence[Walk], program: Program) -> Snapshot:
