@@ -1,43 +1,36 @@
-"""The Variables of an nnx module as cells, and what else such a module is made of.
+"""The Variables of a wrapped nnx module keep their values in cells.
 
-A Variable that was adopted has its value in cells: where it keeps that otherwise, it has a `Held`. So there are not two
-copies to keep the same: whoever reads or changes the Variable, nnx's own functions included, reads or changes the cells,
-and all that is promised of them holds for it.
+A wrapped Variable has a `Held` in the slot `_raw_value`, where a Variable keeps its value. The Held reads and writes the
+cells. So there is one copy of each value: nnx's own functions read and change the cells too, and all promises about cells
+hold for the Variable.
+
+For that, `nnx.Variable._raw_value` must be a property that looks for a Held. It is one only while a Variable has a Held.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
-from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from flax.nnx import graph, tracers
-from flax.nnx.pytreelib import PytreeState
-from jax.tree_util import keystr
+from flax.nnx import tracers
 
-import minitorch_jax as mt
 from minitorch_jax.module.parameter import encode_checked
 from minitorch_jax.state import access
 from minitorch_jax.state import frame as frames
 from minitorch_jax.state.cell import Cell
-from minitorch_jax.state.errors import TraceError
 from minitorch_jax.state.lending import lend
 from minitorch_jax.state.structure import changed
-from minitorch_jax.state.walk import join
 
-from ._bridge import decoded, hidden, new_cell, problems_of, without_numbers
-from ._identity import Same
-
-# -- Variables --------------------------------------------------------------------------------------------------------
+from .._functional_call import decoded
+from .._wrapper import new_cell, problems_of, without_numbers
 
 _slot: Any = vars(nnx.Variable)["_raw_value"]
-get_slot: Callable[[Any], Any] = _slot.__get__  # what a Variable keeps itself: a value, or a Held
+get_slot: Callable[[Any], Any] = _slot.__get__  # the content of a Variable's slot: a value, or a Held
 _set_slot: Callable[[Any, Any], None] = _slot.__set__
 _LEAF = jax.tree.structure(0)
 
@@ -50,7 +43,7 @@ def _read(variable: Any) -> Any:
 def _write(variable: Any, value: Any) -> None:
     try:
         kept = get_slot(variable)
-    except AttributeError:  # it is being made
+    except AttributeError:  # the Variable is being made
         kept = None
     if type(kept) is Held:
         kept.write(variable, value)
@@ -58,18 +51,32 @@ def _write(variable: Any, value: Any) -> None:
         _set_slot(variable, value)
 
 
-def _install() -> None:
-    """Have Variables look for a Held.
+# The property is on flax's class itself. A subclass for wrapped Variables would leave that class alone, but JAX compares
+# pytree nodes by their exact type: the states of such Variables would not fit those of others in `jax.tree.map` or
+# `lax.scan`.
+_property = property(_read, _write)
+_lock = threading.RLock()  # reentrant: a garbage collection within it may call `_leave`
+_in_slots: set[weakref.ref[Held]] = set()  # the Helds that are in the slot of a Variable
 
-    A subclass for those that are adopted would leave flax's class alone, but not them: JAX tells the nodes of pytrees
-    apart by their exact type, so their states would not fit those of other Variables, in `jax.tree.map` or a `lax.scan`.
-    """
-    if vars(nnx.Variable)["_raw_value"] is _slot:
-        type.__setattr__(nnx.Variable, "_raw_value", property(_read, _write))
+
+def _enter(held: Held) -> None:
+    """Count a Held that is about to be put in a slot, and have Variables look for Helds."""
+    with _lock:
+        _in_slots.add(weakref.ref(held, _leave))
+        if vars(nnx.Variable)["_raw_value"] is not _property:
+            type.__setattr__(nnx.Variable, "_raw_value", _property)
+
+
+def _leave(reference: weakref.ref[Held]) -> None:
+    """Count off a Held that is in no slot any more. After the last one, flax's class is as flax made it."""
+    with _lock:
+        _in_slots.discard(reference)
+        if not _in_slots:
+            type.__setattr__(nnx.Variable, "_raw_value", _slot)
 
 
 class _Anywhere(tracers.TraceState):
-    """The trace state of an adopted Variable: in which traces it may be changed, its cells know."""
+    """The trace state of a wrapped Variable. Its cells check in which traces it may change, so flax need not."""
 
     __slots__ = ()
 
@@ -84,14 +91,14 @@ class _Anywhere(tracers.TraceState):
 
 
 class Held:
-    """What an adopted Variable has in place of its value: one cell, or those of the leaves of a pytree."""
+    """The value of a wrapped Variable: one cell, or the cells of a pytree's leaves."""
 
-    __slots__ = ("cells", "treedef", "label", "owners", "before")
+    __slots__ = ("cells", "treedef", "label", "owners", "before", "__weakref__")
 
     def __init__(self, found: list[Cell], treedef: Any, label: str) -> None:
         self.cells, self.treedef, self.label = found, treedef, label
-        self.owners: list[weakref.ref[Any]] = []  # the modules around it: while there is none, it is a plain Variable
-        self.before: Any = None  # its trace state
+        self.owners: list[weakref.ref[Any]] = []  # the wrappers; with none left, the Variable is a plain one
+        self.before: Any = None  # the Variable's own trace state
 
     def owner(self) -> Any:
         for reference in self.owners:
@@ -100,9 +107,9 @@ class Held:
         return None
 
     def hold(self, variable: Any, owner: Any) -> None:
-        """Keep a Variable's value from now on."""
-        _install()
+        """Keep a Variable's value in the cells from now on."""
         if get_slot(variable) is not self:
+            _enter(self)
             self.before = variable._trace_state
             object.__setattr__(variable, "_trace_state", _Anywhere(self.before))
             _set_slot(variable, self)
@@ -110,9 +117,10 @@ class Held:
         self.owners.append(weakref.ref(owner))
 
     def let_go(self, variable: Any, value: Any) -> None:
-        """Make it a Variable like others again."""
+        """Put `value` in the Variable's own slot. It is a plain Variable again."""
         _set_slot(variable, value)
         object.__setattr__(variable, "_trace_state", self.before)
+        _leave(weakref.ref(self))
         for owner in [found for reference in self.owners if (found := reference()) is not None]:
             changed(owner)
 
@@ -128,12 +136,12 @@ class Held:
     def write(self, variable: Any, value: Any) -> None:
         owner = self.owner()
         if owner is None:
-            self.read(variable)  # makes it a Variable like others again, in which flax checks what is written
+            self.read(variable)  # makes it a plain Variable, for which flax checks the value
             return variable.set_raw_value(value)
         try:
             new = self.checked(value)
         except (ValueError, TypeError):
-            # nnx does this for a while (`split_rngs`); for parameters it would be a loss of the optimizer's state
+            # nnx's `split_rngs` writes another shape for a while; a parameter would lose its optimizer's state
             if not frames.is_eager() or any(cell.kind == "parameter" for cell in self.cells):
                 raise
             return self.let_go(variable, value)
@@ -141,12 +149,12 @@ class Held:
             access.write(cell, leaf, self.label, owner)
 
     def checked(self, value: Any) -> list[Any]:
-        """What the cells would hold for a value, if it fits."""
+        """`value` as its cells would hold it. Raises if it does not fit."""
         leaves, treedef = jax.tree.flatten(value)
         if treedef != self.treedef:
             raise ValueError(
-                f"{self.label} holds {_structure(self.treedef)}, and was given {_structure(treedef)}. Put another Variable in"
-                " its place."
+                f"{self.label} holds {_structure(self.treedef)}, and got {_structure(treedef)}. Assign a new Variable"
+                " instead."
             )
         return [encode_checked(cell, leaf, self.label) for cell, leaf in zip(self.cells, leaves, strict=True)]
 
@@ -156,12 +164,12 @@ def _structure(treedef: Any) -> str:
 
 
 def adopt(variable: Any, path: str, owner: Any, known: Held | None, trained: bool) -> tuple[Held, list[str]]:
-    """The Held for a Variable, and what is wrong with it; the Variable itself is as it was.
+    """The Held for a Variable, and a list of problems. The Variable itself does not change.
 
-    `known` is the one that it had with this owner. `trained` is for parameters that are new here.
+    `known` is the Held that the Variable had with this owner, if any. `trained` applies to new parameters.
     """
     if variable.hijax or variable.ref:
-        return Held([], _LEAF, path), [f"  {path} is a hijax Variable or a reference, which keeps its value elsewhere"]
+        return Held([], _LEAF, path), [f"  {path} is a hijax Variable or a reference: pass plain Variables"]
     kept = get_slot(variable)
     if type(kept) is Held and kept.owner() is not None:
         return kept, []
@@ -182,163 +190,3 @@ def adopt(variable: Any, path: str, owner: Any, known: Held | None, trained: boo
     kind = "parameter" if is_parameter else "buffer"
     made = [] if problems else [new_cell(leaf, kind, is_parameter and trained) for leaf in leaves]
     return Held(made, treedef, f"{type(owner).__name__}.{path}"), problems
-
-
-# -- modules ----------------------------------------------------------------------------------------------------------
-
-
-class Entry(NamedTuple):
-    """A leaf of an nnx module's graph: a Variable with its cells by name, or a constant."""
-
-    path: str
-    names: tuple[str, ...]
-    treedef: Any
-    constant: Same | None  # static, and the same if it is the same object
-
-    def value(self, values: Mapping[str, Any]) -> Any:
-        if self.constant is not None:
-            return self.constant.value
-        return jax.tree.unflatten(self.treedef, [values[name] for name in self.names])
-
-
-class Graph(NamedTuple):
-    """All that is static of an nnx module."""
-
-    graphdef: Any
-    entries: tuple[Entry, ...]
-    statics: tuple[tuple[str, type, Any], ...]  # by path, with their types, as 1 == True
-    trainable: Any
-
-    def merged(self, values: Mapping[str, Any]) -> Any:
-        """A new nnx module, made in this trace, with values by name."""
-        return nnx.merge(self.graphdef, [entry.value(values) for entry in self.entries])
-
-    def call(self, values: Mapping[str, Any], method: str, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Call a method of a new module; gives the result, and the values that are other ones now."""
-        net = self.merged(values)
-        out = getattr(net, method)(*args, **kwargs)
-        graphdef, leaves = flattened(net)
-        now = {dotted(path): leaf for path, leaf in leaves}
-        changed: dict[str, Any] = {}
-        wrong = [path for path in now if path not in {entry.path for entry in self.entries}]
-        for entry in self.entries:
-            leaf = now.get(entry.path)
-            if entry.constant is not None:
-                wrong += [entry.path] if leaf is not entry.constant.value else []
-                continue
-            parts, treedef = jax.tree.flatten(get_slot(leaf) if isinstance(leaf, nnx.Variable) else leaf)
-            if leaf is None or treedef != entry.treedef:
-                wrong.append(entry.path)
-                continue
-            new = zip(entry.names, parts, strict=True)
-            changed |= {name: part for name, part in new if part is not values[name]}
-        if wrong or graphdef != self.graphdef:
-            before, after = list(self.statics), statics_of(net)
-            wrong += [item[0] for item in (*before, *after) if item not in before or item not in after]
-            listed = ", ".join(dict.fromkeys(wrong)) or "its structure"
-            raise TraceError(
-                f"{type(net).__name__}.{method} changed {listed} inside compiled code: that would happen at the first call"
-                " only, since later ones run the compiled program. Change it between calls, or, if it is an array that"
-                " changes, declare it in `__init__` as an nnx.Variable."
-            )
-        return out, changed
-
-    def __deepcopy__(self, memo: Any) -> Graph:
-        return self
-
-    def __reduce__(self) -> Any:  # the type of a function cannot be pickled
-        return _unpickle_graph, (self.graphdef, self.entries, [(p, v) for p, _, v in self.statics], self.trainable)
-
-
-def _unpickle_graph(graphdef: Any, entries: tuple[Entry, ...], statics: list[tuple[str, Any]], trainable: Any) -> Graph:
-    return Graph(graphdef, entries, tuple([(path, type(value), value) for path, value in statics]), trainable)
-
-
-def dotted(path: Iterable[Any]) -> str:
-    return ".".join(map(str, path))
-
-
-def flattened(net: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    """The graphdef of an nnx module, and its Variables and arrays with their paths, each once."""
-    graphdef, state = graph.flatten(net, graph=True)
-    return graphdef, list(state)
-
-
-def statics_of(net: Any) -> list[tuple[str, type, Any]]:
-    """The static attributes of all parts of an nnx module, by path."""
-    found = []
-    for path, value in nnx.iter_graph(net, graph=True):
-        is_static = not isinstance(value, nnx.Variable | jax.Array | np.ndarray) and not graph.is_node(value)
-        if is_static and not any(str(part).startswith("_pytree__") for part in path):
-            found.append((dotted(path), type(value), value))
-    return found
-
-
-def modules_of_ours(net: Any) -> list[str]:
-    """The Modules in an nnx module, whose arrays it would hide."""
-    parts = nnx.iter_graph(net, graph=True)
-    return [hidden(dotted(path), value) for path, value in parts if isinstance(value, mt.Module)]
-
-
-def check_hashable(net: Any, graphdef: Any) -> list[str]:
-    """What keeps a graphdef from being part of what a program is found by."""
-    try:
-        hash(graphdef)
-    except TypeError:
-        wrong = []
-        for path, value in nnx.iter_graph(net, graph=True):
-            try:
-                hash(value)
-            except TypeError:
-                is_data = isinstance(value, jax.Array | np.ndarray) or nnx.is_data(value)
-                if not is_data and not any(nnx.is_data(leaf) for leaf in jax.tree.leaves(value, is_leaf=nnx.is_data)):
-                    wrong.append(f"  {dotted(path)} is a {type(value).__name__}, a static attribute without a hash")
-        return wrong or ["  a static attribute has no hash"]
-    return []
-
-
-def entry_of(path: Any, leaf: Any, held: Held | None) -> Entry:
-    """The description of a leaf."""
-    name = dotted(path)
-    if held is None:
-        return Entry(name, (), None, Same(leaf))
-    parts = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(held.treedef, range(held.treedef.num_leaves)))[0]
-    names = tuple([join(name, keystr(inner, simple=True, separator=".")) if inner else name for inner, _ in parts])
-    return Entry(name, names, held.treedef, None)
-
-
-class Seen:
-    """All attributes of all parts of an nnx module as they were: any change of one is seen, at the price of a comparison."""
-
-    def __init__(self, net: Any) -> None:
-        parts = [value for _, value in nnx.iter_graph(net, graph=True)]
-        self._variables = [part for part in parts if isinstance(part, nnx.Variable)]
-        nodes = [part for part in parts if not isinstance(part, nnx.Variable) and graph.is_node(part)]
-        self._tables = [vars(node) for node in nodes if hasattr(node, "__dict__")]
-        self._tables += [node for node in nodes if isinstance(node, dict)]
-        self._lists = [node for node in nodes if isinstance(node, list)]
-        self._then = self._now()
-
-    def _now(self) -> list[Any]:
-        metadata = list(map(_get_metadata, self._variables))
-        tables = [*self._tables, *metadata]
-        inside = chain(tables, map(dict.values, tables), self._lists)
-        return [*chain.from_iterable(inside), *map(get_slot, self._variables)]
-
-    def is_same(self) -> bool:
-        now, then = self._now(), self._then
-        if len(now) != len(then):
-            return False
-        if not all(map(is_, now, then)):
-            if not all(map(_are_alike, now, then)):
-                return False
-            self._then = now
-        return True
-
-
-def _are_alike(now: Any, then: Any) -> bool:
-    """Whether two attributes are one, but for what nnx's transforms make anew: a node's own record, and its names."""
-    return now is then or (type(now) is type(then) and (type(now) is PytreeState or (type(now) is str and now == then)))
-
-
-_get_metadata = attrgetter("_var_metadata")
