@@ -588,9 +588,7 @@ def test_parameters_of_fewer_bits(name: str) -> None:
     with pytest.raises(ValueError, match="group 0: master_weights, which torch lacks: train in float32 on both sides"):
         adapter.copy_optimizer_to_torch(master, other, theirs)
     master.master_weights = False
-    with pytest.raises(
-        ValueError, match=rf"0.weight.exp_avg: float32 here, and in torch it has the parameter's dtype, {name}"
-    ):
+    with pytest.raises(ValueError, match=rf"0.weight.exp_avg: float32 here, and in torch .* dtype, {name}"):
         adapter.copy_optimizer_to_torch(master, other, theirs)
 
 
