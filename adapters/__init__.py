@@ -1,1 +1,1 @@
-"""Bridges to other libraries: one module each, imported explicitly (`from minitorch_jax.adapters import numpy`)."""
+"""Adapters to other libraries, one module each. Import them explicitly: `from minitorch_jax.adapters import numpy`."""

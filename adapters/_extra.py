@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def missing(adapter: str, error: ImportError) -> ImportError:
-    """What an adapter raises when its library cannot be imported: which command installs it.
+    """The error that an adapter raises if its library cannot be imported. It names the command that installs it.
 
     Args:
-        adapter: the adapter's name, which is also that of the extra that brings its library.
-        error: what importing the library raised.
+        adapter: the name of the adapter, and of the extra that installs its library.
+        error: the error that the import of the library raised.
     """
     return ImportError(
         f"minitorch_jax.adapters.{adapter} needs a library that cannot be imported here ({error}). Install it with:"

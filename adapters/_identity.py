@@ -1,4 +1,4 @@
-"""A static value that is equal to nothing but itself."""
+"""A static value that equals only itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from minitorch_jax.state.containers import describe
 
 
-class Same:
-    """An object as part of what is compiled for: only the very same one is equal, whatever it says of itself."""
+class ByIdentity:
+    """An object in the key of a compiled program. It equals only itself, whatever its own `__eq__` says."""
 
     __slots__ = ("value",)
 
@@ -16,14 +16,14 @@ class Same:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
+        return isinstance(other, ByIdentity) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that does not keep the object alive."""
-        return Same, weaken.identity(self.value)
+        """A stand-in for a key that must not keep the object alive."""
+        return ByIdentity, weaken.identity(self.value)
 
     def __repr__(self) -> str:
         return describe(self.value)

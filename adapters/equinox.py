@@ -1,8 +1,8 @@
-"""Equinox: its modules trained by this library's loop, and this library's modules as equinox modules.
+"""Equinox: train its modules in our loop, and use our modules as equinox modules.
 
-`Equinox(module)` holds an immutable equinox module, and is a Module like others: list it in an optimizer's `modules`, use it
-in `mt.backward`, `mt.jit` and `mt.scan`. Its `module` is always the equinox module with the arrays as they are now. The
-other way, `to_equinox(module)` gives an equinox module that computes what one of ours does.
+`Equinox(module)` holds an immutable equinox module. It is a Module like any other: use it in an optimizer's `modules`, in
+`mt.backward`, `mt.jit` and `mt.scan`. Its attribute `module` is the equinox module with the current arrays. The other way,
+`to_equinox(module)` returns an equinox module that computes what our module computes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import minitorch_jax as mt
 from minitorch_jax.state.pytree import Builder
 from minitorch_jax.state.walk import Node, Spec, Walker, walk_of
 
-from ._bridge import TreeHolder, decoded, is_array, run_copy
 from ._extra import missing
-from ._identity import Same
+from ._functional_call import decoded, functional_call
+from ._identity import ByIdentity
+from ._pytree_wrapper import PytreeWrapper, is_array
 
 try:
     import equinox as eqx
@@ -27,32 +28,34 @@ except ImportError as error:
     raise missing("equinox", error) from error
 
 
-class Equinox(TreeHolder):
+class Equinox(PytreeWrapper):
     """A Module around an equinox module, and its `eqx.nn.State` if it has one.
 
-    Each array of the module is a parameter or a buffer of the holder, under its path in the module (`layers.0.weight`);
-    everything else is static: another activation, rate or `inference` flag is another program. Read `module` where you
-    need the equinox module, and assign to it what `eqx.tree_at` and the like give: arrays of the same structure are
-    written, another structure is taken over, between calls of compiled code only, and arrays that keep their path, shape
-    and dtype stay the same parameters with the same optimizer state. A stateful module is called as everywhere in
-    equinox: `out, holder.state = jax.vmap(holder.module, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x,
-    holder.state)`.
+    Each array of the equinox module is a parameter or a buffer of the wrapper, under its path (`layers.0.weight`).
+    Everything else is static: another activation, rate or `inference` flag compiles another program.
 
-    `train()` and `eval()` set all `inference` flags, as `eqx.nn.inference_mode` does; nothing is set before. An array that
-    is in two places of a module is two parameters, as in equinox; `eqx.nn.Shared` makes it one.
+    Read `module` where you need the equinox module. Assign to `module` what `eqx.tree_at` and similar functions return.
+    Arrays of the same structure are written. Another structure replaces the old one, which is allowed only outside of
+    compiled code; arrays that keep their path, shape and dtype stay the same parameters, with their optimizer state. Call a
+    stateful module as in equinox: `out, wrapper.state = jax.vmap(wrapper.module, axis_name="batch", in_axes=(0, None),
+    out_axes=(0, None))(x, wrapper.state)`.
+
+    `train()` and `eval()` set all `inference` flags, as `eqx.nn.inference_mode` does. Wrapping a module does not set them.
+    An array that is in two places of a module is two parameters, as in equinox; `eqx.nn.Shared` makes it one.
 
     Args:
         module: an equinox module, or any pytree of arrays, functions and hashable values.
-        state: its `eqx.nn.State`, from `eqx.nn.make_with_state`: buffers, under paths that begin with `state`.
-        trainable: which of the module's floating arrays are trained, as for `eqx.partition`: a function of a leaf, or a
-            pytree of booleans of the module's structure. The other floating arrays are frozen parameters, and what is not
-            floating is a buffer. (`unfreeze()` trains all of them. In another structure, what was frozen under its name
-            stays so, and booleans that do not fit choose nothing: the rest is trained.)
+        state: its `eqx.nn.State`, from `eqx.nn.make_with_state`. Its arrays are buffers, under paths that begin with
+            `state`.
+        trainable: the floating arrays to train, as for `eqx.partition`: a function of a leaf, or a pytree of booleans of
+            the module's structure. The other floating arrays are frozen parameters; all other arrays are buffers.
+            `unfreeze()` trains all floating arrays. In a new structure, arrays that were frozen stay frozen under their
+            name; if the booleans do not fit it, all other floating arrays are trained.
 
     Raises:
-        TypeError: if `state` is no `eqx.nn.State`.
-        ValueError: if there is anything that cannot be held (a leaf without a hash, a complex array to be trained), all of
-            it listed; if `trainable` chooses nothing.
+        TypeError: if `state` is not an `eqx.nn.State`.
+        ValueError: if the wrapper cannot hold part of the module: a leaf without a hash, a complex array to be trained.
+            One error lists all such parts. Also if `trainable` selects no array.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -79,20 +82,21 @@ class Equinox(TreeHolder):
     def __init__(self, module: Any, state: Any = None, trainable: Any = eqx.is_inexact_array) -> None:
         if state is not None and not isinstance(state, eqx.nn.State):
             raise TypeError(
-                f"Equinox: state must be an eqx.nn.State, as eqx.nn.make_with_state gives one; got a"
-                f" {type(state).__name__}. Write `Equinox(module, trainable=...)` to choose what is trained."
+                f"Equinox: state must be an eqx.nn.State, as eqx.nn.make_with_state returns one; got a"
+                f" {type(state).__name__}. Write `Equinox(module, trainable=...)` to select the trained arrays."
             )
         object.__setattr__(self, "_trainable", trainable)
         self.module = module
         if trainable is not eqx.is_inexact_array and not any(c.trainable for c in self._cells.values()):
             raise ValueError(
-                "Equinox: trainable chooses none of the module's arrays, so there would be nothing to train"
+                f"Equinox: trainable={trainable!r} selects none of the module's arrays, so nothing would be trained. Pass"
+                " a filter that selects at least one."
             )
         self.state = state
 
     @property
     def module(self) -> Any:
-        """The equinox module, with its arrays as they are now: theirs to keep, as any array that is read."""
+        """The equinox module, with the current arrays. They stay valid and unchanged, as any array that you read."""
         return self._get("module")
 
     @module.setter
@@ -101,7 +105,7 @@ class Equinox(TreeHolder):
 
     @property
     def state(self) -> Any:
-        """The `eqx.nn.State`, with its arrays as they are now; None if there is none."""
+        """The `eqx.nn.State`, with the current arrays; None if there is none."""
         return self._get("state")
 
     @state.setter
@@ -109,7 +113,7 @@ class Equinox(TreeHolder):
         self._set("state", value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module. (Equinox's take one example: `jax.vmap(model)(x)`.)"""
+        """Call the module. Equinox's layers take one example: use `jax.vmap(model)(x)` for a batch."""
         return self.module(*args, **kwargs)
 
     def _kinds(self, part: str, tree: Any, names: Sequence[str]) -> dict[str, str]:
@@ -120,7 +124,7 @@ class Equinox(TreeHolder):
         except ValueError:
             if not self._layouts:
                 raise
-            chosen = eqx.filter(tree, eqx.is_inexact_array)  # booleans for the structure that there was at first
+            chosen = eqx.filter(tree, eqx.is_inexact_array)  # the booleans are for the first structure
         pairs = zip(_with_nones(tree), _with_nones(chosen), strict=True)
         kept = [taken is not None for leaf, taken in pairs if is_array(leaf)]
         floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(tree) if is_array(leaf)]
@@ -140,7 +144,7 @@ class Equinox(TreeHolder):
         object.__setattr__(self, "_trainable", state[1])
 
     def _describe(self, walker: Walker, path: str) -> Node:
-        return *super()._describe(walker, path), Same(self._trainable)
+        return *super()._describe(walker, path), ByIdentity(self._trainable)
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Any:
@@ -153,7 +157,7 @@ def _with_nones(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
-# -- the other way ----------------------------------------------------------------------------------------------------
+# -- our modules as equinox modules -----------------------------------------------------------------------------------
 
 
 class Ported(eqx.Module):
@@ -165,15 +169,15 @@ class Ported(eqx.Module):
 
     def __call__(self, *args: Any, key: Any = None, **kwargs: Any) -> Any:
         """The module's forward; random layers draw from `key`."""
-        out, changed = run_copy(self.spec, self.parameters, not self.inference, key, args, kwargs)
+        out, changed = functional_call(self.spec, self.parameters, not self.inference, key, args, kwargs)
         self._check(changed)
         return out
 
     def _check(self, changed: Iterable[str]) -> None:
         if wrong := sorted(changed):
             raise RuntimeError(
-                f"{self.spec.node[1].__name__}.forward changed the parameters {_listed(wrong)}, and an equinox module cannot"
-                " change while it is called: declare them as Buffers"
+                f"{self.spec.node[1].__name__}.forward changed the parameters {_listed(wrong)}, and a call cannot change"
+                " the parameters of an equinox module: declare them as Buffers"
             )
 
 
@@ -181,16 +185,16 @@ class StatefulPorted(Ported):
     """One of our modules with buffers as an equinox module: see `to_equinox`."""
 
     def __call__(self, *args: Any, key: Any = None, **kwargs: Any) -> Any:
-        """`(out, state)`, given the module's arguments and, as the last positional one, the state."""
+        """Return `(out, state)`. The state is the last positional argument."""
         state = args[-1] if args else None
         paths = set(self.spec.paths) - self.parameters.keys()
         if not isinstance(state, dict) or state.keys() != paths:
             raise TypeError(
                 "this module has a state: call it as `out, state = model(x, state)`, with the state that"
-                " `to_equinox(module, with_state=True)` gave beside it"
+                f" `to_equinox(module, with_state=True)` returned; got a {type(state).__name__} as the last argument"
             )
         values = self.parameters | state
-        out, changed = run_copy(self.spec, values, not self.inference, key, args[:-1], kwargs)
+        out, changed = functional_call(self.spec, values, not self.inference, key, args[:-1], kwargs)
         self._check(changed.keys() - paths)
         return out, state | changed
 
@@ -198,24 +202,24 @@ class StatefulPorted(Ported):
 def to_equinox(module: mt.Module, with_state: bool = False) -> Any:
     """One of our modules as an equinox module, for `eqx.filter_jit`, `eqx.filter_grad` and optax.
 
-    Its leaves are the trainable parameters' arrays, each once (tied ones stay tied), in a dict by path: `model.parameters`.
-    The arrays are copies. The module's mode comes along, and `eqx.nn.inference_mode` changes it (for all layers alike). As
-    our modules take batches, no `jax.vmap` is needed.
+    Its leaves are the arrays of the trainable parameters, in a dict by path: `model.parameters`. Tied parameters are one
+    leaf. The arrays are copies. The equinox module starts in the module's mode; `eqx.nn.inference_mode` sets the mode of
+    all layers alike. Our modules take batches, so you need no `jax.vmap`.
 
-    Equinox modules do not change when they are called. So what the module has besides trainable parameters, its buffers
-    and frozen parameters, is a state of its own, a dict by path, that goes in and comes out: `out, state = model(x, state)`.
+    A call cannot change an equinox module. Buffers and frozen parameters are therefore a separate state, a dict by path,
+    which each call takes and returns: `out, state = model(x, state)`.
 
     Args:
         module: the module.
-        with_state: whether it may have buffers and frozen parameters; then `(model, state)` is returned.
+        with_state: True allows buffers and frozen parameters, and returns `(model, state)`.
 
     Returns:
-        An equinox module, called as the module is, with one argument more: `key`, a random key for its random layers
-        (without one they draw from the stream of `mt.seed`, which no transform of JAX's allows).
+        An equinox module, called as the module is, with one more argument: `key`, a random key for random layers. Without
+        a key they draw from the stream of `mt.seed`, which JAX's transforms do not allow.
 
     Raises:
-        TypeError: if it is no Module of ours.
-        ValueError: if there are buffers or frozen parameters, naming them, and no `with_state`.
+        TypeError: if `module` is not a Module of minitorch_jax.
+        ValueError: if the module has buffers or frozen parameters and `with_state` is False. The message names them.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -231,7 +235,7 @@ def to_equinox(module: mt.Module, with_state: bool = False) -> Any:
         1
     """
     if not isinstance(module, mt.Module):
-        raise TypeError(f"to_equinox takes a Module of minitorch_jax, not a {type(module).__name__}")
+        raise TypeError(f"to_equinox takes a Module of minitorch_jax; got a {type(module).__name__}")
     walk = walk_of(module)
     arrays = {path: (cell, jnp.copy(decoded(cell))) for path, cell in zip(walk.spec.paths, walk.cells, strict=True)}
     parameters = {path: array for path, (cell, array) in arrays.items() if cell.trainable}
@@ -240,8 +244,8 @@ def to_equinox(module: mt.Module, with_state: bool = False) -> Any:
         return StatefulPorted(parameters, not module.training, walk.spec), others
     if others:
         raise ValueError(
-            f"{type(module).__name__} has buffers or frozen parameters ({_listed(others)}), which an equinox module keeps in"
-            " a state: convert it by `model, state = to_equinox(module, with_state=True)`"
+            f"{type(module).__name__} has buffers or frozen parameters ({_listed(others)}), which need a state: convert it"
+            " by `model, state = to_equinox(module, with_state=True)`"
         )
     return Ported(parameters, not module.training, walk.spec)
 

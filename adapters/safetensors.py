@@ -1,10 +1,11 @@
-"""Weights in safetensors files, for exchange with the wider world: PyTorch, Hugging Face, MLX, and others.
+"""Weights in safetensors files, to exchange with PyTorch, Hugging Face, MLX and others.
 
-`save` writes a module, `load` brings one to what a file says, `read` gives the arrays of any file. Names are torch's dotted
-paths, layouts are torch's, and tied parameters are written as torch does it, so `safetensors.torch.load_model` loads
-these files into a torch module of the same architecture, and `load` reads what `save_model` wrote.
+`save` writes a module to a file, `load` loads a file into a module, and `read` returns the arrays of any file. Names are
+torch's dotted paths, layouts are torch's, and tied parameters are written as torch writes them. So
+`safetensors.torch.load_model` loads these files into a torch module of the same architecture, and `load` reads files that
+`save_model` wrote.
 
-A file holds arrays and a few strings. To go on training, with optimizers and the random stream, use `mt.save`.
+A file holds arrays and a few strings. Use `mt.save` to continue training: it also saves optimizers and the random stream.
 """
 
 from __future__ import annotations
@@ -47,19 +48,19 @@ def save(
 ) -> None:
     """Write a module's parameters and buffers, or a state dict, to a safetensors file.
 
-    Arrays keep their dtype and every bit. Of a tied parameter (of a state dict: one array object under several names)
-    there is one array in the file, under the first of its names in alphabetical order; the metadata says of each other
-    name which that is, as `safetensors.torch.save_model` does it. The file takes the place of an old one in one instant.
+    Arrays keep their dtype and every bit. A tied parameter (in a state dict, one array object under several names) is
+    written once, under the first of its names in alphabetical order. The metadata maps its other names to that name, as
+    `safetensors.torch.save_model` does. An existing file is replaced atomically.
 
     Args:
-        path: of the file; the name is taken as it is.
+        path: the path of the file; no suffix is added.
         content: a Module, or a dict of arrays (JAX's or NumPy's) by name.
-        metadata: strings by name, to go with them. `format` is "pt" if it is not given: names and layouts are torch's.
+        metadata: strings by name, stored in the file. `format` is "pt" by default: names and layouts are torch's.
 
     Raises:
-        ValueError: one error that lists all that the format cannot hold (float8_e4m3, int4, random keys, metadata that is
-            no string); no file is written then.
-        OSError: if the file cannot be written; the old one is still there.
+        ValueError: if the format cannot hold something: float8_e4m3, int4, random keys, metadata that is not a string.
+            One error lists all of them, and no file is written.
+        OSError: if the file cannot be written; an old file stays as it was.
 
     Example:
         >>> import os, tempfile
@@ -80,35 +81,35 @@ def save(
     problems += _metadata_problems(metadata or {}, values.keys(), kept.keys())
     if problems:
         raise ValueError(
-            f"{os.fsdecode(path)} was not written; a safetensors file cannot hold:\n" + "\n".join(problems)
+            f"{os.fsdecode(path)} was not written. A safetensors file cannot hold:\n" + "\n".join(problems)
         )
     written = {name: _in_order(value) for name, value in kept.items()}
     specs = {
         name: TensorSpec(dtype=a.dtype.name, shape=list(a.shape), data_ptr=a.ctypes.data, data_len=a.nbytes)
-        for name, a in written.items()  # which must live until they are written
+        for name, a in written.items()  # the specs point to these arrays, so `written` must live until the file is written
     }
     with replacing(path) as (_, scratch):
         serialize_file(specs, scratch, {"format": "pt", **(metadata or {}), **ties})
 
 
 def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool = True) -> IncompatibleKeys:
-    """Replace a module's parameters and buffers by a file's: all of them, or nothing.
+    """Replace a module's parameters and buffers by those of a file: all of them, or none.
 
-    Arrays that are bound to a device, or spread over several, stay where they are. Of a parameter that is tied here, one
-    of its names in the file is enough; if there are several, their arrays must be equal. Integers of 64 bits, as torch
-    counts batches, fit ones of 32 bits if their values do.
+    Arrays that are bound to a device, or sharded over several, stay there. For a tied parameter, the file needs one of its
+    names; if it has several, their arrays must be equal. Integers of 64 bits, such as torch's batch counts, are loaded into
+    32 bits if their values fit.
 
     Args:
-        path: of a safetensors file, or of the index of one that is in several parts (`….safetensors.index.json`).
-        module: takes the values.
-        strict: whether missing and unexpected names are errors. Wrong shapes and dtypes always are.
+        path: the path of a safetensors file, or of the index of a file in several parts (`….safetensors.index.json`).
+        module: the module to change.
+        strict: True makes missing and unexpected names an error. Wrong shapes and dtypes are always errors.
 
     Returns:
-        The missing and the unexpected names, as `Module.load_state_dict`.
+        The missing and the unexpected names, as `Module.load_state_dict` does.
 
     Raises:
-        ValueError: if the file is damaged, or does not fit: one error that lists all that differs.
-        TypeError: if `module` is no Module.
+        ValueError: if the file is damaged or does not fit. One error lists all differences.
+        TypeError: if `module` is not a Module.
         OSError: if a file cannot be read.
 
     Example:
@@ -116,7 +117,7 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
     """
     if not isinstance(module, mt.Module):
         raise TypeError(
-            f"load() takes a Module to load into; got {type(module).__name__}. `read` gives just the arrays"
+            f"load() takes a Module to load into; got a {type(module).__name__}. To get only the arrays, use `read`"
         )
     arrays, ties, _ = _content(Path(os.fsdecode(path)))
     mine = module.state_dict()
@@ -130,24 +131,25 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
         return module.load_state_dict(state, strict)
     except ValueError as error:
         hints = [
-            f"\n  {name} is {ties[name]} in the file, under which it holds both: tie them here as well"
+            f"\n  {name} and {ties[name]} are tied in the file, under the name {ties[name]}: tie them here as well"
             for name in ties.keys() & (mine.keys() - state)
         ]
         raise ValueError(f"{os.fsdecode(path)}: {error}{''.join(sorted(hints))}") from None
 
 
 def read(path: str | bytes | os.PathLike[Any]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """The arrays of a safetensors file, whoever wrote it, and its metadata.
+    """The arrays of any safetensors file, and its metadata.
 
-    A name that the metadata gives for another one in the file (as `save` and torch's `save_model` note ties) is among the
-    arrays, as the same object, and not in the metadata.
+    `save` and torch's `save_model` note ties in the metadata: a name, and the name of the array that it is tied to. Such a
+    name is returned among the arrays, as the same object, and not in the metadata.
 
     Args:
-        path: of a file, or of the index of one that is in several parts (`….safetensors.index.json`), which must lie in
-            the same folder. Where two parts have metadata of one name, the first one's is given.
+        path: the path of a file, or of the index of a file in several parts (`….safetensors.index.json`). The parts must
+            be in the folder of the index. If two parts have metadata of the same name, that of the first is returned.
 
     Raises:
-        ValueError: if it is no such file, is damaged, or has numbers of 4 or 6 bits, for which NumPy has no dtype.
+        ValueError: if this is not a safetensors file, or it is damaged, or it has values of 4 or 6 bits, for which NumPy
+            has no dtype.
         OSError: if a file cannot be read.
 
     Example:
@@ -157,31 +159,31 @@ def read(path: str | bytes | os.PathLike[Any]) -> tuple[dict[str, np.ndarray[Any
     return arrays | {name: arrays[kept] for name, kept in ties.items()}, metadata
 
 
-# -- what is written ---------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def _arrays(content: Any) -> tuple[dict[str, Any], list[str]]:
-    """The arrays by name, and what is wrong with them."""
+    """The arrays by name, and a list of problems."""
     values = content.state_dict() if isinstance(content, mt.Module) else content
     if not isinstance(values, Mapping):
-        raise TypeError(f"save() takes a Module or a dict of arrays by name; got {type(content).__name__}")
+        raise TypeError(f"save() takes a Module or a dict of arrays by name; got a {type(content).__name__}")
     problems = []
     for name, value in values.items():
         if not isinstance(name, str) or name == _METADATA:
-            problems.append(f"  {name!r} as a name: use another string")
+            problems.append(f"  the name {name!r}: use another string")
         elif not isinstance(value, jax.Array | np.ndarray | np.generic):
-            problems.append(f"  {name}, a {type(value).__name__}: give arrays of JAX or NumPy")
+            problems.append(f"  {name}, a {type(value).__name__}: pass arrays of JAX or NumPy")
         elif jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            problems.append(f"  {name}, a random key: leave it out, or give `jax.random.key_data(key)` in a state dict")
+            problems.append(f"  {name}, a random key: leave it out, or pass `jax.random.key_data(key)` in a state dict")
         elif value.dtype.name not in _DTYPES.values():
             problems.append(
-                f"  {name}, of dtype {value.dtype.name}: convert it to one of {', '.join(_DTYPES.values())}"
+                f"  {name}, which has dtype {value.dtype.name}: convert it to one of {', '.join(_DTYPES.values())}"
             )
     return dict(values), problems
 
 
 def _ties(content: Any, values: Mapping[str, Any]) -> dict[str, str]:
-    """Each name that is not written to the one that is. Empty arrays are all written, since torch ties no memory there."""
+    """For each tied name that is not written, the name that is. Empty arrays are all written: torch does not tie them."""
     if isinstance(content, mt.Module):
         pairs = [(name, cell) for name, _, _, cell in content._entries()]
     else:
@@ -191,7 +193,7 @@ def _ties(content: Any, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _groups(pairs: Iterable[tuple[str, Any]]) -> list[list[str]]:
-    """The names of each object."""
+    """The names of each object, as groups."""
     groups: dict[int, list[str]] = {}
     for name, shared in pairs:
         groups.setdefault(id(shared), []).append(name)
@@ -207,23 +209,25 @@ def _metadata_problems(metadata: Any, names: Iterable[str], kept: Iterable[str])
         if not isinstance(key, str) or not isinstance(value, str):
             problems.append(f"{label} = {value!r}: names and values must be strings; use `str(…)` or `json.dumps(…)`")
         elif key in names:
-            problems.append(f"{label}: that is the name of an array, and would be read as a tie; use another name")
+            problems.append(f"{label}: an array has this name, so it would be read as a tie; use another name")
         elif value in kept:
-            problems.append(f"{label} = {value!r}: that is the name of an array, and would be read as a tie of it")
+            problems.append(
+                f"{label} = {value!r}: an array has this name, so it would be read as a tie; use another value"
+            )
     return problems
 
 
 def _in_order(value: Any) -> np.ndarray[Any, Any]:
-    """A NumPy array with its bytes as in the file."""
+    """A NumPy array with its bytes in the order of the file."""
     array = np.asarray(value, order="C")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-# -- what is read ------------------------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def _fitted(array: np.ndarray[Any, Any], mine: Any) -> Any:
-    """An array as the module has it, if it does."""
+    """An array with the dtype and the devices of the module's array, if it fits."""
     if not isinstance(mine, jax.Array) or jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
         return array
     if (array.dtype.name, mine.dtype.name) in (("int64", "int32"), ("uint64", "uint32")):
@@ -233,7 +237,7 @@ def _fitted(array: np.ndarray[Any, Any], mine: Any) -> Any:
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
-    """The arrays in a file or in several, the names that are tied to another one, and the other metadata."""
+    """The arrays of one or several files, the names that are tied to another name, and the other metadata."""
     arrays, metadata = _of_index(path) if path.suffix == ".json" else _of_file(path)
     ties = {key: name for key, name in metadata.items() if name in arrays and key not in arrays and key != "format"}
     return arrays, ties, {key: value for key, value in metadata.items() if key not in ties}
@@ -242,7 +246,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, str]
 def _of_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     with open(path, "rb") as file:
         try:
-            with safe_open(path, framework="np") as checked:  # every offset, size and type of the header
+            with safe_open(path, framework="np") as checked:  # checks every offset, size and type of the header
                 metadata = checked.metadata() or {}
             header = _json(file.read(int.from_bytes(file.read(8), "little")))
             header.pop(_METADATA, None)
@@ -253,40 +257,44 @@ def _of_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 file.seek(start + begin)
                 arrays[name] = _array(filled(file, end - begin), entry, name)
         except (SafetensorError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
+            raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
     return arrays, metadata
 
 
 def _array(data: np.ndarray[Any, Any], entry: Any, name: str) -> np.ndarray[Any, Any]:
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise ValueError(f"{name} is of {entry['dtype']}, for which NumPy has no dtype")
+        raise ValueError(f"{name} has dtype {entry['dtype']}, which NumPy does not have")
     if dtype == "bool" and (data > 1).any():
-        raise ValueError(f"{name} is of BOOL, and has bytes that are neither 0 nor 1")
+        raise ValueError(f"{name} has dtype BOOL, and bytes that are neither 0 nor 1")
     stored = jnp.dtype(dtype).newbyteorder("<")
     return data.view(stored).astype(jnp.dtype(dtype), copy=False).reshape(entry["shape"])
 
 
 def _of_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Of a model in several files: the index says which array is in which."""
+    """The arrays and metadata of a model in several files. The index maps each array to a file."""
     try:
         places = _json(path.read_bytes())["weight_map"]
         if not all(isinstance(file, str) for file in places.values()):
-            raise TypeError("it names files by something else than strings")
+            raise TypeError("file names must be strings")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of safetensors files: {error!r}") from error
+        raise ValueError(f"{path} is not an index of safetensors files: {error!r}") from error
     files = sorted(set(places.values()))
     outside = [file for file in files if file in ("", ".", "..") or any(c in file for c in "/\\:\0")]
     if outside:
-        raise ValueError(f"{path} names files that are not in its own folder, so nothing was read: {outside}")
+        raise ValueError(f"{path} names files outside its own folder, so nothing was read: {outside}")
     arrays: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     problems = []
     for file in files:
         found, said = _of_file(path.parent / file)
         wanted = {name for name, place in places.items() if place == file}
-        problems += [f"  {name}: not in {file}, where the index has it" for name in sorted(wanted - found.keys())]
-        problems += [f"  {name}: in {file}, where the index does not have it" for name in sorted(found.keys() - wanted)]
+        problems += [
+            f"  {name}: the index places it in {file}, which lacks it" for name in sorted(wanted - found.keys())
+        ]
+        problems += [
+            f"  {name}: {file} has it, and the index does not list it" for name in sorted(found.keys() - wanted)
+        ]
         arrays |= found
         metadata = said | metadata
     if problems:
@@ -295,12 +303,12 @@ def _of_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _json(data: bytes) -> Any:
-    """What JSON says; a name that is there twice is an error."""
+    """Parse JSON. A name that occurs twice is an error."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a name is there twice")
+            raise ValueError("a name occurs twice")
         return found
 
     return json.loads(data, object_pairs_hook=unique)

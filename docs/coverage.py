@@ -1,4 +1,4 @@
-"""Writes docs/coverage.md: what torch.nn, torch.nn.functional and torch.nn.init have, and which of it is here.
+"""Write docs/coverage.md: the names in torch.nn, torch.nn.functional and torch.nn.init, and which of them exist here.
 
     python docs/coverage.py          # writes the page
     python docs/coverage.py --check  # fails if the page is not what it would write
@@ -33,14 +33,14 @@ REASONS = {
     "Parameter": "`mt.Parameter`",
     "RNNBase": "a base class",
     "RNNCellBase": "a base class",
-    "SyncBatchNorm": "statistics of a sharded batch are global under `jit` as it is: BatchNorm",
+    "SyncBatchNorm": "BatchNorm: under `jit`, the statistics of a sharded batch are global",
     "UninitializedBuffer": "see the Lazy layers",
     "UninitializedParameter": "see the Lazy layers",
     "assert_int_or_pair": "private to torch",
     "boolean_dispatch": "private to torch",
-    "conv_tbc": "`conv1d`, once time is the last axis",
+    "conv_tbc": "`conv1d`, with time as the last axis",
     "embedding_renorm_": "in place; `Embedding(max_norm=...)` does it",
-    "grad": "a module of gradient formulas: JAX differentiates",
+    "grad": "a module of gradient formulas, which JAX does not need",
     "grouped_mm": "a product for CUDA; `jax.lax.ragged_dot`",
     "handle_torch_function": "private to torch",
     "has_torch_function": "private to torch",
@@ -56,7 +56,7 @@ REASONS = {
     "upsample_nearest": "deprecated in torch: `interpolate`",
 }
 PATTERNS: dict[str, Callable[[str], bool]] = {
-    "layers that find their sizes at the first call would have to change their structure in compiled code": (
+    "a layer that finds its sizes at the first call would change its structure in compiled code": (
         lambda name: name.startswith("Lazy")
     ),
     "in place; arrays are immutable": lambda name: name.endswith("_"),
@@ -88,7 +88,7 @@ def functions() -> list[str]:
 
 
 def initialisers() -> list[str]:
-    """Public functions of torch.nn.init, in-place ones by their own names; torch's deprecated aliases left out."""
+    """Public functions of torch.nn.init, with in-place functions under their own names and without deprecated aliases."""
     names = (n for n, v in vars(torch.nn.init).items() if inspect.isfunction(v) and not n.startswith("_"))
     return sorted(n for n in names if not hasattr(torch.nn.init, f"{n}_") and n != "skip_init")
 
@@ -108,8 +108,8 @@ def section(title: str, theirs: Iterable[str], ours: Any, has: Callable[[str], b
 def page() -> str:
     version = torch.__version__.partition("+")[0]
     head = (
-        f"# What torch.nn has, and what is here\n\nWritten by `python docs/coverage.py` from torch {version} and this"
-        " package; a test fails if it is out of date.\n"
+        f"# Coverage of torch.nn\n\n`python docs/coverage.py` wrote this page from torch {version} and this package. A test"
+        " fails if the page is out of date.\n"
     )
     parts = [
         section("torch.nn", layers(), nn),

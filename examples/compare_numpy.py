@@ -1,8 +1,8 @@
 """Train one network with the NumPy mini-torch and with minitorch_jax, and compare losses, weights and times.
 
-minitorch_jax trains with one loop of three lines, run in three ways: as it is, as a function compiled by `mt.jit`, and
-by `mt.scan`, a whole epoch in one call. All sides (one more with --functional) start from the same weights and see the
-same batches of scikit-learn's handwritten digits. A table goes to the terminal, a figure to a PNG file:
+minitorch_jax trains with one loop of three lines, which runs in three ways: in plain Python, as a function compiled by
+`mt.jit`, and by `mt.scan`, which runs a whole epoch in one call. All sides (--functional adds one) start from the same
+weights and see the same batches of scikit-learn's handwritten digits. The program prints a table and writes a PNG file:
 
     python examples/compare_numpy.py
     python examples/compare_numpy.py --functional --epochs 50 --output digits.png
@@ -44,8 +44,8 @@ try:
 except ImportError as error:
     raise SystemExit(f'{error}. This example needs more packages: pip install -e ".[examples]"') from None
 
-TOLERANCE = 1e-3  # between the weights of two sides at the end
-MEASUREMENTS = 150  # of the weight difference, spread over the steps; the epochs' ends come on top
+TOLERANCE = 1e-3  # the largest allowed difference between the final weights of two sides
+MEASUREMENTS = 150  # how often the weight difference is measured during training, besides the end of each epoch
 CLASSES = 10
 MAX_LR = 1e30
 
@@ -73,7 +73,7 @@ class Digits(NamedTuple):
 
 
 def load_data(rng: np.random.Generator) -> Digits:
-    """The digits that come with scikit-learn, shuffled, the first 80 % for training."""
+    """The digits of scikit-learn, shuffled. The first 80 % are for training."""
     digits = load_digits()
     order = rng.permutation(len(digits.target))
     x = (digits.data[order] / 16).astype(np.float32)
@@ -83,7 +83,7 @@ def load_data(rng: np.random.Generator) -> Digits:
 
 
 def shuffled_batches(n: int, batch_size: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Which of `n` images are in which batch of an epoch, `(steps, batch_size)`; what fills no batch is dropped."""
+    """The images in each batch of an epoch, `(steps, batch_size)`, out of `n`. An incomplete last batch is dropped."""
     steps = n // batch_size
     return rng.permutation(n)[: steps * batch_size].reshape(steps, batch_size)
 
@@ -95,24 +95,24 @@ class Side(Protocol):
     """A network and a way to train it."""
 
     name: str
-    whole_epochs: bool = False  # whether a call of `run` gets an epoch's batches, or one
+    whole_epochs: bool = False  # True if a call of `run` gets all batches of an epoch, False if it gets one
 
     def step(self, x: NDArray[np.float32], y: NDArray[np.int32]) -> Any:
-        """Train on one batch; gives its loss before the step."""
+        """Train on one batch. Returns its loss before the step."""
 
     def run(self, xs: NDArray[np.float32], ys: NDArray[np.int32]) -> list[float]:
-        """Train on stacked batches, `(steps, batch_size, ...)`; gives their losses."""
+        """Train on stacked batches, `(steps, batch_size, ...)`. Returns their losses."""
         return [float(self.step(x, y)) for x, y in zip(xs, ys, strict=True)]
 
     def weights(self) -> list[NDArray[Any]]:
-        """The weights, once all steps have finished."""
+        """The weights. Waits until all steps have finished."""
 
     def scores(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """The network's output, `(N, 10)`."""
 
 
 class NumPySide(Side):
-    """The mini-torch: hand-written gradients, an optimizer that walks `parameters()` and `grads()`."""
+    """The mini-torch: hand-written gradients, and an optimizer that walks over `parameters()` and `grads()`."""
 
     name = "NumPy"
 
@@ -163,14 +163,14 @@ class EagerSide(Side):
 
 
 class JitSide(EagerSide):
-    """The same three lines, decorated: one compiled program a step."""
+    """The same three lines with a decorator: one compiled program for each step."""
 
     name = "mt.jit"
     step = mt.jit(EagerSide.step)
 
 
 class ScanSide(EagerSide):
-    """The same three lines, scanned: one compiled program an epoch."""
+    """The same three lines in `mt.scan`: one compiled program for each epoch."""
 
     name = "mt.scan"
     whole_epochs = True
@@ -201,7 +201,7 @@ def update(layers: Layers, x: jax.Array, y: jax.Array, lr: jax.Array) -> tuple[L
 
 
 class FunctionalSide(Side):
-    """JAX by hand: one pure function of the weights, compiled, whose result replaces them."""
+    """Hand-written JAX: one compiled, pure function of the weights, whose result replaces them."""
 
     name = "functional JAX"
 
@@ -227,17 +227,17 @@ class FunctionalSide(Side):
 
 @dataclass
 class Record:
-    """What was measured of one side."""
+    """The measurements of one side."""
 
     side: Side
-    losses: list[list[float]] = field(default_factory=list)  # of each epoch's steps
-    seconds: list[float] = field(default_factory=list)  # of each call of `run`; the first one compiles
-    differences: dict[int, float] = field(default_factory=dict)  # the largest, from NumPy's weights, by number of steps
+    losses: list[list[float]] = field(default_factory=list)  # the losses of the steps, by epoch
+    seconds: list[float] = field(default_factory=list)  # the time of each call of `run`; the first call compiles
+    differences: dict[int, float] = field(default_factory=dict)  # the largest difference from NumPy's weights, by step
     accuracy: float = math.nan
 
     @property
     def final_loss(self) -> float:
-        """The mean of the last epoch's."""
+        """The mean loss of the last epoch."""
         return float(np.mean(self.losses[-1]))
 
     @property
@@ -246,23 +246,23 @@ class Record:
 
     @property
     def first_step(self) -> float:
-        """Seconds of the first call of `run`, compilation included."""
+        """The time of the first call of `run` in seconds, compilation included."""
         return self.seconds[0]
 
     @property
     def warm(self) -> list[float]:
-        """Seconds per step of each call of `run` but the first."""
+        """The time of a step in seconds, for each call of `run` after the first."""
         steps_of_a_run = np.size(self.losses) / len(self.seconds)
         return [seconds / steps_of_a_run for seconds in self.seconds[1:]]
 
     @property
     def median_step(self) -> float:
-        """Seconds; NaN if there was only the first call."""
+        """The median time of a step in seconds; NaN if there was only the first call."""
         return float(np.median(self.warm)) if self.warm else math.nan
 
     @property
     def epoch(self) -> float:
-        """Seconds of the median epoch, the first call of all counted as a median one."""
+        """The median time of an epoch in seconds. The first call counts as a median one, without compilation."""
         steps = np.reshape([self.median_step, *self.warm], (len(self.losses), -1))
         return float(np.median(steps.mean(axis=1))) * len(self.losses[0])
 
@@ -270,14 +270,14 @@ class Record:
 def run_epoch(
     record: Record, data: Digits, batches: NDArray[np.intp], done: int, measure: set[int]
 ) -> dict[int, list[NDArray[Any]]]:
-    """Train one side on one epoch's batches; gives its weights after those steps in `measure` at which a run ends."""
+    """Train one side on the batches of an epoch. Returns its weights after the steps in `measure` at which a run ends."""
     snapshots: dict[int, list[NDArray[Any]]] = {}
     losses: list[float] = []
     runs = batches[None] if record.side.whole_epochs else batches[:, None]
     for run in runs:  # (steps, batch_size)
         xs, ys = data.x_train[run], data.y_train[run]
         start = time.perf_counter()
-        losses += record.side.run(xs, ys)  # the losses are awaited; the end of the last update is part of the next run
+        losses += record.side.run(xs, ys)  # waits for the losses; the last update may end during the next run
         record.seconds.append(time.perf_counter() - start)
         number = done + len(losses)
         if number in measure:
@@ -294,14 +294,14 @@ def largest_difference(weights: list[NDArray[Any]], others: list[NDArray[Any]]) 
 def train(
     sides: Sequence[Side], data: Digits, epochs: int, batch_size: int, rng: np.random.Generator, console: Console
 ) -> list[Record]:
-    """Train all sides, NumPy first, on the same batches; in turn, as the machine may have other work."""
+    """Train all sides on the same batches, NumPy first. They take turns, since the machine may have other work."""
     steps = len(data.y_train) // batch_size
     total = epochs * steps
     measure = {*np.linspace(1, total, min(MEASUREMENTS, total)).round().astype(int).tolist()}
     measure |= {*range(steps, total + 1, steps)}
     records = [Record(side) for side in sides]
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress, np.errstate(all="ignore"):  # the table shows what diverges
+    with Progress(*columns, console=console) as progress, np.errstate(all="ignore"):  # the table shows a diverging side
         task = progress.add_task("training", total=epochs * len(sides))
         for epoch in range(epochs):
             batches = shuffled_batches(len(data.y_train), batch_size, rng)
@@ -323,12 +323,12 @@ def train(
 
 
 def duration(value: float, form: str) -> str:
-    """A time as text; a dash where there is none."""
+    """A time as text, or a dash for NaN."""
     return "–" if math.isnan(value) else format(value, form)
 
 
 def result_table(records: Sequence[Record]) -> Table:
-    """The comparison, a row per side."""
+    """The comparison, with one row for each side."""
     table = Table(title="Handwritten digits: the same initial weights, the same batches", title_justify="left")
     table.add_column("side", no_wrap=True)
     quality = ("final\ntrain\nloss", "test\naccuracy", "largest\nweight\ndifference")
@@ -348,7 +348,7 @@ def result_table(records: Sequence[Record]) -> Table:
 
 
 def verdict(records: Sequence[Record]) -> list[str]:
-    """How far each side ended from NumPy, in words."""
+    """Sentences that say how far each side ended from NumPy."""
     lines = []
     if not all(math.isfinite(record.final_loss) for record in records):
         lines.append("The training diverged: its loss is no number any more. Try a smaller --lr.")
@@ -362,7 +362,7 @@ def verdict(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; each side has its own dashes and marker as well.
+# Okabe and Ito's palette, for colour-blind readers. Each side also has its own dashes and marker.
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#56B4E9", "linestyle": "-", "linewidth": 8, "alpha": 0.6, "marker": "s", "markersize": 12},
     {"color": "#D55E00", "linestyle": "-", "linewidth": 3.5, "marker": "o", "markersize": 9.5},
@@ -373,7 +373,7 @@ STYLES: tuple[dict[str, Any], ...] = (
 
 
 def plot(axes: Axes, x: Sequence[int], y: Sequence[float], side: int, label: str) -> None:
-    """One side's line. As the lines coincide, later ones are thinner, and the sides' markers take turns."""
+    """The line of one side. The lines coincide, so later lines are thinner, and the markers of the sides alternate."""
     apart = math.ceil(len(x) / 6)
     axes.plot(x, y, label=label, markevery=(side * apart // len(STYLES), apart), **STYLES[side])
 
@@ -390,7 +390,7 @@ def draw_losses(axes: Axes, records: Sequence[Record]) -> None:
 
 def draw_differences(axes: Axes, records: Sequence[Record]) -> None:
     for side, record in list(enumerate(records))[1:]:
-        values = [d if d > 0 else math.nan for d in record.differences.values()]  # 0 has no place on a log axis
+        values = [d if d > 0 else math.nan for d in record.differences.values()]  # a log axis cannot show 0
         plot(axes, list(record.differences), values, side, f"{record.side.name} − NumPy")
     axes.axhline(TOLERANCE, color="0.45", linestyle=":", label=f"tolerance {TOLERANCE:g}")
     axes.set(
@@ -441,7 +441,7 @@ def draw(records: Sequence[Record], output: Path) -> None:
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `low` to `high`."""
+    """A parser of integers from `low` to `high`."""
 
     def parse_whole(text: str) -> int:
         try:
@@ -456,7 +456,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def learning_rate(text: str) -> float:
-    """A number above 0, finite also in float32."""
+    """Parse a number above 0 that is finite in float32."""
     try:
         value = float(text)
     except ValueError:
@@ -467,7 +467,7 @@ def learning_rate(text: str) -> float:
 
 
 def png_path(text: str) -> Path:
-    """A file name that ends in .png and can be written."""
+    """Parse the name of a .png file that can be written."""
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"must be the name of a .png file; got {text!r}")
@@ -482,7 +482,7 @@ def png_path(text: str) -> Path:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options, each checked on its own."""
+    """The parser of the options. It checks each option."""
     integers = {
         "--epochs": (1, 1_000_000, 30, "passes over the training images"),
         "--batch-size": (1, 1_000_000, 32, "images in a step; those left over at an epoch's end are dropped"),

@@ -1,9 +1,9 @@
-"""Train one network on handwritten digits with every optimizer, beside the same rule of torch, or else of optax.
+"""Train one network on handwritten digits with every optimizer, and with the same rule of torch, or of optax.
 
-All runs of an optimizer start from the same weights and see the same batches; ours is one call of `mt.scan`. (LBFGS is no
-rule for batches: it takes a twentieth of the steps, of up to 20 iterations each, on all training images.) The table has
-training loss and test accuracy after the last step, and how far the weights of the two ended apart. With --x64 both compute
-in float64, where rounding has no say: what still differs there is a difference of the rules.
+All runs of an optimizer start from the same weights and see the same batches. Our run is one call of `mt.scan`. (LBFGS is
+not for batches: it takes a twentieth of the steps, each of up to 20 iterations, on all training images.) The table has
+training loss and test accuracy after the last step, and the difference between the final weights of both sides. With --x64
+both sides compute in float64, where rounding hardly matters: any remaining difference is a difference between the rules.
 
     python examples/compare_optimizers.py
     python examples/compare_optimizers.py --steps 100 --x64 --output table.md
@@ -39,7 +39,7 @@ except ImportError as error:
     raise SystemExit(f'{error}. This example needs more packages: pip install -e ".[oracles]"') from None
 
 FEATURES, HIDDEN, CLASSES, BATCH = 64, 64, 10, 32
-torch.set_num_threads(1)  # arrays are tiny: more threads would only wait for each other
+torch.set_num_threads(1)  # the arrays are tiny, so more threads would only wait for each other
 RATES = [float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 3)]
 Weights = list[NDArray[Any]]  # weight and bias of each layer in turn, or only weights
 
@@ -47,7 +47,7 @@ Weights = list[NDArray[Any]]  # weight and bias of each layer in turn, or only w
 
 
 class Rule(NamedTuple):
-    """An optimizer with the learning rate that `--search` found, and its peer: a class of torch, or a function of optax."""
+    """An optimizer, the learning rate that `--search` found, and its peer: a class of torch, or a function of optax."""
 
     name: str
     cls: type[mt.Optimizer]
@@ -96,7 +96,7 @@ class Digits(NamedTuple):
 
 
 def load_data(rng: np.random.Generator, dtype: Any) -> Digits:
-    """The digits that come with scikit-learn, shuffled, the first 80 % for training."""
+    """The digits of scikit-learn, shuffled. The first 80 % are for training."""
     digits = load_digits()
     order = rng.permutation(len(digits.target))
     x, y = (digits.data[order] / 16).astype(dtype), digits.target[order].astype(np.int32)
@@ -105,20 +105,20 @@ def load_data(rng: np.random.Generator, dtype: Any) -> Digits:
 
 
 def batches(n: int, steps: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Which of `n` images are in which batch, `(steps, BATCH)`: pass after pass, each in another order."""
+    """The images in each batch, `(steps, BATCH)`, out of `n`. Each pass over the images has another order."""
     passes = -(-steps // (n // BATCH))
     return np.concatenate([rng.permutation(n)[: n // BATCH * BATCH].reshape(-1, BATCH) for _ in range(passes)])[:steps]
 
 
 def initial_weights(rng: np.random.Generator, dtype: Any) -> Weights:
-    """Weight and bias of the two layers, uniform as torch has them."""
+    """The weights and biases of the two layers, drawn from torch's uniform distribution."""
     shapes = ((HIDDEN, FEATURES), (HIDDEN,), (CLASSES, HIDDEN), (CLASSES,))
     bounds = (FEATURES**-0.5, FEATURES**-0.5, HIDDEN**-0.5, HIDDEN**-0.5)
     return [rng.uniform(-b, b, shape).astype(dtype) for b, shape in zip(bounds, shapes, strict=True)]
 
 
 def loss_and_accuracy(weights: Weights, x: NDArray[Any], y: NDArray[np.int32]) -> tuple[float, float]:
-    """Mean cross-entropy and share of right answers, in NumPy's float64, for any side's weights."""
+    """The mean cross-entropy and the accuracy for the weights of any side, in NumPy's float64."""
     wide = [np.asarray(w, np.float64) for w in weights]
     w1, b1, w2, b2 = wide if len(wide) == 4 else (wide[0], np.zeros(HIDDEN), wide[1], np.zeros(CLASSES))
     scores = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
@@ -131,7 +131,7 @@ def loss_and_accuracy(weights: Weights, x: NDArray[Any], y: NDArray[np.int32]) -
 
 
 class Trainer:
-    """A network and one of our optimizers. Its `step` is a function of its own to `mt.scan`: one program for all rates."""
+    """A network and one of our optimizers. `mt.scan` compiles one program for `step`, which serves all learning rates."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -157,7 +157,7 @@ class Trainer:
         else:
             mt.scan(self.step, xs, ys)
         weights = self.model.state_dict()
-        if isinstance(self.opt, optim.ScheduleFreeAdamW):  # what is to be evaluated is its average
+        if isinstance(self.opt, optim.ScheduleFreeAdamW):  # evaluate its average
             states = self.opt.state_dict()["state"]
             for path, y in weights.items():
                 z, beta = states[f"0.{path}"]["z"], self.opt.betas[0]
@@ -173,7 +173,7 @@ def model_loss(model: nn.Sequential, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def train_torch(rule: Rule, start: Weights, xs: NDArray[Any], ys: NDArray[np.int32]) -> Weights:
-    """The same with torch's network, autograd and optimizer of that name."""
+    """The same with torch's network, autograd and optimizer of the same name."""
     layers = [torch.nn.Linear(i, o, bias=rule.bias) for i, o in ((FEATURES, HIDDEN), (HIDDEN, CLASSES))]
     model = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).to(torch.from_numpy(start[0]).dtype)
     with torch.no_grad():
@@ -220,12 +220,12 @@ def train_optax(rule: Rule, start: Weights, xs: NDArray[Any], ys: NDArray[np.int
 
 
 class Row(NamedTuple):
-    """What was measured: (training loss, test accuracy) of ours and of the peer."""
+    """The measurements: (training loss, test accuracy) of our side and of the peer."""
 
     rule: Rule
     ours: tuple[float, float]
     peer: tuple[float, float]
-    difference: float  # the largest between the weights at the end
+    difference: float  # the largest difference between the final weights
 
     def cells(self) -> list[str]:
         (loss, accuracy), (peer_loss, peer_accuracy) = self.ours, self.peer
@@ -250,7 +250,7 @@ HEADINGS = (
 
 
 def seen(rule: Rule, data: Digits, which: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The stacked batches that a rule is trained on."""
+    """The stacked batches for training with a rule."""
     if rule.cls is optim.LBFGS:
         which = np.tile(np.arange(len(data.y_train)), (-(-len(which) // 20), 1))
     return data.x_train[which], data.y_train[which]
@@ -295,14 +295,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def number_of_steps(text: str) -> int:
-    """A whole number from 1 to 100,000."""
+    """Parse an integer from 1 to 100,000."""
     if not (text.isdecimal() and 1 <= int(text) <= 100_000):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 100000; got {text}")
     return int(text)
 
 
 def markdown_path(text: str) -> Path:
-    """A file name that ends in .md, in a folder that is there."""
+    """Parse the name of a .md file in an existing folder."""
     path = Path(text)
     if path.suffix.lower() != ".md":
         raise argparse.ArgumentTypeError(f"must be the name of a .md file; got {text!r}")
@@ -318,7 +318,7 @@ def seed_of(text: str) -> int:
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Everything, in the precision that was asked for."""
+    """Run everything, in the precision of the options."""
     dtype = np.float64 if args.x64 else np.float32
     for_split, for_weights, for_batches = np.random.default_rng(args.seed).spawn(3)
     data = load_data(for_split, dtype)
@@ -349,7 +349,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Train one small network on handwritten digits with every optimizer, beside torch's or optax's.",
+        description="Train one small network on handwritten digits with every optimizer, and with torch's or optax's.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--steps", type=number_of_steps, default=440, metavar="N", help="steps of each optimizer")

@@ -1,8 +1,8 @@
 """Draw the paths that the optimizers take on two classic test functions, Rosenbrock's and Beale's.
 
-Each optimizer takes the same number of steps from the same point, in one call of `mt.scan`. Its learning rate is the one of
-1, 2 and 5 times the powers of ten with which it ends lowest, without a step longer than 0.5 or out of the drawn region:
-another rate is no new program, so all are tried. A table goes to the terminal, the figure to a PNG file:
+Each optimizer takes the same number of steps from the same point, in one call of `mt.scan`. All learning rates of 1, 2 and 5
+times a power of ten are tried, since another rate compiles no new program. The rate that ends lowest is drawn, out of those
+without a step longer than 0.5 or out of the drawn region. The program prints a table and writes the figure to a PNG file:
 
     python examples/trajectories.py
     python examples/trajectories.py --steps 1000 --output long.png
@@ -51,7 +51,7 @@ def beale(x: Any, y: Any) -> Any:
 
 
 class Surface(NamedTuple):
-    """A function of two numbers, and what of it is drawn."""
+    """A function of two numbers, and the region in which it is drawn."""
 
     name: str
     formula: str
@@ -62,7 +62,7 @@ class Surface(NamedTuple):
     y: tuple[float, float]
 
     def holds(self, path: NDArray[Any]) -> bool:
-        """Whether all points lie in the drawn region; NaNs do not."""
+        """True if all points lie in the drawn region. NaNs do not."""
         low, high = np.array([self.x, self.y]).T
         return bool(((path >= low) & (path <= high)).all())
 
@@ -139,7 +139,7 @@ RATES = [float(f"{digit}e{power}") for power in range(-6, 3) for digit in (1, 2,
 
 
 class Point(mt.Module):
-    """A point of the plane, as a matrix of one row: Muon takes only matrices."""
+    """A point of the plane. It is a matrix of one row, since Muon takes only matrices."""
 
     def __init__(self, start: Sequence[float]) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Point(mt.Module):
 
 
 class Walk(NamedTuple):
-    """Where an optimizer went, `(steps + 1, 2)`, and how high it was there."""
+    """The path of an optimizer, `(steps + 1, 2)`, and the values of the function on it."""
 
     rule: Rule
     lr: float
@@ -156,7 +156,7 @@ class Walk(NamedTuple):
 
     @property
     def final(self) -> float:
-        """The highest of the last twentieth: one lucky step does not count."""
+        """The highest value of the last twentieth of the path, so that one lucky step does not count."""
         return float(self.values[-max(1, len(self.values) // 20) :].max())
 
     @property
@@ -165,7 +165,7 @@ class Walk(NamedTuple):
 
 
 class Explorer:
-    """An optimizer on a surface. Its `move` is a function of its own to `mt.scan`, with one program for all rates."""
+    """An optimizer on a surface. `mt.scan` compiles one program for `move`, which serves all learning rates."""
 
     def __init__(self, surface: Surface, rule: Rule) -> None:
         self.surface, self.rule = surface, rule
@@ -176,23 +176,23 @@ class Explorer:
         return value
 
     def move(self) -> jax.Array:
-        """One step; gives where it ends."""
+        """Take one step. Returns the new point."""
         self.opt.zero_grad()
         mt.backward(self.height, self.point)
         self.opt.step()
         return self.point.position[0]
 
     def walk(self, lr: float, steps: int) -> Walk:
-        """All steps in one call."""
+        """Take all steps in one call."""
         self.point = Point(self.surface.start)
         self.opt = self.rule.cls([self.point], lr=lr, **self.rule.options)
         moves = mt.scan(self.move, length=steps)
         points = np.concatenate([[self.surface.start], np.asarray(moves, np.float64)])
-        with np.errstate(all="ignore"):  # what diverges is no number
+        with np.errstate(all="ignore"):  # a diverging path becomes NaN
             return Walk(self.rule, lr, points, self.surface.function(*points.T))
 
     def best_walk(self, steps: int) -> Walk:
-        """With the learning rate that gets lowest, of those with which it stays in the region, and makes no leap."""
+        """The path of the learning rate that ends lowest, out of those that stay in the region and take no long step."""
         walks = [self.walk(lr, steps) for lr in RATES]
         fit = [walk for walk in walks if self.surface.holds(walk.points) and walk.longest_step <= LONGEST_STEP]
         return min(fit, key=lambda walk: walk.final)
@@ -200,8 +200,8 @@ class Explorer:
 
 # -- the table and the figure -----------------------------------------------------------------------------------------
 
-# Okabe and Ito's palette (the green darker), which colour-blind readers can tell apart; each line has its own dashes and end
-# as well. Later ones are thinner: where paths coincide, all can be seen.
+# Okabe and Ito's palette (with a darker green), for colour-blind readers. Each line also has its own dashes and end marker.
+# Later lines are thinner, so that all are visible where paths coincide.
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#56B4E9", "linestyle": "-", "marker": "o", "linewidth": 4, "markersize": 10},
     {"color": "#D55E00", "linestyle": "-", "marker": "s", "linewidth": 2.5, "markersize": 8.5},
@@ -212,7 +212,7 @@ COLUMNS = 3
 
 
 def result_table(surface: Surface, paths: Sequence[Walk], steps: int) -> Table:
-    """Learning rates and what they reached."""
+    """The learning rates and the values that they reached."""
     table = Table(title=f"{surface.name}: {surface.formula}, from {surface.start}", title_justify="left")
     table.add_column("optimizer", no_wrap=True)
     for heading in ("learning rate", f"value after {steps} steps", "distance to the minimum"):
@@ -224,7 +224,7 @@ def result_table(surface: Surface, paths: Sequence[Walk], steps: int) -> Table:
 
 
 def draw_surface(axes: Axes, surface: Surface) -> None:
-    """Contours, evenly spaced in the logarithm, the start and the minimum."""
+    """Draw contours, evenly spaced in the logarithm, the start and the minimum."""
     xs, ys = np.linspace(*surface.x, 300), np.linspace(*surface.y, 300)
     values = surface.function(xs[None, :], ys[:, None])
     levels = np.geomspace(0.03, values.max(), 13)
@@ -237,7 +237,7 @@ def draw_surface(axes: Axes, surface: Surface) -> None:
 
 
 def draw_panel(axes: Axes, surface: Surface, family: str, paths: Sequence[Walk]) -> None:
-    """The paths of one family over the contours."""
+    """Draw the paths of one family over the contours."""
     draw_surface(axes, surface)
     for place, (path, style) in enumerate(zip(paths, STYLES, strict=False)):
         axes.plot(
@@ -261,7 +261,7 @@ def draw_panel(axes: Axes, surface: Surface, family: str, paths: Sequence[Walk])
 
 
 def draw(found: Mapping[str, Sequence[Walk]], steps: int, output: Path) -> None:
-    """Small multiples, as a PNG: a band of panels for each function, a panel for each family."""
+    """Write the figure as a PNG: a row of panels for each function, with one panel for each family."""
     rows = -(-len(FAMILIES) // COLUMNS)
     with plt.rc_context({"font.size": 10}):
         figure, grid = plt.subplots(rows * len(SURFACES), COLUMNS, figsize=(15, 4.6 * rows * len(SURFACES)))
@@ -304,14 +304,14 @@ def draw(found: Mapping[str, Sequence[Walk]], steps: int, output: Path) -> None:
 
 
 def number_of_steps(text: str) -> int:
-    """A whole number from 1 to 100,000."""
+    """Parse an integer from 1 to 100,000."""
     if not (text.isdecimal() and 1 <= int(text) <= 100_000):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 100000; got {text}")
     return int(text)
 
 
 def png_path(text: str) -> Path:
-    """A file name that ends in .png, in a folder that is there."""
+    """Parse the name of a .png file in an existing folder."""
     path = Path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"must be the name of a .png file; got {text!r}")

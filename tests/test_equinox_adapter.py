@@ -398,7 +398,7 @@ def test_assigning_a_module_writes_it() -> None:
     clipped(model)
     assert_array_equal(model.module.layers[0].bias, jnp.ones(4))
     with pytest.raises(
-        ValueError, match=r"Equinox\.module was given arrays that do not fit; nothing has changed\. .*:\n.*\n  lay"
+        ValueError, match=r"Equinox\.module got arrays that do not fit; nothing has changed\. .*:\n.*\n  lay"
     ):
         model.module = jax.tree.map(lambda a: a[:1] if eqx.is_array(a) and a.ndim else a, model.module)
     assert model.module.layers[0].weight.shape == (4, 3)
@@ -495,16 +495,16 @@ def test_a_holder_is_a_pytree_and_copies() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(TypeError, match=r"state must be an eqx\.nn\.State, .*got a function"):
         Equinox(mlp(), eqx.is_array)
-    with pytest.raises(ValueError, match="trainable chooses none of the module's arrays"):
+    with pytest.raises(ValueError, match="trainable=.* selects none of the module's arrays"):
         Equinox(mlp(), trainable=lambda leaf: False)
     unhashable = type("Unhashable", (), {"__eq__": lambda *_: True})()
     module = {"a": unhashable, "b": jnp.ones(2, jnp.complex64), "c": jnp.ones(2)}
-    message = (
-        r"Equinox\.module cannot be held; nothing has changed:\n  a is a Unhashable, which is neither an array nor h"
-    )
+    message = r"Equinox\.module has parts that Equinox cannot hold; nothing has changed:\n  a is a Unhashable, which is"
     with pytest.raises(ValueError, match=message):
         Equinox(module)
-    with pytest.raises(ValueError, match=r"  b is complex64\[2\], which gradients cannot train: only floating"):
+    with pytest.raises(
+        ValueError, match=r"  b is complex64\[2\], which cannot be trained: parameters must be floating"
+    ):
         Equinox(module | {"a": 1})
     with pytest.raises(ValueError, match=r"  state\.0 is the name of two arrays"):
         bn, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="ema")
@@ -581,7 +581,7 @@ def test_ours_in_equinox_tied_and_random() -> None:
 
 
 def test_to_equinox_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match="to_equinox takes a Module of minitorch_jax, not a MLP"):
+    with pytest.raises(TypeError, match="to_equinox takes a Module of minitorch_jax; got a MLP"):
         to_equinox(mlp())
     with pytest.raises(ValueError, match=r"has buffers or frozen parameters \(1\.running_mean, .*with_state=True"):
         to_equinox(our_net())
@@ -597,9 +597,7 @@ def test_to_equinox_wrong_arguments() -> None:
             self.weight = self.weight + 1
             return x * self.weight
 
-    with pytest.raises(
-        RuntimeError, match=r"Growing\.forward changed the parameters weight, and an equinox module cannot"
-    ):
+    with pytest.raises(RuntimeError, match=r"Growing\.forward changed the parameters weight, and a call cannot change"):
         to_equinox(Growing())(1.0)
 
 
@@ -637,5 +635,5 @@ def test_static_leaves_that_are_equal_and_not_the_same():
     walk = walk_of(holder)
     holder.module = holder.module
     assert walk_of(holder) is walk
-    with pytest.raises(ValueError, match="For other shapes or dtypes alone make a new Equinox"):
+    with pytest.raises(ValueError, match="To change only shapes or dtypes, make a new Equinox"):
         holder.module = (jnp.ones(3), *holder.module[1:])

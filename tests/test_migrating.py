@@ -245,7 +245,7 @@ def test_each_adapter_has_a_section_and_a_row_with_its_extra() -> None:
     assert SECTIONS.keys() == rows.keys() == there
     for name, row in rows.items():
         assert (f"`pip install 'minitorch_jax[{name}]'`" == row) == (name in extras)
-        assert "**Not there**" in SECTIONS[name]
+        assert "**Not supported**" in SECTIONS[name]
 
 
 # -- what the tables say, and links ------------------------------------------------------------------------------------

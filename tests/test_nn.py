@@ -202,7 +202,7 @@ def test_softmax_without_dim_follows_torchs_old_rule_with_a_warning(ours, theirs
     x = numbers(*shape)
     with pytest.warns(UserWarning, match="Implicit dimension choice"):
         expected = theirs(torch.from_numpy(x))
-    with pytest.warns(UserWarning, match="without dim takes [01] here.*pass dim="):
+    with pytest.warns(UserWarning, match="got no dim and uses dim=[01], as torch does.*pass dim="):
         out = ours(jnp.asarray(x))
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
@@ -391,7 +391,7 @@ def test_mse_loss_of_other_shapes_is_broadcast_with_a_warning():
     x, y = numbers(3, 1), numbers(3, seed=1)
     with pytest.warns(UserWarning, match="target size"):
         expected = TF.mse_loss(torch.from_numpy(x), torch.from_numpy(y))
-    with pytest.warns(UserWarning, match=r"the target's shape \(3,\) differs from the input's \(3, 1\)"):
+    with pytest.warns(UserWarning, match=r"the target's shape \(3,\) differs from the input's shape \(3, 1\)"):
         out = F.mse_loss(jnp.asarray(x), jnp.asarray(y))
     np.testing.assert_allclose(out, expected, rtol=1e-6)
 
@@ -555,7 +555,7 @@ def test_the_gain_of_a_leaky_relu_depends_on_its_slope(slope):
 def test_an_unknown_nonlinearity_is_refused(unknown):
     with pytest.raises(ValueError):
         torch.nn.init.calculate_gain(unknown)
-    with pytest.raises(ValueError, match=f"unknown nonlinearity '{unknown}'; known are .*relu"):
+    with pytest.raises(ValueError, match=f"unknown nonlinearity '{unknown}'; pass one of .*relu"):
         nn.init.calculate_gain(unknown)
 
 

@@ -139,9 +139,9 @@ def test_softmax_converts_first():
 
 @pytest.mark.parametrize("name", ["Softmax", "Softmin", "LogSoftmax"])
 def test_without_dim_there_is_a_warning(name):
-    with pytest.warns(UserWarning, match="without dim takes 0 here"):
+    with pytest.warns(UserWarning, match="got no dim and uses dim=0"):
         nothing = getattr(nn, name)()(jnp.ones((3, 1, 1)))
-    with pytest.warns(UserWarning, match="without dim takes 1 here"):
+    with pytest.warns(UserWarning, match="got no dim and uses dim=1"):
         getattr(nn, name)()(jnp.ones((3, 2)))
     assert nothing.shape == (3, 1, 1)
 

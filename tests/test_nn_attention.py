@@ -83,7 +83,9 @@ REFUSALS = [
     Refusal("MultiheadAttention", (4, 2), inputs=(Q, K[:, :1], V[:, :1]), match=r"\(5, 1, 4\), \(5, 1, 4\)"),
     Refusal("MultiheadAttention", (4, 2), inputs=(Q[:, 0], K, V), match=r"got \(3, 4\), \(5, 2, 4\)"),
     Refusal("MultiheadAttention", (4, 2), {"kdim": 3}, inputs=(Q, K, V), match=r"\(S, N, 3\)"),
-    Refusal("MultiheadAttention", (4, 2), inputs=(Q, K, V), call={"is_causal": True}, match="attn_mask is needed too"),
+    Refusal(
+        "MultiheadAttention", (4, 2), inputs=(Q, K, V), call={"is_causal": True}, match="needs an attn_mask; got None"
+    ),
     Refusal(
         "MultiheadAttention",
         (4, 2),

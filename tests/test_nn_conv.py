@@ -32,7 +32,9 @@ CASES = [
     Case("ConvTranspose2d", (3, 2, 3, 2), inputs=(numbers(2, 3, 3, 4),)),
     Case("ConvTranspose2d", (3, 2, (2, 3), (3, 1), (1, 2)), inputs=(numbers(3, 3, 4),)),
     Case("ConvTranspose2d", (4, 6, 3, 2, 1, (1, 0)), {"groups": 2}, inputs=(numbers(2, 4, 3, 2),)),
-    Case("ConvTranspose2d", (2, 2, 1, 2, 1), inputs=(numbers(2, 2, 4, 3),)),  # takes off more than the kernel adds
+    Case(
+        "ConvTranspose2d", (2, 2, 1, 2, 1), inputs=(numbers(2, 2, 4, 3),)
+    ),  # removes more elements than the kernel adds
     Case("ConvTranspose2d", (3, 2, 3, 2, 1), inputs=(numbers(2, 3, 3, 4),), call={"output_size": (6, 7)}),
     Case("ConvTranspose2d", (3, 2, 3, 2, 1), inputs=(numbers(3, 3, 4),), call={"output_size": (2, 5, 8)}),
     Case("ConvTranspose2d", (3, 2, 3, 2), inputs=(numbers(2, 3, 3, 4),), call={"output_size": (2, 2, 8, 9)}),
@@ -97,8 +99,8 @@ REFUSALS = [
     Refusal("Conv2d", (3, 4, 3), {"groups": 2}, match="divisible by groups"),
     Refusal("Conv2d", (3, 4, 3), {"groups": 0}, match="divisible by groups"),
     Refusal("Conv2d", (4, 3, 3), {"groups": 2}, match="divisible by groups"),
-    Refusal("Conv2d", (3, 4, 3, 2, "same"), match="for stride 1; got stride"),
-    Refusal("Conv2d", (3, 4, 3, 1, "full"), match="numbers, 'same' or 'valid'; got 'full'"),
+    Refusal("Conv2d", (3, 4, 3, 2, "same"), match="needs stride 1; got stride"),
+    Refusal("Conv2d", (3, 4, 3, 1, "full"), match="integers, 'same' or 'valid'; got 'full'"),
     Refusal("Conv2d", (3, 4, 3), {"padding_mode": "mirror"}, match="padding_mode must be"),
     Refusal("Conv2d", (3, 4, (3, 3, 3)), inputs=IMAGE, match="integer or a tuple of 2"),
     Refusal("Conv2d", (3, 4, 3, 0), inputs=IMAGE, match="stride must be at least 1"),
@@ -114,24 +116,24 @@ REFUSALS = [
     Refusal("conv2d", (WEIGHT, None, 1, 0, 1, 3), inputs=IMAGE, match="groups must be positive and divide"),
     Refusal("conv2d", (WEIGHT.astype(np.float16),), inputs=IMAGE, match="one dtype; got float16, float32"),
     Refusal("ConvTranspose2d", (3, 4, 3), {"padding_mode": "reflect"}, match="padding_mode='zeros' only"),
-    Refusal("ConvTranspose2d", (3, 4, 3, 1, "same"), inputs=IMAGE, match="padding as numbers"),
+    Refusal("ConvTranspose2d", (3, 4, 3, 1, "same"), inputs=IMAGE, match="padding as integers"),
     Refusal("ConvTranspose2d", (3, 4, 3, 2, 0, 2), inputs=IMAGE, match="smaller than stride or dilation"),
     Refusal("ConvTranspose2d", (3, 4, 1, 1, 3), inputs=IMAGE, match="kernel is larger"),
     Refusal("ConvTranspose2d", (4, 4, 3), inputs=IMAGE, match="conv_transpose2d takes 4 channels"),
     Refusal("ConvTranspose2d", (3, 4, 3, 2), inputs=IMAGE, call={"output_size": (10, 11)}, match=r"\(11, 11\) to \(12"),
-    Refusal("ConvTranspose2d", (3, 4, 3, 2), inputs=IMAGE, call={"output_size": (11,)}, match="2 or 4 numbers"),
-    Refusal("ReflectionPad1d", (3,), inputs=(numbers(1, 2, 3),), match=r"at most \(2,\) numbers"),
-    Refusal("CircularPad1d", (4,), inputs=(numbers(1, 2, 3),), match=r"at most \(3,\) numbers"),
+    Refusal("ConvTranspose2d", (3, 4, 3, 2), inputs=IMAGE, call={"output_size": (11,)}, match="2 or 4 integers"),
+    Refusal("ReflectionPad1d", (3,), inputs=(numbers(1, 2, 3),), match=r"at most \(2,\) elements"),
+    Refusal("CircularPad1d", (4,), inputs=(numbers(1, 2, 3),), match=r"at most \(3,\) elements"),
     Refusal("ReplicationPad2d", (1,), inputs=(numbers(2, 3),), match="input of 3 or 4 dimensions"),
     Refusal("CircularPad2d", (1,), inputs=(numbers(2, 3, 4, 5, 2),), match="input of 3 or 4 dimensions"),
     Refusal("ReplicationPad1d", (1,), inputs=(numbers(1, 2, 0),), match="takes an input that is not empty"),
     Refusal("ZeroPad2d", ((1, 2, 3),), inputs=(numbers(2, 3),), match="integer or a tuple of 4"),
-    Refusal("ZeroPad1d", (-2,), inputs=(numbers(2, 3),), match="takes off more"),
-    Refusal("pad", ((1, 2, 3),), inputs=(numbers(2, 3),), match="two numbers for each"),
+    Refusal("ZeroPad1d", (-2,), inputs=(numbers(2, 3),), match="removes more elements"),
+    Refusal("pad", ((1, 2, 3),), inputs=(numbers(2, 3),), match="two integers for each"),
     Refusal("pad", ((1, 2) * 3,), inputs=(numbers(2, 3),), match="at most 2 axes"),
     Refusal("pad", ((1, 2), "mirror"), inputs=(numbers(2, 3),), match="mode must be 'constant'"),
     Refusal("pad", ((1, 1), "reflect", 1.0), inputs=(numbers(2, 3),), match="value is for mode='constant'"),
-    Refusal("pad", ((1, 1) * 2, "reflect"), inputs=(numbers(2, 3),), match="one or two more before"),
+    Refusal("pad", ((1, 1) * 2, "reflect"), inputs=(numbers(2, 3),), match="one or two axes before them"),
 ]
 
 

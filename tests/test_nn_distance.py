@@ -38,7 +38,7 @@ CASES = [
 REFUSALS = [
     Refusal("PairwiseDistance", inputs=(X, Y[:2]), match="broadcast"),
     *(
-        Refusal("PairwiseDistance", (p,), inputs=(X[:, :0], Y[:, :0]), match="needs numbers")
+        Refusal("PairwiseDistance", (p,), inputs=(X[:, :0], Y[:, :0]), match="needs at least one element")
         for p in (-1.0, float("inf"))
     ),
     Refusal("CosineSimilarity", inputs=(numbers(4), numbers(4)), match=r"no axis 1 .* \(4,\)"),

@@ -105,7 +105,7 @@ def test_modes_may_be_written_in_capitals_as_in_torch():
         (lambda: nn.init.eye((3,)), r"2 dimensions; got shape \(3,\)"),
         (lambda: nn.init.dirac((3, 3)), r"3, 4 or 5 dimensions; got shape \(3, 3\)"),
         (lambda: nn.init.dirac((3, 3, 1), groups=2), "divisible by groups; got 3 and 2"),
-        (lambda: nn.init.orthogonal(KEY, (3,)), r"2 or more dimensions; got shape \(3,\)"),
+        (lambda: nn.init.orthogonal(KEY, (3,)), r"at least 2 dimensions; got shape \(3,\)"),
         (lambda: nn.init.sparse(KEY, (3, 3, 3), 0.5), r"2 dimensions; got shape \(3, 3, 3\)"),
     ],
 )

@@ -29,10 +29,10 @@ REFUSALS = [
     Refusal("Bilinear", (3, 4, 2), inputs=(numbers(5, 4), numbers(5, 4)), match=r"\(\*, 3\) and \(\*, 4\)"),
     Refusal("Flatten", (2, 1), inputs=(numbers(2, 3, 4),), match="cannot flatten"),
     Refusal("Unflatten", (1, "ab"), match="tuple of ints"),
-    Refusal("Unflatten", ("x", (2, 3)), inputs=(numbers(4, 6),), match="axis by number"),
-    Refusal("Unflatten", (1, (4, 2)), inputs=(numbers(4, 6),), match="cannot make 6"),
-    Refusal("Unflatten", (1, (-1, -1)), inputs=(numbers(4, 6),), match="cannot make 6"),
-    Refusal("Unflatten", (3, (2, 3)), inputs=(numbers(4, 6),), match="no such axis"),
+    Refusal("Unflatten", ("x", (2, 3)), inputs=(numbers(4, 6),), match="takes an integer dim"),
+    Refusal("Unflatten", (1, (4, 2)), inputs=(numbers(4, 6),), match="cannot split an axis of size 6"),
+    Refusal("Unflatten", (1, (-1, -1)), inputs=(numbers(4, 6),), match="cannot split an axis of size 6"),
+    Refusal("Unflatten", (3, (2, 3)), inputs=(numbers(4, 6),), match="it has no axis 3"),
 ]
 
 

@@ -232,8 +232,12 @@ REFUSALS = [
     Refusal("SmoothL1Loss", (), {"beta": -1.0}, inputs=(X, Y), match="beta >= 0; got -1.0"),
     Refusal("HuberLoss", ("mean", 0.0), inputs=(X, Y), match="delta > 0; got 0.0"),
     Refusal("HuberLoss", ("mean", "1"), match="delta must be a number; got '1'"),
-    Refusal("GaussianNLLLoss", inputs=(X, Y), call={"var": -1.0}, match="must not be negative; got -1.0"),
-    Refusal("GaussianNLLLoss", inputs=(X, Y, W[0]), match=r"var must have the input's shape \(3, 4\).*got \(4,\)"),
+    Refusal("GaussianNLLLoss", inputs=(X, Y), call={"var": -1.0}, match="var must be at least 0; got -1.0"),
+    Refusal(
+        "GaussianNLLLoss",
+        inputs=(X, Y, W[0]),
+        match=r"var must be a number.*shape \(3, 4\).*got \(4,\)",
+    ),
     Refusal("GaussianNLLLoss", inputs=(X, Y, W[:1, :1]), match=r"with one axis of size 1.*got \(1, 1\)"),
     Refusal("BCELoss", inputs=(P, Q[0]), match=r"the input's shape \(3, 4\); got \(4,\)"),
     Refusal(
@@ -249,11 +253,15 @@ REFUSALS = [
     Refusal("LinearCrossEntropyLoss", (5, 4), {"weight": numbers(5)}, match=r"\(4,\), one per class; got \(5,\)"),
     Refusal("LinearCrossEntropyLoss", (5, 4), {"ignore_index": 1}, inputs=(numbers(3, 5), P), match="probabilities"),
     Refusal("linear_cross_entropy", inputs=(X, X[:, :2], integers(3, 3)), match=r"got \(3, 4\) and \(3, 2\)"),
-    Refusal("linear_cross_entropy", inputs=(X[0], numbers(2, 3, 4), integers(2, 3)), match="needs a batch"),
+    Refusal(
+        "linear_cross_entropy",
+        inputs=(X[0], numbers(2, 3, 4), integers(2, 3)),
+        match=r"needs an input \(N, in",
+    ),
     Refusal(
         "linear_cross_entropy", (), {"linear_bias": X[0]}, inputs=(X, Y, integers(3, 3)), match=r"\(3,\); got \(4,\)"
     ),
-    Refusal("MarginRankingLoss", inputs=(X, Y[0], signs(3, 4)), match=r"as many dimensions in all three.*\(4,\)"),
+    Refusal("MarginRankingLoss", inputs=(X, Y[0], signs(3, 4)), match=r"the same number of dimensions.*\(4,\)"),
     Refusal("MultiLabelSoftMarginLoss", inputs=(numbers(), uniform()), match="got a scalar"),
     Refusal("MultiLabelMarginLoss", inputs=(X, integers(4, 3)), match=r"one shape.*\(3, 4\) and \(3,\)"),
     Refusal("MultiMarginLoss", (3,), match="p = 1 or 2; got 3"),
@@ -268,7 +276,9 @@ REFUSALS = [
     Refusal("TripletMarginLoss", (0.0,), match="greater than 0; got 0.0"),
     Refusal("TripletMarginWithDistanceLoss", (), {"margin": -1}, match="greater than 0; got -1"),
     Refusal("triplet_margin_loss", (0.0,), inputs=(X, Y, W), match="greater than 0; got 0.0"),
-    Refusal("TripletMarginLoss", inputs=(X, Y[0], W), match=r"as many dimensions.*\(3, 4\), \(4,\) and \(3, 4\)"),
+    Refusal(
+        "TripletMarginLoss", inputs=(X, Y[0], W), match=r"the same number of dimensions.*\(3, 4\), \(4,\) and \(3, 4\)"
+    ),
     Refusal("AdaptiveLogSoftmaxWithLoss", (8, 20, []), match="increasing integers"),
     Refusal("AdaptiveLogSoftmaxWithLoss", (8, 20, [5, 5]), match=r"got \[5, 5\] for 20 classes"),
     Refusal("AdaptiveLogSoftmaxWithLoss", (8, 20, [5, 20]), match="increasing integers"),
@@ -310,13 +320,13 @@ def test_functions_are_there_for_all_losses():
 
 @pytest.mark.parametrize("name", ["l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss"])
 def test_other_shapes_are_broadcast_with_a_warning(name):
-    with pytest.warns(UserWarning, match=rf"{name}: the target's shape \(4,\) differs from the input's \(3, 4\)"):
+    with pytest.warns(UserWarning, match=rf"{name}: the target's shape \(4,\) differs from the input's shape \(3, 4\)"):
         loss = getattr(F, name)(jnp.zeros((3, 4)), jnp.zeros(4))
     assert loss == 0
 
 
 def test_the_mean_of_kl_div_warns():
-    with pytest.warns(UserWarning, match="'batchmean' divides by the batch size"):
+    with pytest.warns(UserWarning, match="Pass reduction='batchmean'"):
         F.kl_div(jnp.zeros(3), jnp.ones(3))
 
 
@@ -521,7 +531,7 @@ def test_ctc_keeps_the_dtype_and_the_layer_is_the_function():
         ),
         ((4, 2, 3), (2, 2), ((4, 4), 2), {}, r"target_lengths must hold one length .*got shape \(\)"),
         ((4, 2, 3), (3, 2), ((4, 4), (2, 2)), {}, r"shape \(2, S\) or \(sum\(target_lengths\),\); got \(3, 2\)"),
-        ((4, 2, 3), (3,), ((4, 4), (2, 2)), {}, "targets holds 3 labels, but target_lengths add up to 4"),
+        ((4, 2, 3), (3,), ((4, 4), (2, 2)), {}, r"must hold sum\(target_lengths\) = 4 labels; got 3"),
         ((4, 2, 3), (2, 2), ((4, 4), (2, 2)), {"reduction": "avg"}, "got 'avg'"),
     ],
 )

@@ -115,7 +115,7 @@ REFUSALS = [
     ),
     Refusal("GroupNorm", (2, 4), inputs=(numbers(4),), match=r"shape \(N, C, ...\); got \(4,\)"),
     Refusal("LayerNorm", (4,), inputs=(FLAT,), match=r"normalized_shape=\[4\] .* got \(6, 3\)"),
-    Refusal("LayerNorm", ((),), inputs=(FLAT,), match="one size or more"),
+    Refusal("LayerNorm", ((),), inputs=(FLAT,), match="one or more sizes"),
     Refusal("LayerNorm", (-1,), match="each >= 0; got -1"),
     Refusal("RMSNorm", ((6, 3),), inputs=(numbers(3),), match=r"normalized_shape=\[6, 3\] .* got \(3,\)"),
     Refusal("LocalResponseNorm", (2,), inputs=(FLAT,), match=r"3 axes or more; got \(6, 3\)"),

@@ -126,9 +126,11 @@ REFUSALS = [
         (2,),
         inputs=(numbers(1, 2, 2), PLACES),
         call={"output_size": (6, 4)},
-        match=r"away from \(4, 4\)",
+        match=r"differ from \(4, 4\)",
     ),
-    Refusal("MaxUnpool2d", (2,), inputs=(numbers(1, 2, 2), PLACES), call={"output_size": (4,)}, match="2 or 4 numbers"),
+    Refusal(
+        "MaxUnpool2d", (2,), inputs=(numbers(1, 2, 2), PLACES), call={"output_size": (4,)}, match="2 or 4 integers"
+    ),
     Refusal("AdaptiveAvgPool2d", ((2, 2, 2),), inputs=IMAGE, match="integer or a tuple of 2"),
     Refusal("AdaptiveAvgPool2d", (-1,), inputs=IMAGE, match="output_size must be at least 1"),
     Refusal("AdaptiveMaxPool2d", (2.5,), inputs=IMAGE, match="output_size must be an integer"),

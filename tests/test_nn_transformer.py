@@ -132,7 +132,9 @@ REFUSALS = [
         match="generate_square_subsequent_mask",
     ),
     Refusal("TransformerDecoderLayer", SIZES, inputs=(TGT, SRC[:, :1]), match=r"got \(3, 2, 4\), \(4, 1, 4\)"),
-    Refusal("Transformer", (4, 2, 1, 1, 5), inputs=(SRC, TGT[:, :1]), match=r"\(T, N, 4\), or without N; got \(4, 2"),
+    Refusal(
+        "Transformer", (4, 2, 1, 1, 5), inputs=(SRC, TGT[:, :1]), match=r"\(T, N, 4\), or both without N; got \(4, 2"
+    ),
     Refusal("Transformer", (4, 2, 1, 1, 5), inputs=(SRC, numbers(3, 2, 5)), match=r"and \(3, 2, 5\)"),
 ]
 

@@ -233,7 +233,7 @@ def test_wrong_arguments_of_layers() -> None:
 
 def test_a_module_has_one_place() -> None:
     layer = mini.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"Linear\(.*\) is twice in this Sequential"):
+    with pytest.raises(ValueError, match=r"Linear\(.*\) occurs twice in this Sequential"):
         mini.Sequential(layer, mini.Sequential(mini.ReLU(), layer))
 
 
@@ -246,9 +246,9 @@ def test_wrong_arguments_of_losses() -> None:
         entropy(scores[:0], np.zeros(0, int))
     with pytest.raises(ValueError, match=r"classes must have shape \(4,\).*got \(4, 1\)"):
         entropy(scores, np.zeros((4, 1), int))
-    with pytest.raises(TypeError, match=r"classes must be class numbers, integers; got float64"):
+    with pytest.raises(TypeError, match=r"classes must be integers; got float64"):
         entropy(scores, np.zeros(4))
-    with pytest.raises(ValueError, match=r"classes must be from 0 to 2, for 3 scores; got numbers from -1 to 3"):
+    with pytest.raises(ValueError, match=r"classes must be from 0 to 2, for 3 scores; got classes from -1 to 3"):
         entropy(scores, np.array([0, 3, -1, 0]))
     with pytest.raises(ValueError, match=r"targets must have the predictions' shape \(4, 3\); got \(4,\)"):
         squared(scores, np.zeros(4))
@@ -296,7 +296,7 @@ def test_conversion_leaves_the_random_stream_alone() -> None:
 
 def test_float64_needs_x64() -> None:
     net = small_net(np.float64)
-    with pytest.raises(ValueError, match=r"at 1 is float64, which JAX would cut to float32: .*jax_enable_x64"):
+    with pytest.raises(ValueError, match=r"at 1 is float64, which JAX would convert to float32: .*jax_enable_x64"):
         mini.to_jax(net)
     with jax.enable_x64(True):
         ours = mini.to_jax(net)
@@ -327,7 +327,7 @@ def test_copy_weights_lists_every_difference_and_changes_nothing() -> None:
         "the networks differ, so nothing was copied:",
         "at the top: 5 modules in NumPy, 6 in minitorch_jax",
         "at 1: ReLU in NumPy, Tanh in minitorch_jax",
-        r"2\.weight: float32\[4,3\] in NumPy, float32\[5,3\] in minitorch_jax",
+        r"2\.weight: float32\[4, 3\] in NumPy, float32\[5, 3\] in minitorch_jax",
         r"2\.bias: float32\[4\] in NumPy, float32\[5\] in minitorch_jax",
         "at 3: 1 modules in NumPy, 0 in minitorch_jax",
         r"4\.bias: none in NumPy, float32\[4\] in minitorch_jax",
@@ -349,7 +349,7 @@ def test_copy_weights_into_what_cannot_take_them() -> None:
     with pytest.raises(ValueError, match=r"  bias: the NumPy array is read-only"):
         mini.copy_weights(ours, net)
     np.testing.assert_array_equal(net.W, old)
-    with pytest.raises(ValueError, match=r"weight: float64\[3,2\] in NumPy, float32\[3,2\] in minitorch_jax"):
+    with pytest.raises(ValueError, match=r"weight: float64\[3, 2\] in NumPy, float32\[3, 2\] in minitorch_jax"):
         mini.copy_weights(ours, mini.Linear(2, 3, dtype=np.float64))
     with pytest.raises(TypeError, match=r"between a NumPy network and one of minitorch_jax\.nn; got a .*Linear and a"):
         mini.copy_weights(net, net)
@@ -367,7 +367,7 @@ def test_modules_without_a_counterpart() -> None:
         mini.to_jax(mini.Sequential(mini.ReLU(), mini.Sequential(Doubling(2, 2))))
     with pytest.raises(TypeError, match=r"from_jax converts the modules Linear, .*; at the top is a .*\.GELU"):
         mini.from_jax(nn.GELU())
-    with pytest.raises(ValueError, match=r"keeps the first axis and no other; at 0 is Flatten\(start_dim=0"):
+    with pytest.raises(ValueError, match=r"keeps only the first axis; at 0 is Flatten\(start_dim=0"):
         mini.from_jax(nn.Sequential(nn.Flatten(0)))
     with pytest.raises(TypeError, match=r"0\.weight is bfloat16, which NumPy lacks"):
         mini.from_jax(nn.Sequential(nn.Linear(2, 2, dtype=jnp.bfloat16)))
@@ -375,11 +375,13 @@ def test_modules_without_a_counterpart() -> None:
 
 def test_tied_or_frozen_parameters_are_not_converted_silently() -> None:
     frozen = nn.Sequential(nn.Linear(2, 2).freeze(), nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"^0\.weight, 0\.bias: tied or frozen"):
+    with pytest.raises(
+        ValueError, match=r"^from_jax cannot convert tied or frozen parameters, .*; got 0\.weight, 0\.bias\."
+    ):
         mini.from_jax(frozen)
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].tie("weight", tied[0], "weight")
-    with pytest.raises(ValueError, match=r"^1\.weight: tied or frozen"):
+    with pytest.raises(ValueError, match=r"^from_jax cannot convert tied or frozen parameters, .*; got 1\.weight\."):
         mini.from_jax(tied)
 
 

@@ -136,7 +136,7 @@ def test_paths_of_a_nested_network():
         id(a) for layer in (net.first, net.rest["second"][0]) for a in (layer.W, layer.b)
     ]
     assert network.network is net
-    assert repr(network).splitlines()[1] == "  first.W: float32[3,4]"
+    assert repr(network).splitlines()[1] == "  first.W: float32[3, 4]"
     assert [g.shape for g in network.grads()] == [(3, 4), (4,), (4, 2), (2,)] and not any(
         g.any() for g in network.grads()
     )
@@ -214,10 +214,10 @@ def test_containers_of_parameters_beside_containers_of_gradients():
     network.zero_grad()
     assert not any(grad.any() for grad in network.grads())
     net.grads["dw1"] = net.grads.pop("dW1")
-    with pytest.raises(ValueError, match=r"params\.W1: the gradients beside it are 'b1', 'dw1', and none is its own"):
+    with pytest.raises(ValueError, match=r"params\.W1 has no gradient: the gradients beside it are 'b1', 'dw1'"):
         network.grads()
     net.dweights.pop()
-    with pytest.raises(ValueError, match=r"weights\.1\.0: the gradients beside it are 0, and none"):
+    with pytest.raises(ValueError, match=r"weights\.1\.0 has no gradient: the gradients beside it are 0"):
         network.grads()
 
 
@@ -232,11 +232,11 @@ def test_replaced_arrays_are_noticed_and_used():
     layer.W = np.zeros((3, 2), np.float32)
     before = layer.b.copy()
     with pytest.raises(
-        ValueError, match=r"cannot be trained as they are:\n  0\.W was float32\[2,2\], and is float32\[3,2\] now"
+        ValueError, match=r"cannot be trained as they are:\n  0\.W was float32\[2, 2\], and is float32\[3, 2\] now"
     ):
         opt.step()
     layer.W = None
-    with pytest.raises(ValueError, match=r"0\.W was float32\[2,2\], and is NoneType now|0\.W has gone"):
+    with pytest.raises(ValueError, match=r"0\.W was float32\[2, 2\], and is NoneType now|0\.W has gone"):
         opt.step()
     np.testing.assert_array_equal(layer.b, before)
 
@@ -264,7 +264,9 @@ def test_objects_with_lists_are_used_as_they_are():
     network.zero_grad()
     assert not inner[0].dW.any() and not own.gradients[0].any()
     own.gradients.append(np.ones(1))
-    with pytest.raises(ValueError, match=r"1: parameters\(\) gives 1 arrays and grads\(\) 2: they must be aligned"):
+    with pytest.raises(
+        ValueError, match=r"1: parameters\(\) returns 1 arrays and grads\(\) returns 2: they must be aligned"
+    ):
         network.grads()
 
 
@@ -319,8 +321,8 @@ def test_load_state_dict_is_all_or_nothing():
         "state_dict does not fit this network; nothing was loaded:",
         r"missing: 1\.b",
         "unexpected: extra",
-        r"0\.b: float32\[3\] was given for float32\[2\]",
-        r"1\.W: float64\[2,2\] was given for float32\[2,2\]",
+        r"0\.b: got float32\[3\] for float32\[2\]",
+        r"1\.W: got float64\[2, 2\] for float32\[2, 2\]",
     ]
     with pytest.raises(ValueError, match=r"\n  ".join(wrong) + "$"):
         network.load_state_dict(saved)
@@ -391,7 +393,7 @@ def test_where_parameters_are_found(holder):
         ({"b": [[0.0, 1]], "db": [[0, 0]]}, r"0\.held\.b is list beside db, and only floating NumPy arrays"),
         ({"params": {"b": jnp.zeros(2)}, "grads": {}}, r"0\.held\.params is dict beside grads, and only floating"),
         ({"W": {1: np.zeros(2)}}, r"0\.held\.W\.1 is float64\[2\] and has no gradient beside it"),
-        ({Layer(1, 1)}, r"0\.held is a set, which has no order: make it a list, or name it in `ignored`"),
+        ({Layer(1, 1)}, r"0\.held is a set, which has no order: use a list, or name it in `ignored`"),
     ],
 )
 def test_what_cannot_be_trained_is_said(held, message):
@@ -446,7 +448,7 @@ def test_gradients_of_a_collection_and_of_what_is_in_it_are_not_added():
     net.grads = {"W": net.layer.dW + 0.1 * net.layer.W, "b": net.layer.db}  # weight decay
     with pytest.raises(
         ValueError,
-        match=r"\n  params\.W and layer\.W, in the same object, have one array and a gradient each, which would be added:"
+        match=r"\n  params\.W and layer\.W, in the same object, are one array with two gradients, which would be added:"
         r" name one of the two in `ignored`$",
     ):
         wrap(net)
@@ -491,7 +493,7 @@ def test_cells_that_forward_makes_anew(listed):
         before = layer.params[1].copy()
         opt.step()
         np.testing.assert_array_equal(layer.params[1], before - layer.grads[1])
-    with pytest.raises(ValueError, match=r"0\.params\.0 and 0\.cells\.0(\.W)?, in the same object, have one array"):
+    with pytest.raises(ValueError, match=r"0\.params\.0 and 0\.cells\.0(\.W)?, in the same object, are one array"):
         wrap([layer], ignored="*.x")
     layer.cells = [Layer(2, 2)]
     with pytest.raises(ValueError, match=r"0\.cells\.0\.W is new"):
@@ -558,7 +560,7 @@ def odd(**kinds):
 
 def test_parameters_that_are_copies():
     copies = odd(give=lambda arrays: [array * 1.0 for array in arrays])
-    with pytest.raises(ValueError, match=r"parameters\(\) gives copies.*\n  0\.parameters\.0\n  0\.parameters\.1$"):
+    with pytest.raises(ValueError, match=r"parameters\(\) returns copies.*\n  0\.parameters\.0\n  0\.parameters\.1$"):
         wrap([copies])
     views = odd(
         give=lambda arrays: [array.ravel() for array in arrays], give_grads=lambda arrays: map(np.ravel, arrays)
@@ -578,8 +580,9 @@ class NoGradient:
 def test_an_array_without_a_gradient():
     with pytest.raises(
         ValueError,
-        match=r"does not know all arrays of this network\. Assign the gradient, or None, in `__init__`; or say its name,"
-        r' gradients=\{"W": "gW"\}; or name what is not trained in `frozen`, and what forward\(\) has kept in `ignored`\.'
+        match=r"does not know all arrays of this network\. Assign the gradient, or None, in `__init__`; or pass its name,"
+        r' gradients=\{"W": "gW"\}; or name arrays that are not trained in `frozen`, and arrays that forward\(\) keeps in'
+        r" `ignored`\."
         r"\n  net\.W is float64\[2\] and has no gradient beside it \(none of dW, d_W, grad_W, W_grad\)"
         r"\n  net\.tables\.0 is float64\[3\] and has no gradient beside it \(an item of a list: keep another list",
     ):
@@ -588,7 +591,7 @@ def test_an_array_without_a_gradient():
     assert list(wrap(NoGradient(), frozen="W", ignored="tables.*").state_dict()) == ["W", "layers.0.W", "layers.0.b"]
     net = Net(Layer)
     net.forward(x_of(2, 3))
-    with pytest.raises(ValueError, match=r"first\.x is float32\[2,3\] and has no gradient"):
+    with pytest.raises(ValueError, match=r"first\.x is float32\[2, 3\] and has no gradient"):
         wrap(net)
     assert len(wrap(net, ignored=["*.x", "h"]).parameters()) == 4
 
@@ -599,9 +602,9 @@ def test_other_things_that_are_not_clear():
     layer.scale, layer.dscale = 1.0, 0.0
     with pytest.raises(
         ValueError,
-        match=r"\n  W: dW and grad_W may be its gradient: say which, gradients=\{'W': \.\.\.\}"
-        r"\n  scale is float beside dscale, and only floating NumPy arrays are updated in place: make it one, or, if it is"
-        r" no parameter, name it in `frozen`"
+        match=r"\n  W has several possible gradients, dW and grad_W: select one, gradients=\{'W': \.\.\.\}"
+        r"\n  scale is float beside dscale, and only floating NumPy arrays can be updated in place: make it such an array\."
+        r" If it is not a parameter, name it in `frozen`"
         r"\n  'V' matches nothing\n  '\*\.table' matches nothing$",
     ):
         wrap(layer, gradients={"V": "gV"}, frozen="*.table")
@@ -618,7 +621,7 @@ def test_other_things_that_are_not_clear():
 )
 def test_lists_of_something_else(give, kind):
     with pytest.raises(
-        ValueError, match=rf"\n  0\.parameters\.0 is {kind}: parameters\(\) must give a list of floating NumPy arrays"
+        ValueError, match=rf"\n  0\.parameters\.0 is {kind}: parameters\(\) must return a list of floating NumPy arrays"
     ):
         wrap([odd(give=give)])
 
@@ -626,9 +629,7 @@ def test_lists_of_something_else(give, kind):
 def test_arrays_that_overlap():
     first, second = Layer(2, 3), Layer(3, 2)
     second.W = first.W.T
-    with pytest.raises(
-        ValueError, match=r"0\.W shares memory with 1\.W, as another array: keep the same array in both"
-    ):
+    with pytest.raises(ValueError, match=r"0\.W shares memory with 1\.W, but is another array: use one array in both"):
         wrap([first, second])
     assert len(wrap([first, second], frozen="1.W").parameters()) == 3
 
@@ -648,7 +649,7 @@ def test_a_network_that_changes():
     mt.Optimizer([wrap(net)], lr=0.1).step()
     cached = wrap(net)
     net[0].x, net[0].dx = x_of(2, 2), x_of(2, 2)
-    with pytest.raises(ValueError, match=r"name what forward\(\) has kept in `ignored`\n  0\.x is new"):
+    with pytest.raises(ValueError, match=r"name arrays that forward\(\) keeps in `ignored`\n  0\.x is new"):
         cached.parameters()
     assert len(wrap(net, ignored="*.x").parameters()) == 2
 
@@ -665,7 +666,7 @@ def test_zero_grad_of_lists():
     Plain.give_grads = staticmethod(lambda grads: [grad / 4 for grad in grads])
     layer.dW = np.ones((2, 3))
     with pytest.raises(
-        ValueError, match=r"0: grads\(\) gives no arrays of its own, .*: give the object a zero_grad\(\)"
+        ValueError, match=r"0: grads\(\) returns new arrays at each call, .*: write a zero_grad\(\) for the object"
     ):
         network.zero_grad()
 
@@ -686,7 +687,7 @@ def test_a_gradient_of_a_wrong_shape():
     layer = Layer(2, 3)
     network = wrap([layer])
     layer.db = np.zeros(2)
-    with pytest.raises(ValueError, match=r"0\.b has shape \(3,\) and its gradient \(2,\): they must be the same"):
+    with pytest.raises(ValueError, match=r"0\.b has shape \(3,\) and its gradient has \(2,\): they must be the same"):
         mt.Optimizer([network], lr=0.1).step()
 
 

@@ -460,7 +460,7 @@ def test_reduce_on_plateau_reduces_an_injected_rate() -> None:
 
 def test_what_cannot_be_assigned_says_why() -> None:
     model, opt = adam_pair()
-    with pytest.raises(AttributeError, match=r"inside of the transformation.*inject_hyperparams"):
+    with pytest.raises(AttributeError, match=r"inside the transformation.*inject_hyperparams"):
         _ = opt.lr
     with pytest.raises(AttributeError, match="inject_hyperparams"):
         opt.lr = 0.1
@@ -471,7 +471,7 @@ def test_what_cannot_be_assigned_says_why() -> None:
         opt.lr = 0.2
     with pytest.raises(ValueError, match="b1 must be a finite number; got nan"):
         opt.hyperparams["b1"] = float("nan")
-    with pytest.raises(KeyError, match="'beta' is no injected hyperparameter; there are"):
+    with pytest.raises(KeyError, match="'beta' is not an injected hyperparameter; these are"):
         opt.hyperparams["beta"] = 0.9
     with pytest.raises(TypeError, match="cannot be deleted"):
         del opt.hyperparams["b1"]
@@ -569,7 +569,7 @@ def test_bad_input_is_refused() -> None:
         pickle.dumps(opt)
     mt.backward(squared, model, X, Y)
     plain = OptaxOptimizer([model], optax.GradientTransformation(*optax.sgd(0.1)))
-    with pytest.raises(TypeError, match="was given value, and the transformation takes no extra arguments"):
+    with pytest.raises(TypeError, match="got value, and the transformation takes no extra arguments"):
         plain.step(value=1.0)
     before = values(model)
     with pytest.raises(TypeError, match="value"):
@@ -684,16 +684,18 @@ def test_master_weights_of_a_rule() -> None:
 
 def test_rules_that_are_none_are_refused() -> None:
     for rule in (optim.LBFGS, OptaxOptimizer, optim.SGD([Net()]), optax.adam, nn.Linear):
-        with pytest.raises(TypeError, match="as_optax takes the class of an optimizer whose rule is of one array"):
+        with pytest.raises(
+            TypeError, match="as_optax takes the class of an optimizer that updates each array by itself"
+        ):
             as_optax(rule)
     with pytest.raises(ValueError, match="SGD: lr must be a finite number"):
         as_optax(optim.SGD, lr=-1)
     with pytest.raises(TypeError, match="unexpected keyword argument"):
         as_optax(optim.SGD, momentun=0.9)
-    with pytest.raises(ValueError, match="skip_nonfinite is for our facade"):
+    with pytest.raises(ValueError, match="as_optax does not take skip_nonfinite"):
         as_optax(optim.SGD, skip_nonfinite=True)
     tx = as_optax(optim.SGD)
-    with pytest.raises(ValueError, match=r"as_optax\(SGD\) computes new parameters"):
+    with pytest.raises(ValueError, match=r"as_optax\(SGD\) needs the parameters; got params=None"):
         tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)}))
 
 
@@ -728,7 +730,8 @@ def test_a_dict_by_path_does_not_come_to_mean_other_parameters(wrap: Any) -> Non
     before = values(a, b)
     opt.modules.reverse()
     with pytest.raises(
-        ValueError, match=r"has a dict by path, .*, and 1\.weight is 0\.weight now, .*lambda params: {path"
+        ValueError,
+        match=r"has a dict by path .*, and paths changed: .*1\.weight is 0\.weight now, .*lambda params: {path",
     ):
         opt.step()
     opt.modules.reverse()

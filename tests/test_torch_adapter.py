@@ -183,7 +183,7 @@ def test_integers_of_64_bits() -> None:
 
 def test_arrays_that_are_refused() -> None:
     for dtype, kept in ((torch.float64, "float32"), (torch.complex128, "complex64")):
-        message = rf"was given {str(dtype)[6:]}\[2\], which JAX would cut to {kept}: .*`.to\(torch.{kept}\)`, or call"
+        message = rf"got {str(dtype)[6:]}\[2\], which JAX would convert to {kept}: .*`.to\(torch.{kept}\)`, or call"
         with pytest.raises(ValueError, match=message):
             adapter.from_torch(torch.ones(2, dtype=dtype))
     with pytest.raises(TypeError, match=r"takes a dense torch tensor with values; got array\(\[1\]\), a ndarray"):
@@ -200,9 +200,9 @@ def test_arrays_that_are_refused() -> None:
         adapter.to_torch(np.array([1]))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got a tracer of a JAX transform"):
         jax.jit(adapter.to_torch)(jnp.ones(2))
-    with pytest.raises(TypeError, match=r"int4\[2\], a dtype that torch lacks"):
+    with pytest.raises(TypeError, match=r"takes a dtype that torch has; got int4\[2\]"):
         adapter.to_torch(jnp.ones(2, jnp.int4))
-    with pytest.raises(TypeError, match=r"key<fry>\[\], a dtype that torch lacks"):
+    with pytest.raises(TypeError, match=r"takes a dtype that torch has; got key<fry>\[\]"):
         adapter.to_torch(jax.random.key(0))
     halves = jax.device_put(jnp.arange(4.0), jax.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P("x")))
     assert adapter.to_torch(halves).tolist() == adapter.to_torch(halves, copy=None).tolist() == [0, 1, 2, 3]
@@ -394,17 +394,17 @@ def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
         adapter.load_from_torch(ours, theirs)
     assert str(caught.value) == (
         "load_from_torch: the torch weights do not fit this Net; nothing was loaded:\n"
-        "  body.0.bias: float64[4] in torch, float32[4] here: JAX's 64 bits are off. Call"
+        "  body.0.bias: float64[4] in torch, float32[4] here: JAX's x64 mode is off. Call"
         ' jax.config.update("jax_enable_x64", True) before the module is made, or use `.float()` in torch\n'
-        "  body.0.weight: float64[4, 4] in torch, float32[4, 4] here: JAX's 64 bits are off. Call"
+        "  body.0.weight: float64[4, 4] in torch, float32[4, 4] here: JAX's x64 mode is off. Call"
         ' jax.config.update("jax_enable_x64", True) before the module is made, or use `.float()` in torch\n'
         "  body.1.num_batches_tracked: int64 from 1099511627776 to 1099511627776 does not fit int32, JAX's integers while"
         ' its 64 bits are off; call jax.config.update("jax_enable_x64", True) first\n'
         "  embedding.weight: float16[7, 4] in torch, float32[7, 4] here: convert one of them, `module.astype(...)` here or"
         " `.to(dtype)` in torch\n"
-        "  missing: body.1.running_var, which is here and not in torch\n"
+        "  missing: body.1.running_var, which exists here and not in torch\n"
         "  out.weight: float32[7, 5] in torch, float32[7, 4] here\n"
-        "  unexpected: out.bias, which is in torch and not here"
+        "  unexpected: out.bias, which exists in torch and not here"
     )
     for path, value in before.items():
         np.testing.assert_array_equal(ours.state_dict()[path], value)
@@ -420,10 +420,10 @@ def test_one_error_lists_everything_and_nothing_is_copied() -> None:
     before = snapshot(theirs)
     lines = [
         "copy_to_torch: this Net does not fit the torch module; nothing was copied:",
-        "body.1.running_mean: made in torch's inference mode, so it cannot be changed: make the torch module outside of it",
+        "body.1.running_mean: made in torch's inference mode, so it cannot change: make the torch module outside that mode",
         "body.1.running_var: an expanded tensor, whose elements share memory in torch: `.clone\\(\\)` it there",
         r"embedding.weight: float16\[7, 4\] in torch, float32\[7, 4\] here: convert one of them, .*",
-        "missing: out.bias, which is in torch and not here",
+        "missing: out.bias, which exists in torch and not here",
         r"out.weight: float32\[7, 5\] in torch, float32\[7, 4\] here",
     ]
     with pytest.raises(ValueError, match=r"\n  ".join(lines) + "$"):
@@ -464,7 +464,7 @@ def test_tied_in_torch_alone() -> None:
     before = snapshot(ours)
     message = (
         r"out.weight and embedding.weight are one tensor in torch, and two here: tie them with"
-        r" `module.tie\('out.weight', module, 'embedding.weight'\)`, or load with tie=True"
+        r" `module.tie\('out.weight', module, 'embedding.weight'\)`, or pass tie=True"
     )
     for source in (theirs, theirs.state_dict(), copy.deepcopy(theirs.state_dict())):
         with pytest.raises(ValueError, match=message):

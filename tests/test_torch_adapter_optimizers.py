@@ -272,7 +272,7 @@ def test_lbfgs_goes_on_as_it_would_have(before: int) -> None:
         moved.load()
         moved.check(whole)
         assert moved.opt.lr == 0.9 and int(moved.opt.state_dict()["state"]["0.w"]["n_iter"]) == 4 * (before + 3)
-        with pytest.raises(ValueError, match="num_steps=0, but torch's state is one after 1 steps or more"):
+        with pytest.raises(ValueError, match="num_steps=0, but torch has taken 1 steps or more"):
             moved.load(num_steps=0)
         moved.load(num_steps=7)
         assert moved.opt.num_steps == 7
@@ -282,21 +282,21 @@ def test_lbfgs_that_does_not_fit() -> None:
     sides = Fit(np.float32, history_size=2)
     sides.step_theirs()
     with pytest.raises(
-        ValueError, match=r"3 pairs of float32 and there is room for 2 of float32 here: construct .*history_s"
+        ValueError, match=r"3 pairs of float32, and this optimizer holds 2 pairs of float32: construct .*history_s"
     ):
         sides.load()
     sides = Fit(np.float32)
     sides.step_theirs()
     state = sides.their_opt.state[sides.theirs.b]
     kept, state["d"] = state["d"], None
-    with pytest.raises(ValueError, match="torch's last step was broken off, so its state has no direction"):
+    with pytest.raises(ValueError, match="torch's last step was interrupted, so its state has no direction"):
         sides.load()
     state["d"] = kept
     sides.load()
     for side in (sides.ours.astype(jnp.bfloat16), sides.theirs.bfloat16()):
         assert side is not None
     with pytest.raises(
-        ValueError, match="the vector of all parameters is float32 here, and of the parameters' dtype in torch"
+        ValueError, match="the vector of all parameters is float32 here, and has the parameters' dtype in torch"
     ):
         sides.copy()
 
@@ -399,7 +399,7 @@ def test_groups_that_cut_through_a_module() -> None:
     one = torch.optim.AdamW([*weights, *biases], lr=0.1)
     grouped = optim.AdamW([{"modules": [ours[0]], "lr": 0.5}, {"modules": [ours[1]]}], lr=0.25)
     with pytest.raises(
-        ValueError, match=r"group 0 of torch: lr is 0.5 for 0.weight and 0.25 for 1.weight; give torch's opt"
+        ValueError, match=r"group 0 of torch: lr is 0.5 for 0.weight and 0.25 for 1.weight; construct torch's opt"
     ):
         adapter.copy_optimizer_to_torch(grouped, one, theirs)
     assert one.param_groups[0]["lr"] == 0.1 and not one.state
@@ -417,12 +417,10 @@ def test_biases_without_weight_decay() -> None:
     adapter.copy_optimizer_to_torch(opt, apart, theirs)
     assert [group["weight_decay"] for group in apart.param_groups] == [0.2, 0.0]
     whole = torch.optim.AdamW([*weights, *biases], weight_decay=0.3)
-    with pytest.raises(
-        ValueError, match=r"0.bias: torch has weight decay for it, and decay_matrices_only=True here leaves it"
-    ):
+    with pytest.raises(ValueError, match=r"0.bias: torch decays it, and decay_matrices_only=True excludes it"):
         adapter.load_optimizer_from_torch(opt, whole, theirs)
     with pytest.raises(
-        ValueError, match=r"group 0 of torch: weight_decay is 0.2 for 0.weight and 0.0 for 0.bias; give"
+        ValueError, match=r"group 0 of torch: weight_decay is 0.2 for 0.weight and 0.0 for 0.bias; construct"
     ):
         adapter.copy_optimizer_to_torch(opt, whole, theirs)
     opt.decay_matrices_only = False
@@ -454,7 +452,7 @@ def test_schedules() -> None:
     assert their_opt.param_groups[0]["lr"] == pytest.approx(0.00625)
     scheduler.step()  # though its optimizer has taken no step since
     with pytest.raises(
-        ValueError, match=r"group 0: lr is 0.003\d* in torch, and the schedule here gives 0.006\d* after 4 steps"
+        ValueError, match=r"group 0: lr is 0.003\d* in torch, and the schedule here returns 0.006\d* after 4 steps"
     ):
         adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     adapter.load_optimizer_from_torch(opt, their_opt, theirs, num_steps=5)
@@ -462,7 +460,7 @@ def test_schedules() -> None:
     sgd = optim.SGD(list(ours), lr=schedule)
     theirs_sgd = torch.optim.SGD([p for module in theirs for p in module.parameters()], lr=0.025)
     with pytest.raises(
-        ValueError, match=r"gives 0.1.* after 0 steps: .*; or say how many steps torch has taken, num_steps="
+        ValueError, match=r"returns 0.1.* after 0 steps: .*; or pass the number of torch's steps, num_steps="
     ):
         adapter.load_optimizer_from_torch(sgd, theirs_sgd, theirs)
     adapter.load_optimizer_from_torch(sgd, theirs_sgd, theirs, num_steps=2)
@@ -511,7 +509,7 @@ def test_frozen_parameters() -> None:
     adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     theirs[0].requires_grad_(False)
     with pytest.raises(
-        ValueError, match=r"0.weight: trained here, and frozen in torch; freeze\(\) or unfreeze\(\) it here"
+        ValueError, match=r"0.weight: trained here, and frozen in torch; call freeze\(\) or unfreeze\(\) here"
     ):
         adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     ours[0].freeze()
@@ -522,7 +520,7 @@ def test_frozen_parameters() -> None:
     assert torch.equal(other.state[theirs[0].weight]["exp_avg"], their_opt.state[theirs[0].weight]["exp_avg"])
     anew = optim.AdamW(list(ours))
     with pytest.raises(
-        ValueError, match=r"0.weight: the state has \['exp_avg', 'exp_avg_sq'\] in torch and nothing here, .*unf"
+        ValueError, match=r"0.weight: the state has \['exp_avg', 'exp_avg_sq'\] in torch and nothing here. .*unf"
     ):
         adapter.load_optimizer_from_torch(anew, their_opt, theirs)
     never = torch.optim.AdamW(theirs[1].parameters())
@@ -557,7 +555,9 @@ def test_tied_parameters() -> None:
     adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     theirs[1].weight = torch.nn.Parameter(torch.ones(2, 2))
     their_opt.add_param_group({"params": theirs[1].weight})
-    with pytest.raises(ValueError, match="0.1.weight: in torch's optimizer, and not in this one under that name"):
+    with pytest.raises(
+        ValueError, match="0.1.weight: torch's optimizer has it, and this one has no parameter of that name"
+    ):
         adapter.load_optimizer_from_torch(opt, their_opt, theirs)
 
 
@@ -588,7 +588,7 @@ def test_parameters_of_fewer_bits(name: str) -> None:
     with pytest.raises(ValueError, match="group 0: master_weights, which torch lacks: train in float32 on both sides"):
         adapter.copy_optimizer_to_torch(master, other, theirs)
     master.master_weights = False
-    with pytest.raises(ValueError, match=rf"0.weight.exp_avg: float32 here, and in torch of the parameter's {name}"):
+    with pytest.raises(ValueError, match=rf"0.weight.exp_avg: float32 here, and in torch .* dtype, {name}"):
         adapter.copy_optimizer_to_torch(master, other, theirs)
 
 
@@ -609,7 +609,7 @@ def test_a_state_of_another_structure() -> None:
     theirs, ours = torch.nn.Linear(3, 2), nn.Linear(3, 2)
     their_opt, opt = torch.optim.SGD(theirs.parameters(), momentum=0.9), optim.SGD([ours])
     message = (
-        r"0.weight: the state has nothing in torch and nothing here, and with torch's settings it should have"
+        r"0.weight: the state has nothing in torch and nothing here. With torch's settings it should have"
         r" \['momentum_buffer'\]: construct this optimizer with the same settings"
     )
     with pytest.raises(ValueError, match=message):
@@ -618,7 +618,7 @@ def test_a_state_of_another_structure() -> None:
     fill_gradients([theirs])
     amsgrad.step()
     with pytest.raises(
-        ValueError, match=r"in torch and \['exp_avg', 'exp_avg_sq'\] here, and .*'max_exp_avg_sq'\]: construct"
+        ValueError, match=r"in torch and \['exp_avg', 'exp_avg_sq'\] here\. .*'max_exp_avg_sq'\]: construct"
     ):
         adapter.load_optimizer_from_torch(adam, amsgrad, theirs)
     amsgrad.param_groups[0]["amsgrad"] = False
@@ -639,16 +639,16 @@ def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
     before = state_of(opt)
     lines = [
         "load_optimizer_from_torch: torch's AdamW does not fit; nothing was loaded:",
-        "0.bias: torch's modules have no such parameter",
+        "0.bias: torch's modules do not have this parameter",
         r"0.weight: float32\[3, 3\] in torch, float32\[2, 3\] here",
         r"1.bias: float16\[2\] in torch, float32\[2\] here: convert one of them, .*",
         "1.bias: trained here, and frozen in torch; .*",
         r"1.weight: float16\[2, 2\] in torch, float32\[2, 2\] here: convert one of them, .*",
         "group 0 here: lr is 0.5 for 0.weight and 0.1 for 1.weight; put their modules in groups of their own",
-        "novelty: a setting of torch's AdamW that is not known here",
-        "parameter 0 of group 0: in torch's optimizer, and not in this one under that name",
-        "parameter 0 of group 2: in torch's optimizer, and not in this one under that name",
-        "parameter 1 of group 0: in torch's optimizer, and not in this one under that name",
+        "novelty: a setting of torch's AdamW that this optimizer does not have",
+        "parameter 0 of group 0: torch's optimizer has it, and this one has no parameter of that name",
+        "parameter 0 of group 2: torch's optimizer has it, and this one has no parameter of that name",
+        "parameter 1 of group 0: torch's optimizer has it, and this one has no parameter of that name",
     ]
     with pytest.raises(ValueError, match=r"\n  ".join(lines) + "$"):
         adapter.load_optimizer_from_torch(opt, their_opt, theirs)
@@ -668,14 +668,14 @@ def test_optimizers_that_are_refused() -> None:
 
     parameters = [p for module in theirs for p in module.parameters()]
     for other in (torch.optim.SparseAdam(parameters), Own(parameters), torch.optim.Adam(parameters)):
-        message = rf"the same class, one of SGD, Adam, .*, LBFGS; got a AdamW and a [\w.<>]*{type(other).__name__}$"
+        message = rf"the same name, one of SGD, Adam, .*, LBFGS; got a AdamW and a [\w.<>]*{type(other).__name__}$"
         with pytest.raises(TypeError, match=message):
             adapter.load_optimizer_from_torch(opt, other, theirs)
         with pytest.raises(TypeError, match=message):
             adapter.copy_optimizer_to_torch(opt, other, theirs)
     with pytest.raises(TypeError, match=r"got a Optimizer and a torch\.optim\.sgd\.SGD"):
         adapter.load_optimizer_from_torch(mt.Optimizer(ours), torch.optim.SGD(parameters), theirs)
-    message = r"must be the torch modules of opt.modules, in their order, 2 in all; got \[{}\]"
+    message = r"must be the 2 torch modules of opt.modules, in the same order; got \[{}\]"
     for modules, shown in (
         (theirs[0], "Linear"),
         ([*theirs, theirs[0]], "Linear, Linear, Linear"),
@@ -696,7 +696,7 @@ def test_optimizers_that_are_refused() -> None:
         def grads(self) -> Any:
             return self.slopes
 
-    with pytest.raises(TypeError, match="opt.modules has one of NumPy arrays; convert it with"):
+    with pytest.raises(TypeError, match="opt.modules holds a module of NumPy arrays; convert it with"):
         adapter.load_optimizer_from_torch(optim.AdamW([Mini()]), their_opt, theirs[:1])
 
 

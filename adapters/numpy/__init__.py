@@ -1,9 +1,9 @@
-"""A mini-torch in NumPy, and what joins any other one to this library.
+"""A mini-torch in NumPy, and tools that connect any other mini-torch to this library.
 
 `Module`, `Linear`, …, `SoftmaxCrossEntropy`, `Optimizer` are a complete mini-torch with hand-written backward passes.
-`to_jax` and `from_jax` convert its networks, `copy_weights` copies the weights of one into the other, either way. `wrap`
-makes a network of layers that keep `W`, `b`, `dW`, `db` one that our optimizers train. `check_gradients` holds each
-layer's `backward` against `jax.grad` of its own `forward`, and says which one is wrong.
+`to_jax` and `from_jax` convert its networks, and `copy_weights` copies weights in both directions. `wrap` lets our
+optimizers train a network of layers that keep `W`, `b`, `dW`, `db`. `check_gradients` compares each layer's `backward`
+with `jax.grad` of its own `forward`, and names the layers that are wrong.
 """
 
 from .attributes import WrappedNetwork as WrappedNetwork

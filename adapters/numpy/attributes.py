@@ -1,4 +1,4 @@
-"""Networks of any classes that keep `W`, `b` and `dW`, `db`, as one object that our optimizers train."""
+"""`wrap`: networks of any classes that keep `W`, `b` and `dW`, `db`, as one object that our optimizers train."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def wrap(
     frozen: str | Iterable[str] = (),
     ignored: str | Iterable[str] = (),
 ) -> WrappedNetwork:
-    """Make a NumPy network of any classes one that the optimizers of this library train, in place.
+    """Wrap a NumPy network of any classes, so that the optimizers of this library train it in place.
 
-    A parameter is a floating array `x` kept beside its gradient: an attribute `x` beside `dx`, `d_x`, `grad_x` or `x_grad`,
-    which is an array, or None for zeros; items of a dict likewise; or lists or dicts of both, `params` beside `grads`, item
-    by item. They are looked for in all objects, lists, tuples, deques and dicts that the network holds, to any depth, in each
-    once. An object that has `parameters()` and `grads()` is used as it is.
+    A parameter is a floating array `x` kept beside its gradient. Both may be attributes, `x` beside `dx`, `d_x`, `grad_x`
+    or `x_grad`; items of a dict with such names; or items of two lists or dicts, `params` beside `grads`. A gradient is an
+    array, or None for zeros. `wrap` searches all objects, lists, tuples, deques and dicts that the network holds, to any
+    depth. For an object with `parameters()` and `grads()`, it uses these methods.
 
-    Arrays and gradients are looked up by name at each step: a `backward` may assign `self.dW = ...` or add to it, and an
-    array that is replaced by one of its shape and dtype is noticed and used. One array in two places is one parameter; its
-    gradient is the sum of those beside it, without those in objects that forward() makes anew.
+    Arrays and gradients are looked up by name at each step. So `backward` may assign `self.dW = ...` or add to it, and may
+    replace an array by one of the same shape and dtype. An array in two places is one parameter. Its gradient is the sum
+    of the gradients beside it, without those in objects that forward() makes at each call.
 
     Wrap a network before its first `forward`: an input that it keeps as `x` beside `dx` looks like a parameter.
 
     Args:
         network: an object, or a list, tuple or dict of objects.
-        gradients: for parameters with gradients of other names, those names: `{"W": "gW"}`, or by path, `{"0.W": "gW"}`.
-        frozen: dotted paths of arrays that are not trained, but are part of `state_dict()`; `*` stands for anything, as in
-            `"*.running_mean"`; also of attributes that are None until forward() makes them.
-        ignored: the same for arrays that are neither, such as cached inputs.
+        gradients: the names of gradients that have other names: `{"W": "gW"}`, or by path, `{"0.W": "gW"}`.
+        frozen: the dotted paths of arrays that are not trained, but are part of `state_dict()`. `*` matches anything, as in
+            `"*.running_mean"`. An attribute may be None until forward() makes it.
+        ignored: the dotted paths of arrays that are neither, such as cached inputs.
 
     Returns:
-        An object for the list `modules` of an optimizer, and for `mt.save` and `mt.load`.
+        An object for an optimizer's list `modules`, and for `mt.save` and `mt.load`.
 
     Raises:
-        ValueError: one error that lists every array without a gradient and whatever else is not clear; if there are no
-            parameters, or if they are copies; if a name in `gradients` or `frozen` matches nothing.
+        ValueError: if an array has no gradient, or anything else is unclear: one error lists all of it. Also if there are no
+            parameters, if they are copies, or if a name in `gradients` or `frozen` matches nothing.
 
     Example:
         >>> import minitorch_jax as mt
@@ -79,7 +79,7 @@ def wrap(
 
 
 class WrappedNetwork:
-    """What `wrap` gives: `parameters()` and `grads()` of a network, aligned lists of its arrays as they are now.
+    """The result of `wrap`. Its `parameters()` and `grads()` are aligned lists of the network's current arrays.
 
     Example:
         see `wrap`.
@@ -101,15 +101,15 @@ class WrappedNetwork:
         problems = [*lonely, *found.problems, *(f"{name!r} matches nothing" for name in found.unused())]
         if problems:
             fix = (
-                ' Assign the gradient, or None, in `__init__`; or say its name, gradients={"W": "gW"}; or name what is not'
-                " trained in `frozen`, and what forward() has kept in `ignored`."
+                ' Assign the gradient, or None, in `__init__`; or pass its name, gradients={"W": "gW"}; or name arrays that'
+                " are not trained in `frozen`, and arrays that forward() keeps in `ignored`."
                 if lonely
                 else ""
             )
             raise ValueError(f"wrap() does not know all arrays of this network.{fix}{listing(problems)}")
         self._sources = found.sources
         self._apart: list[NDArray[Any]] = []  # arrays that are known to share no memory
-        # each parameter's dtype and shape by path, which must stay
+        # the dtype and shape of each parameter, by path; they must not change
         self._described = {path: describe(array) for path, array, _ in entries if array is not None}
         if not self._described:
             raise ValueError(
@@ -120,8 +120,8 @@ class WrappedNetwork:
         lost = [path for (path, one, _), (_, other, _) in twice if one.size and not same_memory(one, other)]
         if lost:
             raise ValueError(
-                "parameters() gives copies, which an update would change to no effect: let it give the arrays themselves,"
-                f" or views of them{listing(lost)}"
+                "parameters() returns copies, so an update would have no effect: let it return the arrays themselves, or"
+                f" views of them{listing(lost)}"
             )
 
     def named_parameters(self) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -129,18 +129,18 @@ class WrappedNetwork:
         return ((path, array) for path, array, _ in self._trained())
 
     def parameters(self) -> list[NDArray[Any]]:
-        """The trained arrays themselves, not copies, each once."""
+        """The trained arrays themselves, not copies. Each occurs once."""
         return [array for _, array, _ in self._trained()]
 
     def grads(self) -> list[NDArray[Any]]:
-        """The gradients, aligned with `parameters()`: the network's own arrays; zeros where it has None."""
+        """The gradients, aligned with `parameters()`: the network's own arrays, or zeros for None."""
         return [_sum(path, array, grads) for path, array, grads in self._trained()]
 
     def zero_grad(self) -> None:
-        """Reset all gradients to zeros, in place; those that are None stay so.
+        """Reset all gradients to zeros, in place. None stays None.
 
         Raises:
-            ValueError: for an object without a `zero_grad()` whose `grads()` gives new arrays at each call.
+            ValueError: if an object has no `zero_grad()`, and its `grads()` returns new arrays at each call.
         """
         for source in self._now():
             if isinstance(source, Listed) and hasattr(source.owner, "zero_grad"):
@@ -151,8 +151,8 @@ class WrappedNetwork:
                         continue
                     if not (isinstance(grad, np.ndarray) and same_memory(grad, again)):
                         raise ValueError(
-                            f"{source.path or type(source.owner).__name__}: grads() gives no arrays of its own, which could"
-                            " be reset in place: give the object a zero_grad()"
+                            f"{source.path or type(source.owner).__name__}: grads() returns new arrays at each call, which"
+                            " cannot be reset in place: write a zero_grad() for the object"
                         )
                     grad.fill(0)
             elif source.gradient is not None:
@@ -164,18 +164,18 @@ class WrappedNetwork:
                     source.gradient.set(zeros)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Copies of all arrays, the frozen ones too where they are there, by their dotted paths."""
+        """Copies of all arrays by their dotted paths, existing frozen ones included."""
         return {path: np.array(array) for path, array, _ in self._all()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy arrays into those of the network, in place.
 
         Args:
-            state_dict: what `state_dict()` gave, of this network or another one of the same paths, shapes and dtypes.
+            state_dict: a result of `state_dict()`, of this network or of one with the same paths, shapes and dtypes.
 
         Raises:
-            ValueError: one error that lists all that is missing, unexpected, or of another shape or dtype; nothing has
-                changed then.
+            ValueError: if entries are missing, unexpected, or have another shape or dtype. One error lists all of them, and
+                nothing has changed.
         """
         late = {s.path: s.place for s in self._now() if isinstance(s, Pair) and self._is_late(s)}
         mine = {path: array for path, array, _ in self._all() if path not in late}
@@ -183,14 +183,14 @@ class WrappedNetwork:
         problems += [f"unexpected: {path}" for path in state_dict if path not in mine and path not in late]
         values = {path: np.asarray(value) for path, value in state_dict.items() if path in mine}
         problems += [
-            f"{path}: {describe(value)} was given for {describe(mine[path])}"
+            f"{path}: got {describe(value)} for {describe(mine[path])}"
             for path, value in values.items()
             if describe(value) != describe(mine[path])
         ]
         problems += [f"{path}: the array is read-only" for path, array in mine.items() if not array.flags.writeable]
         if problems:
             raise ValueError(f"state_dict does not fit this network; nothing was loaded:{listing(problems)}")
-        values = {path: np.array(value) for path, value in values.items()}  # they may be the very arrays, or views
+        values = {path: np.array(value) for path, value in values.items()}  # they may be views of the network's
         made = {path: np.array(state_dict[path]) if path in state_dict else None for path in late}
         with interrupts.deferred:
             for path, value in values.items():
@@ -204,10 +204,10 @@ class WrappedNetwork:
         lines = [f"  {path}: {describe(array)}{', frozen' * (path in frozen)}\n" for path, array, _ in arrays]
         return f"WrappedNetwork(\n{''.join(lines)})"
 
-    # -- what there is now --------------------------------------------------------------------------------------------
+    # -- the current arrays -------------------------------------------------------------------------------------------
 
     def _now(self) -> list[Pair | Listed]:
-        """Where parameters are, after a look whether the network holds others than before."""
+        """The current sources of parameters. Raises if the network holds other parameters than before."""
         found = Scan(*self._settings).look(self.network).sources
         before, now = ({_key(source): source.path for source in sources} for sources in (self._sources, found))
         new = [source for source in found if _key(source) not in before and not source.frozen]
@@ -217,24 +217,24 @@ class WrappedNetwork:
         problems += [f"{path} has gone" for path in dict.fromkeys(before[_key(source)] for source in gone)]
         if problems:
             raise ValueError(
-                "the network holds other parameters than at wrap(): wrap it again, and give the optimizer that, or name"
-                f" what forward() has kept in `ignored`{listing(problems)}"
+                "the network holds other parameters than at wrap(): wrap it again and pass the result to the optimizer, or"
+                f" name arrays that forward() keeps in `ignored`{listing(problems)}"
             )
-        # with the containers and names that there are now
+        # the same sources, with their current containers and names
         self._sources = [source for source in found if id(source) not in again]
         return self._sources
 
     def _is_late(self, source: Pair | Listed) -> bool:
-        """Whether it is a frozen place where there was nothing yet at `wrap()`."""
+        """True if a frozen source had no array yet at `wrap()`."""
         return source.frozen and source.path not in self._described
 
     def _again(self, new: list[Pair | Listed]) -> set[int]:
-        """Which new places are in an object that has the same arrays, as cells that it makes at each forward.
+        """The new sources inside an object that has the same arrays, such as cells that it makes at each forward.
 
-        Their gradients do not count: its own have them.
+        Their gradients do not count, since the object's own gradients include them.
         """
         wanted = {id(source): {id(array) for _, array, _ in source.named()} for source in new}
-        inside: dict[int, set[int]] = {}  # by array, what is in the objects that have it
+        inside: dict[int, set[int]] = {}  # by array: everything inside the objects that have the array
         for source in self._sources if new else ():
             if ids := {id(array) for _, array, _ in source.named()} & set().union(*wanted.values()):
                 held = held_by(source.owner)
@@ -243,11 +243,11 @@ class WrappedNetwork:
         return {id(s) for s in new if all(id(s.owner) in inside.get(each, ()) for each in wanted[id(s)])}
 
     def _all(self) -> list[tuple[str, NDArray[Any], list[Any]]]:
-        """Path, array and gradients of each array, once; a frozen one has no list of gradients."""
+        """The path, array and gradients of each array, once. The gradient of a frozen array is its path."""
         self._now()
         found: dict[int, tuple[str, Any, list[tuple[Pair | Listed, Any]]]] = {}
         problems = [
-            f"{source.path}: the gradients beside it are {', '.join(map(repr, _keys(others)))}, and none is its own"
+            f"{source.path} has no gradient: the gradients beside it are {', '.join(map(repr, _keys(others)))}"
             for source in self._sources
             if isinstance(source, Pair) and source.gradient and (others := source.gradient.missing()) is not None
         ]
@@ -258,7 +258,7 @@ class WrappedNetwork:
             if was != now:
                 problems.append(f"{path} was {was}, and is {now} now")
             elif not is_floating(array):
-                problems.append(f"{path} is {now}: parameters() must give a list of floating NumPy arrays")
+                problems.append(f"{path} is {now}: parameters() must return a list of floating NumPy arrays")
             else:
                 grads = found.setdefault(id(array), (path, array, []))[2]
                 if not any(grad is other for _, other in grads):
@@ -276,7 +276,7 @@ class WrappedNetwork:
     def _overlaps(self, arrays: list[tuple[str, NDArray[Any], list[Any]]]) -> list[str]:
         frozen = self._frozen()
         return [
-            f"{arrays[i][0]} shares memory with {arrays[j][0]}, as another array: keep the same array in both, or freeze one"
+            f"{arrays[i][0]} shares memory with {arrays[j][0]}, but is another array: use one array in both, or freeze one"
             for i, j in overlapping([array for _, array, _ in arrays])
             if not {arrays[i][0], arrays[j][0]} & frozen
         ]
@@ -285,7 +285,7 @@ class WrappedNetwork:
         return {source.path for source in self._sources if source.frozen}
 
     def _trained(self) -> list[tuple[str, NDArray[Any], list[Any]]]:
-        """The arrays that have gradients; one that is frozen in one place and trained in another is trained."""
+        """The arrays with gradients. An array that is frozen in one place and trained in another is trained."""
         found = [(path, a, [g for g in grads if not isinstance(g, str)]) for path, a, grads in self._all()]
         found = [(path, array, grads) for path, array, grads in found if grads]
         fixed = [f"{path} is read-only" for path, array, _ in found if not array.flags.writeable]
@@ -306,16 +306,16 @@ def _looked_for(path: str) -> str:
 
 
 def _key(source: Pair | Listed) -> Any:
-    """What holds parameters, by identity: an attribute of an object, or an object with its own lists."""
+    """The identity of a source: an attribute of an object, or an object with its own lists."""
     return id(source.owner), source.place.keys[:1] if isinstance(source, Pair) else ()
 
 
 def _counted_twice(grads: list[tuple[Pair | Listed, Any]]) -> list[str]:
-    """What is wrong with the gradients of one array: that a collection has one, and what is in its owner another."""
+    """Problems with the gradients of one array: a collection has one, and another place in its owner has one too."""
     given = [source for source, grad in grads if not is_zero(grad) and not source.frozen]
     return [
-        f"{whole.path} and {part.path}, in the same object, have one array and a gradient each, which would be added:"
-        " name one of the two in `ignored`"
+        f"{whole.path} and {part.path}, in the same object, are one array with two gradients, which would be added: name"
+        " one of the two in `ignored`"
         for whole, part in permutations(given, 2)
         if whole.collects and id(part.owner) in held_by(whole.owner)
         if not (part.collects and part.owner is whole.owner)
@@ -323,13 +323,13 @@ def _counted_twice(grads: list[tuple[Pair | Listed, Any]]) -> list[str]:
 
 
 def _sum(path: str, array: NDArray[Any], grads: list[Any]) -> NDArray[Any]:
-    """The gradient of one array, which may be kept in several places."""
+    """The gradient of one array: the sum of those that are kept in several places."""
     given = [grad for grad in grads if not is_zero(grad)]
     for grad in given:
         if np.shape(grad) != array.shape:
             raise ValueError(
-                f"{path} has shape {array.shape} and its gradient {np.shape(grad)}: they must be the same (a gradient of"
-                " another shape may come from a sum over the wrong axis)"
+                f"{path} has shape {array.shape} and its gradient has {np.shape(grad)}: they must be the same. Another shape"
+                " may come from a sum over the wrong axis."
             )
     if not given:
         return np.zeros_like(array)

@@ -1,4 +1,4 @@
-"""Between NumPy networks and those of `minitorch_jax.nn`: conversion, and copies of weights."""
+"""Conversion between NumPy networks and networks of `minitorch_jax.nn`, and copies of their weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KNOWN = ", ".join(cls.__name__ for cls in _OURS)
 
 
 def to_jax(network: Module) -> Any:
-    """The same network in `minitorch_jax.nn`, with copies of the weights.
+    """Convert a NumPy network to `minitorch_jax.nn`, with copies of the weights.
 
     Args:
         network: a NumPy Sequential, Linear, ReLU, Tanh, Sigmoid or Flatten; float64 needs JAX's `jax_enable_x64`.
@@ -36,8 +36,8 @@ def to_jax(network: Module) -> Any:
         A `minitorch_jax.nn` module. `W` and `b` are its `weight` and `bias`; gradients are not copied.
 
     Raises:
-        TypeError: for a module that has no counterpart in `minitorch_jax.nn`, subclasses included.
-        ValueError: for a dtype that JAX would not keep.
+        TypeError: if a module has no counterpart in `minitorch_jax.nn`. Subclasses have none.
+        ValueError: if JAX would convert the dtype.
 
     Example:
         >>> net = Sequential(Linear(4, 8, rng=0), ReLU())
@@ -56,7 +56,7 @@ def to_jax(network: Module) -> Any:
 
 
 def from_jax(module: mt.Module) -> Any:
-    """The same network in NumPy, with copies of the weights.
+    """Convert a network of `minitorch_jax.nn` to NumPy, with copies of the weights.
 
     Args:
         module: a `minitorch_jax.nn` Sequential, Linear, ReLU, Tanh, Sigmoid or Flatten.
@@ -65,8 +65,8 @@ def from_jax(module: mt.Module) -> Any:
         A NumPy module. `weight` and `bias` are its `W` and `b`; gradients are zeros.
 
     Raises:
-        TypeError: for a module that has no counterpart here, subclasses included; for a dtype that NumPy lacks.
-        ValueError: for tied or frozen parameters, which the NumPy network cannot keep so; for a Flatten of other axes.
+        TypeError: if a module has no counterpart here (subclasses have none), or NumPy lacks its dtype.
+        ValueError: for tied or frozen parameters, which a NumPy network cannot have, and for a Flatten of other axes.
 
     Example:
         >>> from_jax(nn.Sequential(nn.Linear(4, 8, key=jax.random.key(0)), nn.ReLU()))
@@ -80,8 +80,8 @@ def from_jax(module: mt.Module) -> Any:
     special = [name for name in module.state_dict() if name not in plain]
     if special:
         raise ValueError(
-            f"{', '.join(special)}: tied or frozen, and a NumPy network would train it on its own. Convert a network"
-            " without ties, after `unfreeze()`."
+            f"from_jax cannot convert tied or frozen parameters, which a NumPy network would train separately; got"
+            f" {', '.join(special)}. Convert a network without ties, after `unfreeze()`."
         )
     copy_weights(module, network)
     return network
@@ -96,8 +96,8 @@ def copy_weights(source: Module | mt.Module, target: Module | mt.Module) -> None
             gradients stay as they are.
 
     Raises:
-        TypeError: unless one is a NumPy network and the other is ours.
-        ValueError: one error that lists every difference; nothing has changed then.
+        TypeError: unless one is a NumPy network and the other is a network of minitorch_jax.nn.
+        ValueError: if the networks differ. One error lists all differences, and nothing has changed.
 
     Example:
         >>> net = Sequential(Linear(4, 8, rng=0), ReLU())
@@ -139,7 +139,7 @@ def _at(path: str) -> str:
 
 
 def _make_ours(network: Module, path: str) -> Any:
-    """A module of `minitorch_jax.nn` like `network`, with any weights."""
+    """A module of `minitorch_jax.nn` with the structure of `network`. Its weights are replaced later."""
     if type(network) not in _OURS:
         raise TypeError(
             f"to_jax converts the NumPy modules {_KNOWN}; {_at(path)} is a {_full_name(network)}. Write its forward as"
@@ -152,15 +152,15 @@ def _make_ours(network: Module, path: str) -> Any:
     dtype, kept = network.W.dtype, jax.dtypes.canonicalize_dtype(network.W.dtype)
     if kept != dtype:
         raise ValueError(
-            f"{network!r} {_at(path)} is {dtype}, which JAX would cut to {kept}: make it with dtype=np.float32, or call"
+            f"{network!r} {_at(path)} is {dtype}, which JAX would convert to {kept}: make it with dtype=np.float32, or call"
             ' jax.config.update("jax_enable_x64", True) first'
         )
-    key = jax.random.key(0)  # to leave the global stream alone: these weights are replaced
+    key = jax.random.key(0)  # a fixed key leaves the global stream unchanged; these weights are replaced
     return nn.Linear(network.in_features, network.out_features, network.b is not None, dtype=dtype, key=key)
 
 
 def _make_theirs(module: mt.Module, path: str) -> Module:
-    """A NumPy module like `module`, with any weights."""
+    """A NumPy module with the structure of `module`. Its weights are replaced later."""
     if type(module) not in _THEIRS:
         raise TypeError(
             f"from_jax converts the modules {_KNOWN} of minitorch_jax.nn; {_at(path)} is a {_full_name(module)}"
@@ -168,7 +168,7 @@ def _make_theirs(module: mt.Module, path: str) -> Module:
     if isinstance(module, nn.Sequential):
         return Sequential(*[_make_theirs(child, join(path, name)) for name, child in module.named_children()])
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
-        raise ValueError(f"the NumPy Flatten keeps the first axis and no other; {_at(path)} is {module!r}")
+        raise ValueError(f"the NumPy Flatten keeps only the first axis; {_at(path)} is {module!r}")
     if not isinstance(module, nn.Linear):
         return _THEIRS[type(module)]()
     weight: Any = module.weight
@@ -185,7 +185,7 @@ def _match(
     pairs: list[tuple[str, NDArray[Any], jax.Array]],
     problems: list[str],
 ) -> None:
-    """Collect the arrays that correspond, by our paths, and whatever differs."""
+    """Collect the pairs of corresponding arrays, by our paths, and the differences."""
     if _OURS.get(type(network)) is not type(ours):
         problems.append(f"{_at(path)}: {type(network).__name__} in NumPy, {type(ours).__name__} in minitorch_jax")
     elif isinstance(network, Sequential):
@@ -204,5 +204,5 @@ def _match(
 
 
 def _describe(array: Any) -> str:
-    """`float32[3,4]`, or "none"."""
-    return "none" if array is None else f"{array.dtype}[{','.join(map(str, array.shape))}]"
+    """`float32[3, 4]`, or "none"."""
+    return "none" if array is None else f"{array.dtype}{list(array.shape)}"

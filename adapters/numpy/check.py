@@ -1,4 +1,4 @@
-"""The gradient check: each layer's hand-written backward against `jax.grad` of its own forward."""
+"""The gradient check: it compares each layer's hand-written backward with `jax.grad` of its own forward."""
 
 from __future__ import annotations
 
@@ -31,41 +31,43 @@ def check_gradients(
 ) -> GradientReport:
     """Compare the hand-written `backward` of each layer of a NumPy network with `jax.grad` of the layer's `forward`.
 
-    A layer is an object of any class with `forward(x)` (or `__call__`) and `backward(dout)`, which gives the gradient by
-    the input, or None where no layer before it needs one, and adds to the gradients of its parameters (found as `wrap`
-    finds them). Each is checked by itself: with the input that it gets when the network runs, and the right gradient of
-    its output, not the one that a wrong layer after it would send. So the layer that is wrong is named, and no other one.
-    A layer that is made of others is checked after them, and is judged if they are right. So is the list as a whole, if
-    JAX can trace it.
+    A layer is an object of any class with `forward(x)` (or `__call__`) and `backward(dout)`. Its `backward` returns the
+    gradient by the input, or None if no layer before it needs one, and adds to the gradients of its parameters (found as
+    `wrap` finds them). Each layer is checked by itself. It gets the input that it has when the network runs, and the right
+    gradient of its output, not the one from a wrong layer after it. So the report names only the layers that are wrong. A
+    layer that is made of other layers is checked after them, and is judged if they are right. The same holds for the list
+    as a whole, if JAX can trace it.
 
-    Right gradients are those of `forward` itself, run by JAX on traced values in float64; where it cannot be (SciPy,
-    compiled code), of finite differences, and the report says so. All runs are on copies in float64: the network's arrays,
-    caches and random generators stay as they are. Also checked: that nothing of an earlier batch is kept, that two calls of
-    backward add up, that `zero_grad` resets, that backward changes nothing that forward uses, shapes and dtypes.
+    The right gradients are those of `forward` itself, which JAX runs on traced values in float64. If JAX cannot trace it
+    (SciPy, compiled code), they come from finite differences, and the report says so. All runs use copies in float64: the
+    network's arrays, caches and random generators do not change. The check also tests that nothing of an earlier batch is
+    kept, that two calls of backward add up, that `zero_grad` resets, that backward changes nothing that forward uses, and
+    that shapes and dtypes fit.
 
-    Where forward has a kink (ReLU at 0), what backward gives is not judged, and the report says so.
+    At a kink of forward (ReLU at 0), the gradient from backward is not judged, and the report says so.
 
     Args:
-        network: a layer, a loss, an object that holds layers in attributes, lists, tuples or dicts, or a list of layers to be
+        network: a layer, a loss, an object that holds layers in attributes, lists, tuples or dicts, or a list of layers that
             run one after another.
-        *inputs: the arguments of its `forward`: arrays, floating ones of the batch that is to be checked.
-        dout: the gradient of the network's output, of its shape; random numbers if neither it nor `loss` is given.
-        loss: an object with `forward(output, target)` and `backward()`, which is checked, too.
-        target: the loss's second argument.
-        rtol: how far gradients may differ, relative to the largest number in them. Default: 1e-6; more where code rounds
-            to float32, and for finite differences.
+        *inputs: the arguments of its `forward`: the arrays of the batch to check it with.
+        dout: the gradient of the network's output, of the output's shape. Without `dout` and `loss`, it is random.
+        loss: an object with `forward(output, target)` and `backward()`. It is checked too.
+        target: the second argument of the loss.
+        rtol: the largest allowed difference of gradients, relative to their largest element. Default: 1e-6; larger if the
+            code rounds to float32, and for finite differences.
         accumulates: False for a network whose `backward` overwrites gradients on purpose.
         gradients, frozen, ignored: see `wrap`.
-        seed: of the random numbers for `dout`.
+        seed: the seed of the random `dout`.
 
     Returns:
-        A report: true if all is right, with a table as its text. `report.raise_if_wrong()` raises GradientError.
+        A report. It is true if all layers are right, and its text is a table. `report.raise_if_wrong()` raises
+        GradientError.
 
     Raises:
-        TypeError: if there is no layer, or none that runs; if a layer cannot be copied; if an output is no array, or a loss
-            no number.
+        TypeError: if there is no layer, or none that runs; if a layer cannot be copied; if an output is not an array, or a
+            loss is not a number.
         ValueError: if the network's output or the loss is not finite; if `dout` does not have the output's shape; if
-            `target` is given without `loss`, or both `dout` and `loss`; if two runs of a layer on the same input differ.
+            `target` is passed without `loss`, or `dout` with `loss`; if two runs of a layer on the same input differ.
 
     Example:
         >>> from minitorch_jax.adapters.numpy import Linear, Sequential, Tanh
@@ -83,9 +85,13 @@ def check_gradients(
     """
     settings = Settings(gradients or {}, patterns(frozen), patterns(ignored), rtol, accumulates, seed)
     if target is not None and loss is None:
-        raise ValueError("a target was given without a loss: pass loss=, an object with forward(output, target)")
+        raise ValueError(
+            "check_gradients got a target without a loss: pass loss=, an object with forward(output, target)"
+        )
     if dout is not None and loss is not None:
-        raise ValueError("both dout and loss were given: the gradient of the output is either one's")
+        raise ValueError(
+            "check_gradients got both dout and loss: pass one of them, which sets the gradient of the output"
+        )
     network = Chain(network) if type(network) in (list, tuple) else network
     layers = {path: layer for path, layer in layers_of(network).items() if not isinstance(layer, Chain)}
     if not layers:
@@ -95,14 +101,16 @@ def check_gradients(
         )
     if not callable(getattr(network, "forward", network)):
         raise TypeError(
-            f"a {kind_of(network)} has layers, and no `forward` (or `__call__`) that runs them: give it one, or pass the"
+            f"a {kind_of(network)} has layers, but no `forward` (or `__call__`) that runs them: write one, or pass the"
             " layers as a list"
         )
     inputs = tuple([np.asarray(each) if isinstance(each, list | float) else each for each in inputs])
     with settings.draws.kept(), np.errstate(all="ignore"):
         calls, outputs = record(network, layers, inputs, settings)
         if not calls:
-            raise TypeError(f"nothing is checked: the network's forward calls none of its layers ({', '.join(layers)})")
+            raise TypeError(
+                f"check_gradients has nothing to check: the network's forward calls none of its layers ({', '.join(layers)})"
+            )
         _check_finite("the network's output", outputs)
         rng = np.random.default_rng(seed)
         reports: dict[str, LayerReport] = {}
@@ -123,8 +131,8 @@ def check_gradients(
 def _check_finite(what: str, arrays: Sequence[Any]) -> None:
     if not all(np.isfinite(each).all() for each in arrays):
         raise ValueError(
-            f"{what} is not finite for this input, so there is no gradient to check: take an input, or weights, for which"
-            " it is"
+            f"{what} is not finite for this input, so there is no gradient to check: pass another input, or change the"
+            " weights"
         )
 
 
@@ -134,7 +142,7 @@ def _incoming_dout(dout: Any, outputs: Sequence[Any], rng: np.random.Generator) 
     given = [np.asarray(each, np.float64) for each in (dout if isinstance(dout, tuple) else (dout,))]
     shapes, wanted = [each.shape for each in given], [each.shape for each in outputs]
     if shapes != wanted:
-        raise ValueError(f"dout has shape {_shown(shapes)}, and the network's output {_shown(wanted)}")
+        raise ValueError(f"dout must have the shape of the network's output, {_shown(wanted)}; got {_shown(shapes)}")
     return given
 
 
@@ -150,8 +158,8 @@ def _checked_loss(loss: Any, outputs: Sequence[Any], target: Any, settings: Sett
     values = outputs_of(subject.run().forward())
     if [each.shape for each in values] != [()]:
         raise TypeError(
-            f"the loss has shape {_shown([each.shape for each in values])}, and loss.forward(output, target) should give one"
-            " number, and keep in attributes what backward() needs"
+            f"loss.forward(output, target) must return one number, and keep what backward() needs in attributes; got shape"
+            f" {_shown([each.shape for each in values])}"
         )
     _check_finite("the loss", values)
     report = _checked("loss", loss, made, [np.ones(())], settings, np.random.default_rng(0))
@@ -165,7 +173,7 @@ def _checked(
     """The report of one layer."""
     scalar = len(made.outputs) == 1 and made.outputs[0].ndim == 0
     is_random = False
-    if scalar:  # a loss: its backward begins with 1
+    if scalar:  # a loss: the gradient of its output is 1
         dout = [np.ones(())]
     elif right is not None and any(each.any() for each in right) and all(np.isfinite(each).all() for each in right):
         dout = right
@@ -179,8 +187,8 @@ def _checked(
     first, second = (outputs_of(subject.run().forward()) for _ in range(2))
     if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True)):
         raise ValueError(
-            f"{path or kind_of(layer)}: two runs of forward on the same input differ, so it draws random numbers from a"
-            " generator that the check cannot set back: keep a np.random.Generator in an attribute, and draw from that"
+            f"{path or kind_of(layer)}: two runs of forward on the same input differ. It draws random numbers from a"
+            " generator that the check cannot reset: keep a np.random.Generator in an attribute, and draw from it"
         )
     return LayerCheck(subject, dout, is_random).report()
 
@@ -194,16 +202,14 @@ def _check_chain(
     reports: dict[str, LayerReport],
     settings: Settings,
 ) -> None:
-    """Enter in `reports` what is wrong only when layers that are right follow each other."""
-    trained = ""  # a layer that waits for a gradient
+    """Add to `reports` the mistakes that show only when right layers run one after another."""
+    trained = ""  # the last layer with parameters, which needs a gradient from the layers after it
     for path in (f"layers.{i}" for i in range(len(chain.layers))):
         report = reports.get(path)
         if report is None:
             continue
-        if trained and any(each.remark == "not given" and each.name == "input" for each in report.gradients):
-            problem = (
-                f"backward() gives no gradient by the input, for which {trained} waits: is its `return` forgotten?"
-            )
+        if trained and any(each.remark == "not computed" and each.name == "input" for each in report.gradients):
+            problem = f"backward() returns no gradient by the input, which {trained} needs: is a `return` missing?"
             reports[path] = replace(report, state="wrong", problems=(*report.problems, problem))
         if any(not each.name.startswith("input") for each in report.gradients):
             trained = path
@@ -212,14 +218,14 @@ def _check_chain(
         report = _checked("", chain, made, dout, settings, np.random.default_rng(settings.seed))
         if report.state == "wrong":
             note = (
-                "each layer is right by itself: does one change an array that another one keeps, or is one used twice and"
-                " keeps the last call only?"
+                "each layer is right by itself. Does a layer change an array that another layer keeps? Or is a layer used"
+                " twice, and keeps only its last call?"
             )
             reports[""] = replace(report, kind="the list as a whole", notes=(note, *report.notes))
 
 
 def _judged(layers: Mapping[str, Any], calls: Sequence[Call], reports: dict[str, LayerReport]) -> GradientReport:
-    """All reports in the order of the network: a layer made of others that are wrong is not judged."""
+    """All reports in the order of the network. A layer that is made of wrong layers is not judged."""
     parts: dict[str, set[str]] = {}
     for made in calls:
         for outer in made.inside:
@@ -234,9 +240,7 @@ def _judged(layers: Mapping[str, Any], calls: Sequence[Call], reports: dict[str,
             if any(part.state == "wrong" for part in inner):
                 report = replace(report, state="unknown")
             elif not all(each.ok for each in report.gradients):
-                note = (
-                    "the layers that it is made of are right: the mistake is in how its own backward puts them together"
-                )
+                note = "the layers inside it are right: the mistake is in its own backward, which combines them"
                 report = replace(report, notes=(note, *report.notes))
         found.append(report)
     found += [reports[path] for path in ("", "loss") if path in reports and path not in layers]

@@ -1,4 +1,4 @@
-"""Gradients that `backward` gave beside the right ones, with an eye on kinks, where there is no right one."""
+"""Comparison of the gradients from `backward` with the right ones. At a kink there is no right gradient."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .reference import Differences, Reference, by_differences, by_jax
 from .report import GradientComparison
 from .subject import Key, Subject
 
-_MOST_KINKS = 64  # elements that are looked at one by one
+_MOST_KINKS = 64  # at most so many elements are tested one by one
 
 
 class Comparison:
-    """Of one layer, for one call and the gradient that comes into its `backward`."""
+    """The comparison for one layer, with one call and the incoming gradient of its `backward`."""
 
     outputs: list[Any]
     reference: Reference
@@ -28,20 +28,20 @@ class Comparison:
         self.problems: list[str] = []
         self.notes: list[str] = []
         if is_random:
-            self.notes.append("the incoming gradient is of random numbers")
+            self.notes.append("the incoming gradient is random")
         nested = [
             str(i) for i, arg in enumerate(subject.args) if not isinstance(arg, np.ndarray) and _holds_arrays(arg)
         ]
         if nested:
             self.notes.append(
-                f"the gradients by arrays inside of argument {', '.join(nested)} are not checked: only those that are"
-                " arguments themselves"
+                f"the gradients by arrays inside argument {', '.join(nested)} are not checked: only those by arguments"
+                " that are arrays"
             )
         if subject.constants:
-            self.notes.append(f"taken as constants, since no gradient is kept beside: {', '.join(subject.constants)}")
+            self.notes.append(f"treated as constants, since they have no gradient: {', '.join(subject.constants)}")
 
     def tolerance(self, got: dict[Key, Any]) -> float:
-        """How exact `backward` can be: less, where its code rounds to fewer bits, though all it has is float64."""
+        """The relative accuracy that `backward` can have. It is lower if its code rounds to fewer bits than float64."""
         arrays = [*self.outputs, *(each for each in got.values() if each is not None)]
         eps = max([float(np.finfo(a.dtype).eps) for a in arrays if a.dtype.kind == "f"], default=0.0)
         eps = max(eps, float(np.finfo(np.float32).eps)) if self.reference.rough else eps
@@ -63,7 +63,7 @@ class Comparison:
         return max(_largest(want), 1e-3 * incoming, 1e-300)
 
     def _misses(self, got: Any, want: Any) -> Any:
-        """Which elements differ too much."""
+        """True for elements that differ too much."""
         near = _near(got, want, self.rtol * self._scale(want))
         return ~near & ~np.isnan(want) if not self.reference.by_jax else ~near
 
@@ -76,12 +76,12 @@ class Comparison:
         return [each for each in found if each is not None]
 
     def _compare(self, key: Key, got: Any, want: Any) -> GradientComparison | None:
-        """One gradient; None if the reference itself is not right."""
+        """Compare one gradient. None if the reference itself is wrong."""
         name = self.name(key)
         if got is None:
             needed = isinstance(key, str) and _largest(want) > self.rtol * self._scale(want)
-            hint = "backward() leaves none" if needed else ""
-            return GradientComparison(name, want.shape, None, not needed, hint=hint, remark="not given")
+            hint = "backward() computes none" if needed else ""
+            return GradientComparison(name, want.shape, None, not needed, hint=hint, remark="not computed")
         if got.shape != want.shape:
             return GradientComparison(name, want.shape, None, False, hint=hint_for(key, got, want, self.context()))
         misses, remark = self._misses(got, want), ""
@@ -94,8 +94,8 @@ class Comparison:
             remark = f"{int(kinks.sum())} elements at a kink" if kinks.any() else ""
             if kinks.any():
                 self.notes.append(
-                    f"forward has a kink in {int(kinks.sum())} elements of {name}, where the slopes to the left and to the"
-                    " right differ: what backward gives there is not judged"
+                    f"forward has a kink in {int(kinks.sum())} elements of {name}, where the left and right slopes differ:"
+                    " the gradient there is not judged"
                 )
         where = misses if misses.any() else np.ones(want.shape, bool)
         error = np.where(where & ~np.isnan(want) & (got != want), np.abs(got - want), 0.0)
@@ -104,14 +104,14 @@ class Comparison:
         largest = float(error[index]) / self._scale(want) if error.size else 0.0
         if not misses.any():
             if _largest(want) <= self.rtol * self._scale(want):
-                remark = remark or "zero here, so hardly tested"
+                remark = remark or "zero for this input, so hardly tested"
             return GradientComparison(name, want.shape, largest, True, remark=remark)
         hint = hint_for(key, got, want, self.context())
         numbers = float(got[index]), float(want[index])
         return GradientComparison(name, want.shape, largest, False, index, *numbers, hint, remark)
 
     def context(self) -> Context:
-        """What hints compare with; the gradients for another batch among it, if JAX can trace the layer."""
+        """The values that hints compare with. They include gradients for another batch, if JAX can trace the layer."""
         if not hasattr(self, "_known_context"):
             others: dict[Key, Any] = {}
             theirs: dict[Key, Any] = {}
@@ -122,7 +122,7 @@ class Comparison:
                 run.clear()
                 run.forward(self.subject.other_args())
                 theirs = run.backward(self.dout) | run.grads()
-            except Exception:  # another batch may be of no use to the layer
+            except Exception:  # the layer may not accept another batch
                 pass
             right = {self.name(name): grad for name, grad in self.reference.grads.items()}
             params = self.subject.run().params()
@@ -130,7 +130,7 @@ class Comparison:
         return self._known_context
 
     def _kinks(self, key: Key, got: Any, want: Any, misses: Any) -> Any:
-        """Which of the wrong elements are at a kink of forward; None if finite differences say that `want` is wrong."""
+        """True for wrong elements at a kink of forward. None if finite differences show that `want` is wrong."""
         probe = Differences(self.subject, self.dout)
         kinks, scale = np.zeros(want.shape, bool), self._scale(want)
         errors = np.where(misses, np.nan_to_num(np.abs(got - want), nan=np.inf), -1.0)
@@ -147,11 +147,11 @@ class Comparison:
             if count >= 4 and not kinks.any():
                 return kinks  # they are plainly wrong
         if len(order) > len(tested) and kinks.sum() == len(tested) and self._right_nearby(key):
-            kinks = misses.copy()  # none of the worst is smooth, and where none is at a kink, all is right
+            kinks = misses.copy()  # all the worst elements are at kinks, and near them, without kinks, all is right
         return kinks
 
     def _right_nearby(self, key: Key) -> bool:
-        """Whether a gradient is right for arguments that differ a little from these."""
+        """True if a gradient is right for arguments that differ slightly from these."""
         rng = np.random.default_rng(self.subject.settings.seed)
         args = list(self.subject.args)
         for i in self.subject.floating:
@@ -174,7 +174,7 @@ class Comparison:
 
 
 def _holds_arrays(value: Any) -> bool:
-    """Whether a list, tuple or dict has floating arrays somewhere in it."""
+    """True if a list, tuple or dict has floating arrays somewhere inside."""
     found: list[Any] = []
 
     def enter(path: str, part: Any) -> bool:
@@ -190,5 +190,5 @@ def _near(one: Any, other: Any, within: float) -> Any:
 
 
 def _largest(array: Any) -> float:
-    """The largest size of a finite number in an array."""
+    """The largest absolute value of the finite elements of an array."""
     return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))

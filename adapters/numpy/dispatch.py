@@ -1,4 +1,4 @@
-"""NumPy's functions on values that may be traced: by NumPy if none is, by the JAX function of the same name if one is."""
+"""NumPy's functions on values that may be traced. If one is, JAX's function of the same name runs, otherwise NumPy's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .memory import Held, Untraceable, is_tracer, known, widened
 
-# methods that are functions of the same name
+# array methods that call the NumPy function of the same name
 METHODS = frozenset(
     "all any argmax argmin argsort clip compress conj conjugate cumprod cumsum diagonal dot max mean min nonzero prod ptp"
     " ravel repeat round searchsorted squeeze std sum swapaxes take trace var".split()
@@ -30,7 +30,7 @@ _RENAMED = {"a_min": "min", "a_max": "max"}
 
 
 def unwrapped(value: Any) -> Any:
-    """A value, with what traced arrays hold in their place, in tuples, lists and dicts too."""
+    """A value, with traced arrays replaced by their values, inside tuples, lists and dicts too."""
     if issubclass(type(value), Held):
         return value.value
     if type(value) in (list, tuple):
@@ -41,7 +41,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The same with NumPy arrays of the numbers known now: for shapes, axes, indices."""
+    """As `unwrapped`, with tracers replaced by NumPy arrays of their values: for shapes, axes and indices."""
     value = unwrapped(value)
     if type(value) in (list, tuple):
         return type(value)(map(plain, value))
@@ -49,15 +49,15 @@ def plain(value: Any) -> Any:
 
 
 def concrete(array: Held, what: str) -> NDArray[Any]:
-    """The numbers of a constant; a traced value has a derivative, which would be lost."""
+    """The values of a constant. Raises for a traced value, whose derivative would be lost."""
     value = array.value
     if is_tracer(value):
-        raise Untraceable(f"a value that depends on what the gradient is by was given to {what}")
+        raise Untraceable(f"a value with a derivative was passed to {what}")
     return np.asarray(value)
 
 
 def wrapped(make: Callable[[Any], Any], value: Any) -> Any:
-    """A result for the user's code: arrays as traced ones, though single known numbers as NumPy's."""
+    """A result for the user's code: arrays become traced arrays, and single known numbers become NumPy's."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[wrapped(make, item) for item in value])
     if type(value) in (list, tuple):
@@ -79,7 +79,7 @@ def _has_tracer(value: Any) -> bool:
 
 
 def call(make: Callable[[Any], Any], function: Any, args: Any, kwargs: Any, method: str = "__call__") -> Any:
-    """The result of a function, or of a ufunc's method."""
+    """Call a function, or a ufunc's method, and return its result."""
     args, kwargs = unwrapped(tuple(args)), unwrapped(dict(kwargs))
     if not _has_tracer(args) and not _has_tracer(kwargs):
         return wrapped(make, getattr(function, method)(*args, **kwargs))
@@ -93,7 +93,7 @@ def call(make: Callable[[Any], Any], function: Any, args: Any, kwargs: Any, meth
 
 
 def _arrays(args: Any) -> Any:
-    """Lists that hold traced numbers as arrays, where JAX's functions take no lists."""
+    """The arguments, with lists of numbers as arrays: JAX's functions take no lists."""
     return [jnp.asarray(a) if type(a) is list and a and all(map(_is_number, a)) else a for a in args]
 
 
@@ -117,10 +117,10 @@ def _counterpart(function: Any) -> Any:
 
 
 def scattered(make: Callable[[Any], Any], ufunc: np.ufunc, target: Held, key: Any, values: Any) -> None:
-    """`ufunc.at`: as many times as an index occurs."""
+    """`ufunc.at`, which applies once for each time that an index occurs."""
     names = {"add": "add", "subtract": "subtract", "multiply": "multiply", "maximum": "max", "minimum": "min"}
     if ufunc.__name__ not in names:
-        raise Untraceable(f"np.{ufunc.__name__}.at of a traced array")
+        raise Untraceable(f"np.{ufunc.__name__}.at on a traced array")
     places, whole = np.asarray(target.where()[key]), target.memory.value
     new = jnp.broadcast_to(jnp.asarray(unwrapped(values[0])), places.shape)
     at = jnp.asarray(whole).reshape(-1).at[places]
@@ -129,7 +129,7 @@ def scattered(make: Callable[[Any], Any], ufunc: np.ufunc, target: Held, key: An
 
 
 def stacked(value: Any) -> Any:
-    """A list of lists as one array, as `np.array` makes it."""
+    """A list of lists as one array, as `np.array` does."""
     if type(value) in (list, tuple):
         items = [stacked(item) for item in value]
         return jnp.stack([jnp.asarray(item) for item in items]) if _has_tracer(items) else np.array(items)
@@ -137,7 +137,7 @@ def stacked(value: Any) -> Any:
 
 
 def fitting(value: Any, shape: tuple[int, ...]) -> Any:
-    """What is assigned to a place of a shape: NumPy lets it have axes of size 1 before those."""
+    """A value to assign to elements of this shape. As in NumPy, leading axes of size 1 are dropped."""
     value = unwrapped(value)
     value = stacked(value) if type(value) in (list, tuple) else value
     while np.ndim(value) > len(shape) and value.shape[0] == 1:

@@ -1,4 +1,4 @@
-"""What a wrong gradient looks like: the simple mistakes that give exactly these numbers."""
+"""Hints for a wrong gradient: the simple mistakes that lead to exactly these values."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 @dataclass
 class Context:
-    """What is known of the call whose gradient is wrong."""
+    """The known facts about the call whose gradient is wrong."""
 
     args: tuple[Any, ...]
     dout: list[Any]
     params: Mapping[Any, Any] = field(default_factory=dict)
-    right: Mapping[str, Any] = field(default_factory=dict)  # all the right gradients, by what they are by
-    others: Mapping[Any, Any] = field(default_factory=dict)  # those for another batch
-    theirs: Mapping[Any, Any] = field(default_factory=dict)  # what backward gives for that
+    right: Mapping[str, Any] = field(default_factory=dict)  # all right gradients, by the name of the input or parameter
+    others: Mapping[Any, Any] = field(default_factory=dict)  # the right gradients for another batch
+    theirs: Mapping[Any, Any] = field(default_factory=dict)  # the gradients from backward for that batch
     rtol: float = 1e-6
 
     def sizes(self) -> Iterator[tuple[float, str]]:
-        """Numbers that gradients are often multiplied or divided by, with names."""
+        """Factors by which gradients are often wrong, with their names."""
         yield 2.0, "2"
         first = next((arg for arg in self.args if isinstance(arg, np.ndarray) and arg.ndim), None)
         if first is not None:
@@ -40,8 +40,8 @@ class Context:
 
 
 def hint_for(key: Any, got: Any, want: Any, context: Context) -> str:
-    """What the mistake in `got` looks like; "" if it looks like nothing known."""
-    if not np.isfinite(want).all():  # finite differences of some elements only, or the edge of a domain
+    """The hint for the mistake in `got`; "" if it is none of the known mistakes."""
+    if not np.isfinite(want).all():  # finite differences of only some elements, or the edge of a domain
         return ""
     if got.shape != want.shape:
         return _of_shape(got, want, context)
@@ -49,7 +49,7 @@ def hint_for(key: Any, got: Any, want: Any, context: Context) -> str:
         return f"{int((~np.isfinite(got)).sum())} of its {got.size} elements are not finite"
     error, scale = np.abs(got - want).max(initial=0.0), np.abs(want).max(initial=0.0)
     if error <= 1e-4 * scale:
-        return f"it differs by {error / scale:.0e} of its largest number only, as by an epsilon within log() or sqrt()"
+        return f"it differs by only {error / scale:.0e} of its largest element, as with an epsilon in log() or sqrt()"
     for found in chain(_as_a_whole(key, got, want, context), _in_parts(key, got, want, context)):
         return found
     return ""
@@ -78,7 +78,7 @@ def _of_shape(got: Any, want: Any, context: Context) -> str:
     if got.ndim == want.ndim and _same(got.T, want, context):
         return f"{text}: it is transposed"
     if got.size == want.size and _same(got.reshape(want.shape), want, context):
-        return f"{text}: the numbers are right"
+        return f"{text}: the values are right"
     for axes in _axes(got.ndim):
         if _same(got.sum(axes), want, context):
             return f"{text}: it is not summed over {_named(axes)}"
@@ -92,7 +92,7 @@ def _of_shape(got: Any, want: Any, context: Context) -> str:
 
 def _as_a_whole(key: Any, got: Any, want: Any, context: Context) -> Iterator[str]:
     if not got.any():
-        yield "it is zero: it is never computed, or computed and not kept"
+        yield "it is zero: it is never computed, or computed and not stored"
     if _same(got, -want, context):
         yield "its sign is wrong"
     if got.ndim > 1 and got.size > 1:
@@ -101,7 +101,7 @@ def _as_a_whole(key: Any, got: Any, want: Any, context: Context) -> Iterator[str
                 yield "it is transposed"
     yield from _factor(got, want, context)
     if key in context.others and _same(got, context.others[key], context):
-        yield "it is that of the batch before: forward() keeps something of an earlier call (a stale cache)"
+        yield "it is the gradient of the earlier batch: forward() keeps something of an earlier call (a stale cache)"
     if any(_same(got, each, context) for each in context.dout):
         yield "it is the incoming gradient, unchanged: the layer's own derivative is missing"
     for name, other in context.right.items():
@@ -119,15 +119,15 @@ def _as_a_whole(key: Any, got: Any, want: Any, context: Context) -> Iterator[str
             yield "it does not change with the batch: forward() keeps something of an earlier call (a stale cache)"
     for axes in _axes(got.ndim):
         if _same(np.flip(got, axes), want, context):
-            yield f"it is turned round along {_named(axes)}"
+            yield f"it is reversed along {_named(axes)}"
 
 
 def _swapped(name: str) -> str:
-    return f"it is the gradient by {name}: are gradients in the order of what they are by?"
+    return f"it is the gradient by {name}: are the gradients in the right order?"
 
 
 def _missing_transpose(got: Any, context: Context) -> Iterator[str]:
-    """A gradient by the input that is a product with the wrong one of W and its transpose."""
+    """Hints for a gradient by the input that uses W instead of its transpose, or the other way round."""
     for name, weight in context.params.items():
         if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
             for each in context.dout:
@@ -135,7 +135,7 @@ def _missing_transpose(got: Any, context: Context) -> Iterator[str]:
                     if _same(got, each @ weight, context):
                         yield f"it is dout @ {name}, and should be dout @ {name}.T: a transpose is missing"
                     if _same(got, each @ weight.T, context):
-                        yield f"it is dout @ {name}.T, and should be dout @ {name}: a transpose too many"
+                        yield f"it is dout @ {name}.T, and should be dout @ {name}: there is a transpose too many"
 
 
 def _factor(got: Any, want: Any, context: Context) -> Iterator[str]:
@@ -150,9 +150,9 @@ def _factor(got: Any, want: Any, context: Context) -> Iterator[str]:
         many = name.startswith("the batch") or " of all" in name or "number" in name
         if size > 1 and np.isclose(abs(factor), size, rtol=1e-5):
             why = "added twice?" if name == "2" else "is a mean over the batch forgotten?" if many else ""
-            yield f"it is {sign}{size:g} times too large{_by(name)}{': ' + why if why else ''}"
+            yield f"it is {sign}{size:g} times the right one{_by(name)}{': ' + why if why else ''}"
         if size > 1 and np.isclose(abs(factor), 1 / size, rtol=1e-5):
-            why = "is it divided once too often, as a mean for a sum?" if many else ""
+            why = "is it divided once too often, a mean instead of a sum?" if many else ""
             yield f"it is {sign}1/{size:g} of the right one{_by(name)}{': ' + why if why else ''}"
     if got.size > 1:
         yield f"it is {factor:.6g} times the right one"
@@ -176,7 +176,7 @@ def _in_parts(key: Any, got: Any, want: Any, context: Context) -> Iterator[str]:
     for axes in _axes(got.ndim):
         size = np.prod([got.shape[axis] for axis in axes])
         if size > 1 and _same(np.broadcast_to((got - want).mean(axes, keepdims=True), got.shape), got - want, context):
-            yield f"what is missing is the same all along {_named(axes)}: a term that is summed over it"
+            yield f"the difference is constant along {_named(axes)}: a term that is summed over it is missing"
     zero = wrong & (got == 0)
     if (zero == wrong).all():
         yield f"it is zero in {int(wrong.sum())} of {got.size} elements where it should not be"
@@ -186,7 +186,7 @@ def _in_parts(key: Any, got: Any, want: Any, context: Context) -> Iterator[str]:
 
 
 def _repeated(wrong: Any, context: Context) -> Iterator[str]:
-    """Rows that are looked up more than once, where the others are right."""
+    """A hint for rows that are looked up more than once, if only these are wrong."""
     for arg in context.args:
         if isinstance(arg, np.ndarray) and arg.dtype.kind in "iu" and arg.size and wrong.ndim:
             found, counts = np.unique(arg, return_counts=True)
@@ -194,6 +194,6 @@ def _repeated(wrong: Any, context: Context) -> Iterator[str]:
             rows = set(np.nonzero(wrong.reshape(len(wrong), -1).any(1))[0].tolist())
             if rows and rows <= often and often != set(range(len(wrong))):
                 yield (
-                    "it is wrong in the rows that are looked up more than once: `dW[i] += ...` adds only once for an"
-                    " index that is repeated, np.add.at(dW, i, ...) each time"
+                    "it is wrong in the rows that are looked up more than once: `dW[i] += ...` adds only once for a"
+                    " repeated index; np.add.at(dW, i, ...) adds each time"
                 )

@@ -1,4 +1,4 @@
-"""What a function on traced arrays sees in place of `numpy`, `math`, `float` and `import`."""
+"""The replacements of `numpy`, `math`, `float` and `import` for functions that run on traced arrays."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
 
 
 class _Function:
-    """A function of NumPy's, with arrays that can take traced values as results."""
+    """A NumPy function that returns traced arrays, into which traced values can be written."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -111,7 +111,7 @@ class _Maths:
 
 
 class _FloatType(type):
-    """`float`: as a dtype and in isinstance() the same, though float(x) of a traced value is traced."""
+    """`float`. It is the same as a dtype and in isinstance(), but float(x) of a traced value is traced."""
 
     dtype = np.dtype(float)
 
@@ -138,7 +138,7 @@ def _import(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def imitated(value: Any) -> Any:
-    """What stands in place of something of NumPy's or of `math`; else the value itself."""
+    """The replacement of a value of NumPy or `math`; for any other value, the value itself."""
     if isinstance(value, ModuleType):
         return _Namespace(value) if value.__name__.partition(".")[0] in ("numpy", "math") else value
     if value is builtins.float:
@@ -156,5 +156,5 @@ def imitated(value: Any) -> Any:
 
 
 def traced_world(array: Callable[[Any], Any]) -> World:
-    """A world whose arrays are traced ones, by `array`."""
+    """A world in which `array` makes a traced array of each array."""
     return World(array, imitated, {"float": _Float, "__import__": _import})

@@ -1,4 +1,4 @@
-"""The check of one layer by itself: its gradients, and what else is asked of `backward`."""
+"""The check of one layer by itself: its gradients, and the other requirements on `backward`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OURS = {
     "reference.py",
     "world.py",
     "recording.py",
-}  # files whose lines say nothing to the user
+}  # files of the check itself: tracebacks skip their lines
 
 
 class LayerCheck(Comparison):
-    """One layer, its call, and the gradient that comes into its `backward`."""
+    """The check of one layer, with its call and the incoming gradient of its `backward`."""
 
     def report(self) -> LayerReport:
         """Run all checks."""
@@ -56,7 +56,7 @@ class LayerCheck(Comparison):
     # -- gradients ----------------------------------------------------------------------------------------------------
 
     def _backward(self, run: Run) -> dict[Key, Any] | None:
-        """What `backward` gives and leaves, by argument and parameter; None if it raises."""
+        """The gradients from `backward`, by argument and parameter; None if it raises."""
         try:
             before = {name: np.array(param) for name, param in run.params().items()}
             dout = [np.array(each) for each in self.dout]
@@ -67,36 +67,34 @@ class LayerCheck(Comparison):
         odd = [kind_of(each) for each in dx.values() if np.asarray(each).dtype.hasobject]
         if odd:
             self.problems.append(
-                f"backward() gave a {odd[0]}, and should give an array: the gradient by the input, or a tuple of one for"
-                " each argument"
+                f"backward() returned a {odd[0]}: it must return an array, the gradient by the input, or a tuple with one"
+                " array for each argument"
             )
             return None
         changed = [name for name, param in run.params().items() if not np.array_equal(param, before[name])]
         if changed:
-            self.problems.append(
-                f"backward() changes parameters themselves, not only their gradients: {', '.join(changed)}"
-            )
+            self.problems.append(f"backward() changes parameters, not only their gradients: {', '.join(changed)}")
         return {i: np.asarray(each) for i, each in dx.items()} | run.grads()
 
-    # -- calls one after another --------------------------------------------------------------------------------------
+    # -- repeated calls -----------------------------------------------------------------------------------------------
 
     def _check_calls(self, got: dict[Key, Any]) -> None:
-        """What only shows when forward and backward are called more than once. `got` are the right gradients."""
+        """Find mistakes that show only in repeated calls of forward and backward. `got` are the right gradients."""
         try:
             self._check_other_batch(got)
             second, again = self._check_accumulation(got)
             self._check_zero_grad(second)
             self._check_forward(again)
         except Exception as error:
-            self.problems.append(f"when called a second time, the layer raised {_told(error)}")
+            self.problems.append(f"when it was called a second time, the layer raised {_told(error)}")
 
     def _differing(self, got: dict[Any, Any], want: dict[Any, Any]) -> list[str]:
         return [self.name(key) for key in want if not self.close(got.get(key), want[key])]
 
     def _unlike(self, found: dict[Key, Any], got: dict[Key, Any], later: Callable[[], Subject]) -> list[str]:
-        """Which gradients are not those of before, and not right for the layer as it is later either.
+        """The names of gradients that differ from the earlier ones, and are wrong for the later layer too.
 
-        It may carry a state from one call to the next, or draw other numbers.
+        The layer may keep a state between calls, or draw other random numbers.
         """
         wrong = self._differing(found, {key: got[key] for key in found if key in got})
         if not wrong:
@@ -106,7 +104,7 @@ class LayerCheck(Comparison):
         return self._differing(found, {key: want[key] for key in found if key in want and got.get(key) is not None})
 
     def _check_other_batch(self, got: dict[Key, Any]) -> None:
-        """forward of another batch, forward of this one, backward."""
+        """Run forward on another batch, forward on this one, then backward."""
         other = self.subject.other_args()
         run = self.subject.run()
         run.clear()
@@ -114,7 +112,7 @@ class LayerCheck(Comparison):
             run.forward(other)
         except Exception as error:
             self.notes.append(
-                f"whether it keeps something of an earlier batch is not tested: forward raised {_told(error)}"
+                f"the check for values kept from an earlier batch was skipped: forward raised {_told(error)}"
             )
             return
         run.forward()
@@ -125,14 +123,14 @@ class LayerCheck(Comparison):
             stale = [
                 name for name in wrong if any(self.name(k) == name and self.close(found.get(k), like[k]) for k in like)
             ]
-            hint = ": it is that of the other one" if stale else ""
+            hint = ", which is that of the other batch" if stale else ""
             self.problems.append(
-                "after forward of another batch and then of this one, backward gives a wrong gradient by"
+                "after forward on another batch and then on this one, backward returns a wrong gradient by"
                 f" {', '.join(wrong)}{hint}. forward() keeps something of an earlier call (a stale cache)"
             )
 
     def _check_accumulation(self, got: dict[Key, Any]) -> tuple[dict[Key, Any], Any]:
-        """Two rounds without zero_grad between them. Gives the second's own gradients, and forward's second output."""
+        """Run two rounds without zero_grad between them. Returns the second round's own gradients and output."""
         apart = self.subject.run()
         apart.clear()
         apart.forward()
@@ -144,7 +142,7 @@ class LayerCheck(Comparison):
         second = apart.grads()
         wrong = self._unlike(second, got, lambda: self.subject.after(self.subject.args, self.dout))
         if wrong:
-            self.problems.append(f"at its second call, backward() gives a wrong gradient by {', '.join(wrong)}")
+            self.problems.append(f"at its second call, backward() returns a wrong gradient by {', '.join(wrong)}")
             return second, again
         together = self.subject.run()
         together.clear()
@@ -156,7 +154,7 @@ class LayerCheck(Comparison):
             wrong = self._differing(both, second)
             if wrong:
                 self.problems.append(
-                    f"backward() does not overwrite the gradient by {', '.join(wrong)}, as accumulates=False says"
+                    f"with accumulates=False, backward() must overwrite gradients; it does not for {', '.join(wrong)}"
                 )
             return second, again
         added = {name: _added(first[name], second[name]) for name in second}
@@ -164,7 +162,7 @@ class LayerCheck(Comparison):
         if wrong:
             kept = [name for name in wrong if self.close(both[name], second[name])]
             how = (
-                "the second overwrites the first: write `dW += ...`, or, if that is intended, pass accumulates=False"
+                "the second overwrites the first. Write `dW += ...`; or pass accumulates=False, if this is intended"
                 if kept == wrong
                 else "they should add up"
             )
@@ -187,20 +185,20 @@ class LayerCheck(Comparison):
         run.backward(self.dout)
         wrong = self._differing(run.grads(), second)
         if wrong:
-            self.problems.append(f"after zero_grad(), backward() gives a wrong gradient by {', '.join(wrong)}")
+            self.problems.append(f"after zero_grad(), backward() returns a wrong gradient by {', '.join(wrong)}")
 
     def _check_forward(self, again: Any) -> None:
-        """forward after backward gives what forward after forward gives."""
+        """Check that forward after backward returns the same as forward after forward."""
         run = self.subject.run()
         run.forward()
         plain = outputs_of(run.forward())
         if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(plain, outputs_of(again), strict=True)):
             self.problems.append(
-                "forward() gives something else after backward(): backward() changes what forward() uses"
+                "forward() returns another output after backward(): backward() changes something that forward() uses"
             )
 
     def _check_alignment(self) -> None:
-        """Shapes and dtypes of parameters and gradients, in the dtypes that the layer has."""
+        """Check the dtypes of parameters and gradients, in a run with the layer's own dtypes."""
         run = self.subject.run(None)
         try:
             params = [param for _, param, _ in run.entries()]
@@ -209,12 +207,12 @@ class LayerCheck(Comparison):
             output = outputs_of(run.forward(args))
             run.backward([each.astype(o.dtype) for each, o in zip(self.dout, output, strict=True)])
         except Exception as error:
-            self.problems.append(f"in the dtypes that it has, the layer raised {_told(error)}")
+            self.problems.append(f"in a run with its own dtypes, the layer raised {_told(error)}")
             return
         for name, param, grad in run.entries():
             if name in self.subject.names and grad is not None and np.shape(grad) == param.shape:
                 if np.asarray(grad).dtype != param.dtype:
-                    self.problems.append(f"{name} is {param.dtype} and its gradient {np.asarray(grad).dtype}")
+                    self.problems.append(f"{name} is {param.dtype}, and its gradient is {np.asarray(grad).dtype}")
 
 
 def _added(one: Any, other: Any) -> Any:
@@ -222,7 +220,7 @@ def _added(one: Any, other: Any) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """An exception with the line of the user's code that raised it."""
+    """The text of an exception, with the line of the user's code that raised it."""
     text = f"{type(error).__name__}: {str(error).strip() or 'without a message'}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name not in _OURS]
     return f"{text} (line {frames[-1].lineno} of {frames[-1].filename}, in {frames[-1].name})" if frames else text

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 
 class Module:
-    """Base of the NumPy layers: `forward` caches what `backward` needs, `backward` adds to the gradients.
+    """Base of the NumPy layers. `forward` caches what `backward` needs; `backward` adds to the gradients.
 
     A layer of your own writes `forward` and `backward`, and, if it has parameters, `parameters` and `grads`.
 
@@ -45,7 +45,7 @@ class Module:
         return []
 
     def grads(self) -> list[NDArray[Any]]:
-        """The gradients' arrays themselves, aligned with `parameters()`."""
+        """The gradient arrays themselves, aligned with `parameters()`."""
         return []
 
     def zero_grad(self) -> None:
@@ -55,15 +55,15 @@ class Module:
 
     def forward(self, x: Any) -> Any:
         """Compute the output. Subclasses write this."""
-        raise NotImplementedError(f"{type(self).__name__} has no `forward`: write one, its calls go there")
+        raise NotImplementedError(f"{type(self).__name__} has no `forward`: write one; a call of the layer runs it")
 
     def backward(self, dout: Any) -> Any:
-        """Add to the gradients, and give the loss's gradient by the input. Subclasses write this.
+        """Add to the gradients, and return the loss's gradient by the input. Subclasses write this.
 
         Args:
-            dout: the loss's gradient by the output of the last `forward`, of its shape.
+            dout: the loss's gradient by the output of the last `forward`, of the output's shape.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no `backward`: write one that gives dx from dout")
+        raise NotImplementedError(f"{type(self).__name__} has no `backward`: write one that takes dout and returns dx")
 
     def __call__(self, x: Any) -> Any:
         return self.forward(x)
@@ -72,23 +72,23 @@ class Module:
         return f"{type(self).__name__}()"
 
     def _cached(self) -> NDArray[Any]:
-        """What `forward` kept."""
+        """The cache of the last `forward`."""
         if self._cache is None:
             raise RuntimeError(
-                f"{type(self).__name__}.backward() was called before forward(): call the layer on a batch first,"
-                " backward needs what that call keeps"
+                f"{type(self).__name__}.backward() was called before forward(): call the layer on a batch first, since"
+                " backward needs the cache of that call"
             )
         return self._cache
 
 
 def floating(x: ArrayLike) -> NDArray[Any]:
-    """`x` as a floating array; whole numbers become float32."""
+    """`x` as a floating array. Integers become float32."""
     array = np.asarray(x)
     return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float32)
 
 
 def _incoming(layer: Module, dout: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """The gradient that comes into `backward`, of the shape of the output."""
+    """The incoming gradient of `backward`. Raises unless it has the shape of the output."""
     array = np.asarray(dout, dtype=dtype)
     if array.shape != shape:
         raise ValueError(
@@ -102,14 +102,14 @@ class Linear(Module):
     """y = x W^T + b, and dW += dout^T x, db += sum of dout over the batch, dx = dout W.
 
     Args:
-        in_features: size of the input's last axis.
-        out_features: size of the output's last axis.
-        bias: whether to add b.
-        rng: a `numpy.random.Generator`, or a seed for one, for the initial values; without it they differ at each run.
-        dtype: of the parameters, floating; inputs are converted to it.
+        in_features: the size of the input's last axis.
+        out_features: the size of the output's last axis.
+        bias: True adds b.
+        rng: a `numpy.random.Generator`, or a seed for one, for the initial values. By default they differ at each run.
+        dtype: the dtype of the parameters, floating. Inputs are converted to it.
 
-    Shapes: input `(*, in_features)`, output `(*, out_features)`; `W` and `dW` are `(out_features, in_features)`, `b`
-    and `db` are `(out_features,)` (None with `bias=False`). W and b are from U(-k, k), k = 1 / sqrt(in_features).
+    Shapes: input `(*, in_features)`, output `(*, out_features)`. `W` and `dW` are `(out_features, in_features)`, `b` and
+    `db` are `(out_features,)` (None with `bias=False`). W and b are drawn from U(-k, k) with k = 1 / sqrt(in_features).
 
     Raises:
         ValueError: if a size is negative; if an input's last axis is not `in_features`, or `dout` has another shape
@@ -253,7 +253,7 @@ class Sigmoid(Module):
 
 
 class Flatten(Module):
-    """Makes all axes but the first (the batch) one.
+    """Merges all axes after the first (the batch) into one.
 
     Shapes: input `(N, d1, ...)`, output `(N, d1 * ...)`.
 
@@ -280,14 +280,14 @@ class Flatten(Module):
 
 
 class Sequential(Module):
-    """Calls modules one after another, and their `backward` from the last to the first.
+    """Calls modules one after another, and their `backward` in reverse order.
 
     Args:
-        *modules: the modules, each only once: a layer caches the input of one call, so it has one place.
+        *modules: the modules, each only once, since a layer caches the input of one call.
 
     Raises:
         TypeError: if something is not a module.
-        ValueError: if a module is there twice.
+        ValueError: if a module occurs twice.
 
     Example:
         >>> net = Sequential(Linear(4, 8, rng=0), ReLU(), Linear(8, 3, rng=1))
@@ -305,8 +305,8 @@ class Sequential(Module):
         for i, module in enumerate(inside):
             if any(module is other for other in inside[:i]):
                 raise ValueError(
-                    f"{module!r} is twice in this Sequential: a layer caches the input of its last call, so its first"
-                    " place would get a wrong gradient. Make another layer, or use minitorch_jax.nn, which ties them."
+                    f"{module!r} occurs twice in this Sequential. A layer caches the input of its last call only, so its"
+                    " gradient would be wrong. Make another layer, or use minitorch_jax.nn, which can tie layers."
                 )
         self.modules = modules
 
@@ -345,7 +345,7 @@ class Sequential(Module):
 
 
 def _tree(module: Module) -> Iterator[Module]:
-    """A module and all below it."""
+    """A module and all modules inside it."""
     yield module
     if isinstance(module, Sequential):
         for child in module.modules:

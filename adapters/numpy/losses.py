@@ -1,4 +1,4 @@
-"""Losses in NumPy: `forward(output, target)` gives a float, `backward()` its gradient by the output."""
+"""Losses in NumPy. `forward(output, target)` returns a float; `backward()` returns its gradient by the output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .layers import floating
 
 
 class _Loss:
-    """What the losses share: `forward` caches the gradient's parts, `backward` gives it."""
+    """Base of the losses. `forward` caches what the gradient needs; `backward` returns the gradient."""
 
     _cache: tuple[NDArray[Any], NDArray[Any]] | None = None
 
@@ -30,7 +30,7 @@ class _Loss:
 class SoftmaxCrossEntropy(_Loss):
     """The cross-entropy between unnormalised scores and classes, averaged over the batch, without overflow.
 
-    `forward(scores, classes)` gives the loss, a float; `backward()` its gradient by the scores, `(N, C)`:
+    `forward(scores, classes)` returns the loss, a float. `backward()` returns its gradient by the scores, `(N, C)`:
     (softmax(scores) - one-hot(classes)) / N.
 
     Args:
@@ -56,16 +56,16 @@ class SoftmaxCrossEntropy(_Loss):
             raise ValueError(f"scores must have shape (N, C), with N >= 1 and C >= 1; got {scores.shape}")
         if classes.shape != scores.shape[:1]:
             raise ValueError(
-                f"classes must have shape {scores.shape[:1]}, one number for each row of scores; got {classes.shape}"
+                f"classes must have shape {scores.shape[:1]}, one class for each row of scores; got {classes.shape}"
             )
         if not np.issubdtype(classes.dtype, np.integer):
-            raise TypeError(f"classes must be class numbers, integers; got {classes.dtype}")
+            raise TypeError(f"classes must be integers; got {classes.dtype}")
         if classes.min() < 0 or classes.max() >= scores.shape[1]:
             raise ValueError(
-                f"classes must be from 0 to {scores.shape[1] - 1}, for {scores.shape[1]} scores; got numbers from"
+                f"classes must be from 0 to {scores.shape[1] - 1}, for {scores.shape[1]} scores; got classes from"
                 f" {classes.min()} to {classes.max()}"
             )
-        shifted = scores - scores.max(1, keepdims=True)  # exp of it is at most 1
+        shifted = scores - scores.max(1, keepdims=True)  # its exp is at most 1
         log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         self._cache = log_p, classes
         return float(-log_p[np.arange(len(classes)), classes].mean())
@@ -82,7 +82,7 @@ class SoftmaxCrossEntropy(_Loss):
 class MeanSquaredError(_Loss):
     """The squared difference, averaged over all elements.
 
-    `forward(predictions, targets)` gives the loss, a float; `backward()` its gradient by the predictions:
+    `forward(predictions, targets)` returns the loss, a float. `backward()` returns its gradient by the predictions:
     2 (predictions - targets) / number of elements.
 
     Args:
@@ -112,7 +112,7 @@ class MeanSquaredError(_Loss):
         return float(np.square(predictions - targets).mean())
 
     def backward(self) -> NDArray[Any]:
-        """The gradient of the last `forward`'s loss by its predictions, of their shape."""
+        """The gradient of the last `forward`'s loss by its predictions, of the same shape."""
         predictions, targets = self._cached()
         dpredictions: NDArray[Any] = (predictions - targets) * (2 / predictions.size)
         return dpredictions

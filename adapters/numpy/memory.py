@@ -1,4 +1,4 @@
-"""Values that NumPy arrays and their views share, traced by JAX or not."""
+"""The values that a NumPy array and its views share. JAX may trace them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 
 class Untraceable(TypeError):
-    """Something was asked of a traced array that only a NumPy array can do."""
+    """A traced array cannot do this; only a NumPy array can."""
 
 
 class Memory:
-    """The values that an array and all views of it share: a NumPy array, or a traced one."""
+    """The values that an array and all its views share: a NumPy array, or a traced array."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
         self._places: NDArray[np.int64] | None = None
 
     def places(self) -> NDArray[np.int64]:
-        """The place of each value in the order of memory."""
+        """The position of each value in memory."""
         if self._places is None:
             self._places = np.arange(self.value.size).reshape(self.value.shape)
         return self._places
@@ -34,24 +34,24 @@ def is_tracer(value: Any) -> bool:
 
 
 def known(value: Any) -> NDArray[Any]:
-    """The numbers that a traced value has now: for what is piecewise constant in them, and so has no derivative."""
+    """The current numbers of a traced value. Use it only for piecewise constant functions, which have no derivative."""
     if is_tracer(value):
         value = jax.lax.stop_gradient(value)
     if is_tracer(value):
-        raise Untraceable("the numbers behind a traced value are not known")
+        raise Untraceable("the numbers of a traced value are not known")
     return np.asarray(value)
 
 
 def widened(dtype: Any) -> Any:
-    """The dtype that an array of `dtype` has here: float64 for all floating ones."""
+    """The dtype used here for an array of `dtype`: float64 for every floating dtype."""
     return np.float64 if np.issubdtype(dtype, np.floating) else np.dtype(dtype)
 
 
 class Held:
-    """Some of a memory's values: `places` says where they are, None for all of them, as they are.
+    """Some of a memory's values. `places` holds their positions; None means all of them, in order.
 
-    What only moves elements (indexing, reshape, transpose, windows, …) is done by NumPy on the places, which tells copies
-    from views as NumPy does.
+    Operations that only move elements (indexing, reshape, transpose, windows, …) run in NumPy, on the positions. So copies
+    and views are told apart as in NumPy.
     """
 
     __slots__ = ("memory", "places")
@@ -75,18 +75,18 @@ class Held:
         return np.dtype(self.memory.value.dtype)
 
     def _axes(self) -> tuple[int, ...] | None:
-        """If this is all of the memory, with axes in another order or of other sizes: the order of memory."""
+        """The axes in the order of memory, if this is all of the memory with transposed or reshaped axes; else None."""
         places = self.places
         if places is None or places.size != self.memory.value.size or not places.size:
             return None
-        if not np.may_share_memory(places, self.memory.places()):  # picked by numbers, in any order
+        if not np.may_share_memory(places, self.memory.places()):  # selected by an index array, in any order
             return None
         axes = tuple(sorted(range(places.ndim), key=lambda axis: -places.strides[axis]))
         return axes if places.transpose(axes).flags.c_contiguous else None
 
     @property
     def value(self) -> Any:
-        """The values: a NumPy array, or a traced one."""
+        """The values: a NumPy array, or a traced array."""
         whole, places = self.memory.value, self.places
         if places is None:
             return whole
@@ -98,10 +98,10 @@ class Held:
         return whole if axes == tuple(range(len(axes))) else whole.transpose(np.argsort(axes))
 
     def write(self, new: Any) -> None:
-        """Put new values, of this shape or such as broadcast to it, in the memory."""
+        """Write new values to the memory. They have this shape, or broadcast to it."""
         whole = self.memory.value
         if is_tracer(new) and not np.issubdtype(self.dtype, np.floating):
-            raise Untraceable(f"a traced value was assigned to an array of {self.dtype}")
+            raise Untraceable(f"a traced value was assigned to an array of dtype {self.dtype}")
         if not is_tracer(new) and not is_tracer(whole):
             flat: Any = np.array(whole).reshape(-1)
             flat[self.where()] = new
@@ -118,11 +118,11 @@ class Held:
         self.memory.value = flat if flat.shape == whole.shape else flat.reshape(whole.shape)
 
     def where(self) -> NDArray[np.int64]:
-        """The place of each element."""
+        """The position of each element in memory."""
         return self.memory.places() if self.places is None else self.places
 
     def moved(self, move: Callable[[Any], Any]) -> Any:
-        """What `move` makes of the places: views share the memory, all else is a copy. Lists and tuples of arrays too."""
+        """Apply `move` to the positions. A view shares the memory; anything else is a copy. `move` may return a list."""
         mine = self.memory.places()
         found = move(self.where())
 

@@ -1,4 +1,4 @@
-"""What the user's networks are made of: objects with attributes, lists, tuples and dicts, to any depth."""
+"""The parts of the user's networks: objects with attributes, lists, tuples and dicts, to any depth."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minitorch_jax.state.walk import join
 
 _LIBRARIES = {"numpy", "scipy", "jax", "jaxlib", "numba", "cupy", "torch", "tensorflow", "pandas", "sklearn"}
 _LIBRARIES |= {"matplotlib", "mpl_toolkits", "PIL", "tqdm", "h5py", "gymnasium", "gym", "wandb"}
-_HOLDERS = SimpleNamespace, UserDict, UserList  # Python's own, with attributes as the user's objects have them
+_HOLDERS = SimpleNamespace, UserDict, UserList  # Python's own classes with attributes
 
 
 def is_users(module_name: Any) -> bool:
-    """Whether code of this module is the user's: of no library that we know, though of our own NumPy layers."""
+    """True if this module is the user's code: not of a library that we know. Our own NumPy layers count as the user's."""
     name = module_name if isinstance(module_name, str) else ""
     top = name.partition(".")[0]
     if top == "minitorch_jax":
@@ -31,24 +31,24 @@ def is_users(module_name: Any) -> bool:
 
 @cache
 def _is_pythons(top: str) -> bool:
-    """Whether a module with the name of one of Python's own is that: it has no file, or one in Python's folder."""
+    """True if a module with the name of a standard module is that module: its file is in Python's folder, if it has one."""
     file = getattr(sys.modules.get(top), "__file__", None)
     return file is None or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def is_object(value: Any) -> bool:
-    """Whether a value is an object of one of the user's classes, or a namespace (no class, function or module)."""
+    """True if a value is an object of a user's class, or a namespace, and not a class, function or module."""
     users = is_users(type(value).__module__) or isinstance(value, _HOLDERS)
     return users and not isinstance(value, type) and not callable_alone(value)
 
 
 def callable_alone(value: Any) -> bool:
-    """Whether a value is a function, of whatever kind: it has no attributes to look into."""
+    """True if a value is a function of any kind, without attributes to search."""
     return isinstance(value, np.ufunc) or type(value).__name__ in ("function", "builtin_function_or_method", "method")
 
 
 def slots_of(cls: type) -> Iterator[str]:
-    """The names in `__slots__` of a class and its bases, as attributes."""
+    """The attribute names in `__slots__` of a class and its bases."""
     for base in cls.__mro__:
         slots = vars(base).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -58,7 +58,7 @@ def slots_of(cls: type) -> Iterator[str]:
 
 
 def attributes_of(obj: Any) -> dict[str, Any]:
-    """An object's own attributes, in the order in which they were made; then its classes', without methods and the like."""
+    """An object's own attributes in order of creation, then those of its classes, without methods and descriptors."""
     found = {name: getattr(obj, name) for name in slots_of(type(obj)) if hasattr(obj, name)}
     found |= getattr(obj, "__dict__", {})
     for cls in type(obj).__mro__[:-1]:
@@ -69,7 +69,7 @@ def attributes_of(obj: Any) -> dict[str, Any]:
 
 
 def attribute(obj: Any, name: str) -> Any:
-    """An attribute, or None: a class may have a `__getattr__` that raises errors of any kind."""
+    """An attribute, or None if reading it raises. A user's `__getattr__` may raise any error."""
     try:
         return getattr(obj, name)
     except Exception:
@@ -77,7 +77,7 @@ def attribute(obj: Any, name: str) -> Any:
 
 
 def items_of(value: Any) -> dict[Any, Any]:
-    """What is in a list, tuple, deque, dict or array of objects, by index or key."""
+    """The items of a list, tuple, deque, dict or array of objects, by index or key."""
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, list | tuple | deque) or (
@@ -88,26 +88,26 @@ def items_of(value: Any) -> dict[Any, Any]:
 
 
 def parts_of(value: Any) -> dict[str, Any]:
-    """What a value holds, by name: attributes of an object, items of a container."""
+    """The parts of a value, by name: the attributes of an object, and the items of a container."""
     found = {str(key): item for key, item in items_of(value).items()}
     return found | attributes_of(value) if is_object(value) else found
 
 
 def walk(root: Any, enter: Callable[[str, Any], bool]) -> None:
-    """Call `enter` with path and value for all that `root` holds, each object once; go on inside where it says True."""
+    """Call `enter(path, value)` for each object that `root` holds, once. The walk enters an object if it returns True."""
     seen: dict[int, Any] = {}
     waiting = [("", root)]
     while waiting:
         path, value = waiting.pop()
         if id(value) in seen:
             continue
-        seen[id(value)] = value  # kept, so that no other gets its id
+        seen[id(value)] = value  # kept alive, so that no new object gets its id
         if enter(path, value):
             waiting += [(join(path, name), part) for name, part in reversed(parts_of(value).items())]
 
 
 def held_by(root: Any) -> set[int]:
-    """The identities of an object and all that it holds."""
+    """The ids of an object and of everything that it holds."""
     found: set[int] = set()
 
     def enter(_: str, value: Any) -> bool:
@@ -119,15 +119,13 @@ def held_by(root: Any) -> set[int]:
 
 
 def is_floating(value: Any) -> bool:
-    """Whether a value is an array that can be trained."""
+    """True if a value is a floating NumPy array, which can be trained."""
     return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
 
 
 def describe(value: Any) -> str:
-    """`float32[3,4]`, or what else it is."""
-    if not isinstance(value, np.ndarray):
-        return type(value).__name__
-    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    """`float32[3, 4]` for an array, otherwise the name of the type."""
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def listing(problems: list[str]) -> str:

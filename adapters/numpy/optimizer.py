@@ -9,11 +9,11 @@ from typing import Any
 class Optimizer:
     """Plain SGD, `p -= lr * grad`, in place in the modules' own arrays.
 
-    `minitorch_jax.Optimizer` and all of `minitorch_jax.optim` take NumPy modules too.
+    `minitorch_jax.Optimizer` and all optimizers of `minitorch_jax.optim` take NumPy modules too.
 
     Args:
-        modules: a list of objects with `parameters()` and `grads()`, aligned lists of arrays.
-        lr: learning rate.
+        modules: a list of objects with `parameters()` and `grads()`, which return aligned lists of arrays.
+        lr: the learning rate.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Which arrays of a network are parameters, and where their gradients are: `W` beside `dW`, or lists of both."""
+"""Finding the parameters of a network and their gradients: `W` beside `dW`, or lists of both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONTAINERS = {"params": ("grads", "gradients"), "parameters": ("grads", "gradie
 
 @cache
 def gradient_names(name: str) -> tuple[str, ...]:
-    """The names under which a gradient is looked for: of `_W`, or a private `__W`, also with the underscores in front."""
+    """The names that a gradient may have. For `_W` or a private `__W`, they may start with the underscores too."""
     bare = name.rpartition("__")[2].lstrip("_")
     front = name.removesuffix(bare)
     own = [f"{front}d{bare}", f"{front}d_{bare}", f"{front}grad_{bare}", f"{name}_grad"]
@@ -28,13 +28,13 @@ def gradient_names(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an array is kept, and looked up each time: an attribute of an object, or an item of a container in one."""
+    """The place of an array, which is looked up each time: an attribute of an object, or an item of a container in one."""
 
     owner: Any
     keys: tuple[Any, ...]
 
     def get(self) -> Any:
-        """What is there; None if there is nothing."""
+        """The value at this place; None if there is none."""
         value = self.owner
         for key in self.keys:
             items = items_of(value)
@@ -42,7 +42,7 @@ class Place:
         return value
 
     def missing(self) -> Any:
-        """The container on the way that has other items and not this one; None if there is none such."""
+        """The first container on the path that lacks the item but has others; None if there is none."""
         for i in range(1, len(self.keys)):
             holder, key = Place(self.owner, self.keys[:i]).get(), self.keys[i]
             if (items := items_of(holder)) and key not in items:
@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pair:
-    """A parameter and its gradient; one without a gradient is frozen."""
+    """A parameter and its gradient. A parameter without a gradient is frozen."""
 
     path: str
     place: Place
@@ -72,7 +72,7 @@ class Pair:
 
     @property
     def collects(self) -> bool:
-        """Whether it is an item of a collection, which may hold what others have, too."""
+        """True for an item of a collection, which may also hold arrays of other objects."""
         return len(self.place.keys) > 1
 
     @property
@@ -80,7 +80,7 @@ class Pair:
         return self.gradient is None
 
     def named(self) -> Iterator[tuple[str, Any, Any]]:
-        """Path, array and gradient; of a frozen array, its path for a gradient."""
+        """The path, array and gradient. The gradient of a frozen array is its path."""
         yield self.path, self.place.get(), self.path if self.gradient is None else self.gradient.get()
 
 
@@ -94,17 +94,17 @@ class Listed:
     frozen = False
 
     def arrays(self) -> tuple[list[Any], list[Any]]:
-        """Its parameters and gradients, as many of each."""
+        """Its parameters and gradients. Raises if their numbers differ."""
         params, grads = list(self.owner.parameters()), list(self.owner.grads())
         if len(params) != len(grads):
             raise ValueError(
-                f"{self.path or type(self.owner).__name__}: parameters() gives {len(params)} arrays and grads()"
+                f"{self.path or type(self.owner).__name__}: parameters() returns {len(params)} arrays and grads() returns"
                 f" {len(grads)}: they must be aligned"
             )
         return params, grads
 
     def named(self) -> Iterator[tuple[str, Any, Any]]:
-        """Path, parameter and gradient: by the names of the attributes, where these are the arrays' own."""
+        """The path, parameter and gradient of each. An array that is an attribute has the attribute's name."""
         params, grads = self.arrays()
         names: dict[int, str] = {}
         walk(self.owner, lambda path, value: names.setdefault(id(value), path) is not None)
@@ -114,16 +114,16 @@ class Listed:
 
 @dataclass
 class Scan:
-    """What a look through a network found."""
+    """The result of a search through a network."""
 
     gradients: Mapping[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     sources: list[Pair | Listed] = field(default_factory=list)
-    lonely: dict[str, Any] = field(default_factory=dict)  # arrays for which there is no gradient, by path
+    lonely: dict[str, Any] = field(default_factory=dict)  # arrays without a gradient, by path
     problems: list[str] = field(default_factory=list)
-    used: set[str] = field(default_factory=set)  # which names and patterns meant something
-    consumed: set[int] = field(default_factory=set)  # containers that have been looked into
+    used: set[str] = field(default_factory=set)  # the names and patterns that matched
+    consumed: set[int] = field(default_factory=set)  # containers that were searched already
 
     def look(self, network: Any) -> Scan:
         walk(network, self._enter)
@@ -141,7 +141,7 @@ class Scan:
             self.sources.append(Listed(path, value))
         elif isinstance(value, set | frozenset) and any(map(is_object, value)):
             where = path or "the network"
-            self.problems.append(f"{where} is a set, which has no order: make it a list, or name it in `ignored`")
+            self.problems.append(f"{where} is a set, which has no order: use a list, or name it in `ignored`")
         elif items or is_object(value):
             named = {key: item for key, item in items.items() if isinstance(key, str)}
             self._scope(path, value, named | attributes_of(value) if is_object(value) else named)
@@ -171,18 +171,18 @@ class Scan:
                 if len(names) > 1:
                     listed = " and ".join(names)
                     self.problems.append(
-                        f"{where}: {listed} may be its gradient: say which, gradients={{{name!r}: ...}}"
+                        f"{where} has several possible gradients, {listed}: select one, gradients={{{name!r}: ...}}"
                     )
                 self._pair(where, value, place, Place(owner, (names[0],)))
                 self.consumed.add(id(value))
             elif names and _is_numeric(value) and not self._matches(self.frozen, where):
                 self.problems.append(
-                    f"{where} is {describe(value)} beside {names[0]}, and only floating NumPy arrays are updated in place:"
-                    " make it one, or, if it is no parameter, name it in `frozen`"
+                    f"{where} is {describe(value)} beside {names[0]}, and only floating NumPy arrays can be updated in"
+                    " place: make it such an array. If it is not a parameter, name it in `frozen`"
                 )
 
     def _names(self, path: str, name: str, items: dict[str, Any]) -> list[str]:
-        """Under which of its names the gradient of `name` is there, or is said to be."""
+        """The names under which the gradient of `name` exists, or the name that the caller passed."""
         for key in (join(path, name), name):
             if key in self.gradients:
                 self.used.add(key)
@@ -223,12 +223,12 @@ class Scan:
         return bool(found)
 
     def unused(self) -> list[str]:
-        """The names and patterns of the caller that meant nothing."""
+        """The caller's names and patterns that matched nothing."""
         return [name for name in (*self.gradients, *self.frozen) if name not in self.used]
 
 
 def has_lists(value: Any) -> bool:
-    """Whether an object gives its own lists."""
+    """True if an object has `parameters()` and `grads()`."""
     return all(callable(attribute(value, name)) for name in ("parameters", "grads"))
 
 
@@ -237,13 +237,13 @@ def patterns(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _holds_arrays(value: Any) -> bool:
-    """Whether a container has arrays in it, and nothing else."""
+    """True if a container holds arrays, and nothing else."""
     items = [item for item in items_of(value).values() if item is not None]
     return bool(items) and all(is_floating(item) or _holds_arrays(item) for item in items)
 
 
 def _is_numeric(value: Any) -> bool:
-    """Whether a value is a floating number, an array of whatever kind, or a container of such, and integers."""
+    """True for a floating number, an array of any kind, or a container of these and integers."""
     if items := items_of(value).values():
         return any(map(_is_numeric, items)) and all(isinstance(item, int) or _is_numeric(item) for item in items)
     return isinstance(value, float) or hasattr(type(value), "__array__")

@@ -1,4 +1,4 @@
-"""Runs of a whole network: with what each layer is called, and what gradient comes into its backward."""
+"""Runs of a whole network, which record the arguments of each layer and the incoming gradient of its backward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .world import Copies, World, wide_world
 
 @dataclass
 class Call:
-    """One call of one layer: its arguments, its outputs, and the layers whose calls it is part of."""
+    """A call of a layer: its arguments, its outputs, and the layers whose calls it is inside of."""
 
     path: str
     method: str
@@ -34,7 +34,7 @@ class Call:
 
 
 class Chain:
-    """A list of layers as one network, which runs them one after another, and backwards."""
+    """A list of layers as one network. It runs them one after another, and their backward in reverse order."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers, self.methods = layers, [method_of(layer) for layer in layers]
@@ -45,7 +45,7 @@ class Chain:
         return x
 
     def backward(self, dout: Any) -> Any:
-        """The gradient by the input; None from the first layer on that gives none."""
+        """The gradient by the input. None if any layer returns none."""
         for layer in reversed(self.layers):
             if dout is not None:
                 given = list(dout) if isinstance(dout, tuple | list) else [dout]
@@ -54,14 +54,14 @@ class Chain:
 
 
 def method_of(layer: Any) -> str:
-    """How a layer is called: by `forward`, or by a `__call__` that runs it, and may keep what backward needs."""
+    """The method that calls a layer: `forward`, or a `__call__` that runs it and may keep what backward needs."""
     code = getattr(type(layer).__call__, "__code__", None)
     runs_forward = code is not None and "forward" in code.co_names
     return "forward" if callable(attribute(layer, "forward")) and not runs_forward else "__call__"
 
 
 def layers_of(network: Any) -> dict[str, Any]:
-    """The objects that have a backward and a forward, by path."""
+    """The objects with a backward and a forward, by path."""
     found: dict[str, Any] = {}
 
     def enter(path: str, value: Any) -> bool:
@@ -75,15 +75,15 @@ def layers_of(network: Any) -> dict[str, Any]:
 
 
 def hook(world: World, layers: dict[str, Any], around: Callable[..., Any]) -> None:
-    """Have calls of the layers' copies go through `around(path, method, call, args, kwargs)`."""
+    """Route calls of the layers' copies through `around(path, method, call, args, kwargs)`."""
     paths: dict[int, str] = {}
     active: set[int] = set()
     for path, layer in layers.items():
         copied = world.of(layer)
         if copied is layer:
             raise TypeError(
-                f"{path or 'the network'}: a {type(layer).__name__} cannot be copied, since its class is made by"
-                f" {type(type(layer)).__name__} or derives from a class of a library; the check runs on copies only"
+                f"{path or 'the network'}: a {type(layer).__name__} cannot be copied, since its class has the metaclass"
+                f" {type(type(layer)).__name__} or derives from a library's class; the check runs on copies only"
             )
         paths[id(copied)] = path
         for name in ("forward", "__call__"):
@@ -91,7 +91,7 @@ def hook(world: World, layers: dict[str, Any], around: Callable[..., Any]) -> No
                 method = _hooked(getattr(type(copied), name), name, paths, active, around)
                 type.__setattr__(type(copied), name, method)
         own = getattr(copied, "__dict__", {}).get("forward")
-        if callable(own):  # the object's own, not its class's
+        if callable(own):  # an attribute of the object, not of its class
             method = _hooked(lambda self, *args, own=own, **kw: own(*args, **kw), "forward", paths, active, around)
             vars(copied)["forward"] = MethodType(method, copied)
 
@@ -113,7 +113,7 @@ def _hooked(original: Any, name: str, paths: dict[int, str], active: set[int], a
 def record(
     network: Any, layers: dict[str, Any], inputs: Sequence[Any], settings: Settings
 ) -> tuple[list[Call], list[Any]]:
-    """Run a copy of the network in float64. Gives the calls of its layers, inner ones first, and its outputs."""
+    """Run a copy of the network in float64. Returns the calls of its layers, inner ones first, and its outputs."""
     settings.draws.reset()
     world = wide_world()
     calls: list[Call] = []
@@ -138,15 +138,15 @@ def _numbers(path: str, layer: Any, output: Any) -> list[Any]:
     found = list(output) if isinstance(output, tuple | list) else [output]
     if any(each is None or isinstance(each, tuple | dict) for each in found):
         raise TypeError(
-            f"{path or kind_of(layer)}: forward() gave {', '.join(map(kind_of, found))}, and the check takes an array, or a"
-            " tuple of arrays: what backward() needs is kept in attributes"
+            f"{path or kind_of(layer)}: forward() must return an array, or a tuple of arrays; got"
+            f" {', '.join(map(kind_of, found))}. Keep what backward() needs in attributes."
         )
     return [np.array(each) for each in found]
 
 
 def _copied(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
-        return World(Copies()).of(value)  # it may be changed after the call
+        return World(Copies()).of(value)  # the value may change after the call
     return np.array(value, np.float64) if is_floating(value) else np.array(value)
 
 
@@ -160,7 +160,7 @@ def incoming(
 ) -> list[list[Any]] | None:
     """The gradient by the outputs of each call; None if JAX cannot trace the network.
 
-    Zeros are added to the outputs of each call: the gradient by them is what would come into its backward.
+    Zeros are added to the outputs of each call. The gradient by these zeros is the incoming gradient of its backward.
     """
     settings.draws.reset()
 
@@ -186,5 +186,5 @@ def incoming(
             zeros = [[jnp.zeros(each.shape) for each in made.outputs] for made in calls]
             found = jax.vjp(f, zeros)[1]([jnp.asarray(each, jnp.float64) for each in dout])[0]
             return [[np.asarray(each) for each in mine] for mine in found]
-    except Exception:  # whatever the user's code does with values that are no NumPy arrays
+    except Exception:  # the user's code may raise anything for values that are not NumPy arrays
         return None

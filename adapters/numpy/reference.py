@@ -1,4 +1,4 @@
-"""The right gradients of a layer: `jax.grad` of its own forward, run on traced values, or finite differences."""
+"""The right gradients of a layer: `jax.grad` of its own forward on traced values, or finite differences."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .memory import widened
 from .subject import Key, Subject, outputs_of
 from .traced import Traced
 
-_MOST = 400  # elements of an array that finite differences are taken by
+_MOST = 400  # finite differences are taken for at most so many elements of an array
 
 
 @dataclass
 class Reference:
-    """The right gradients; NaN where none was computed."""
+    """The right gradients, with NaN for elements that were not computed."""
 
     grads: dict[Key, Any]
     how: str
-    rough: bool = False  # whether NumPy's forward rounds to fewer bits than this does
+    rough: bool = False  # True if NumPy's forward rounds to fewer bits than JAX's
 
     @property
     def by_jax(self) -> bool:
@@ -35,7 +35,7 @@ class Reference:
 
 @contextmanager
 def exactly() -> Iterator[None]:
-    """JAX in float64, on the CPU, without the switches by which its users are warned of what NumPy allows."""
+    """JAX in float64 on the CPU, with the checks off that forbid what NumPy allows."""
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
@@ -43,18 +43,18 @@ def exactly() -> Iterator[None]:
         stack.enter_context(jax.debug_nans(False))
         stack.enter_context(jax.debug_infs(False))
         stack.enter_context(jax.transfer_guard("allow"))
-        with suppress(RuntimeError):  # where JAX has no CPU
+        with suppress(RuntimeError):  # JAX may have no CPU
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         yield
 
 
 def constant(array: Any) -> Traced:
-    """An array of the user's as a constant for traced code."""
+    """The user's array as a constant for traced code."""
     return Traced(np.array(array, widened(array.dtype)))
 
 
 def array_maker(tracers: Sequence[tuple[Any, Any]]) -> Callable[[Any], Traced]:
-    """Makes traced arrays: of those that have a tracer, or share memory with one that has, traced values."""
+    """A function that makes traced arrays. An array with a tracer, or one that shares its memory, gets traced values."""
     by_id = {id(array): (array, tracer) for array, tracer in tracers}
 
     def make(array: Any) -> Traced:
@@ -72,7 +72,7 @@ def array_maker(tracers: Sequence[tuple[Any, Any]]) -> Callable[[Any], Traced]:
 
 
 def _addresses(array: Any) -> Any:
-    """Of each element."""
+    """The address of each element."""
     found = np.full(array.shape, array.__array_interface__["data"][0])
     for axis, (size, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
         found += (np.arange(size) * stride).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
@@ -91,7 +91,7 @@ def traced_call(subject: Subject, xs: dict[int, Any], tracers: Sequence[tuple[An
 
 
 def by_jax(subject: Subject, dout: Sequence[Any]) -> dict[Key, Any]:
-    """The gradients by all floating arguments and parameters of the sum of `dout * output`."""
+    """The gradients of the sum of `dout * output`, by all floating arguments and parameters."""
     return _by_jax(subject, dout)[0]
 
 
@@ -112,13 +112,13 @@ def _by_jax(subject: Subject, dout: Sequence[Any]) -> tuple[dict[Key, Any], list
 
 
 class Differences:
-    """Finite differences of the sum of `dout * output`, from runs of the layer as it is, in float64."""
+    """Finite differences of the sum of `dout * output`, from runs of the layer's own code in float64."""
 
     def __init__(self, subject: Subject, dout: Sequence[Any]) -> None:
         self._subject, self._dout = subject, dout
         self._start = self._outputs(None, (), 0.0)
-        self.narrow = any(each.dtype != np.float64 for each in self._start)  # its code rounds to fewer bits
-        self.coarse = 1e-1 if self.narrow else 1e-3  # how exact slopes to one side are
+        self.narrow = any(each.dtype != np.float64 for each in self._start)  # the layer's code rounds to fewer bits
+        self.coarse = 1e-1 if self.narrow else 1e-3  # the relative accuracy of one-sided slopes
 
     def _outputs(self, key: Key | None, index: tuple[int, ...], step: float) -> list[Any]:
         run = self._subject.run()
@@ -143,9 +143,9 @@ class Differences:
         return [first * max(1.0, abs(value)) * 1e-2**i for i in range(count)]
 
     def smooth(self, key: Key, index: tuple[int, ...], scale: float) -> float | None:
-        """The derivative by one element, NaN at an edge; None at a kink, where the slopes to the left and right differ.
+        """The derivative by one element. NaN at an edge; None at a kink, where the left and right slopes differ.
 
-        As the steps become smaller, the gap between the two stays at a kink, and shrinks on a curve.
+        With smaller steps, the difference of the two slopes stays at a kink, and shrinks on a curve.
         """
         slope: float | None = np.nan
         last = np.inf
@@ -159,7 +159,7 @@ class Differences:
         return slope
 
     def slope(self, key: Key, index: tuple[int, ...]) -> float:
-        """The derivative by one element, of fourth order, by the first step that is small enough."""
+        """The derivative by one element, of fourth order, with the first step that is small enough."""
         best, least = np.nan, np.inf
         for h in self._steps(key, index, *((1e-2, 2) if self.narrow else (1e-4, 5))):
             near, far = self._difference(key, index, h, -h), self._difference(key, index, 2 * h, -2 * h)
@@ -188,15 +188,15 @@ class Differences:
 
 
 def reference_for(subject: Subject, dout: Sequence[Any], outputs: Sequence[Any]) -> Reference:
-    """The right gradients; by finite differences, with the reason, where JAX cannot trace the layer's forward."""
+    """The right gradients. If JAX cannot trace the layer's forward, they are finite differences, with the reason."""
     try:
         grads, mine = _by_jax(subject, dout)
         pairs = list(zip(mine, outputs, strict=True))
         for rtol in (1e-8, 1e-3):
             if all(a.shape == b.shape and np.allclose(a, b, rtol, rtol, equal_nan=True) for a, b in pairs):
                 return Reference(grads, "jax.grad", rtol > 1e-8)
-        raise ArithmeticError("forward gives other numbers with jax.numpy than with NumPy")
-    except Exception as error:  # whatever the user's code does with values that are no NumPy arrays
+        raise ArithmeticError("forward returns other values with jax.numpy than with NumPy")
+    except Exception as error:  # the user's code may raise anything for values that are not NumPy arrays
         reason = str(error).partition("\n")[0] or type(error).__name__
         return by_differences(subject, dout, f"{type(error).__name__}: {reason}" if len(reason) < 20 else reason)
 

@@ -1,4 +1,4 @@
-"""What a gradient check found, layer by layer, and its text."""
+"""The result of a gradient check, layer by layer, and its text."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 
 class GradientError(ValueError):
-    """A hand-written backward is wrong: the message is the report of the check."""
+    """A hand-written backward is wrong. The message is the report of the check."""
 
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """One gradient of one layer, beside the right one.
+    """The comparison of one gradient of a layer with the right one.
 
-    `error` is the largest difference, divided by the largest number in the right gradient; it is at `index`, where
-    `backward` gave `got` and should have given `expected`. `hint` says what the mistake looks like. A gradient that
-    `backward` does not give has `error` None.
+    `error` is the largest difference, divided by the largest element of the right gradient. It occurs at `index`, where
+    `backward` computed `got` and the right value is `expected`. `hint` says what the mistake looks like. `error` is None
+    for a gradient that `backward` does not compute.
     """
 
     name: str
@@ -32,10 +32,10 @@ class GradientComparison:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its gradients beside the right ones, what else is wrong with it, and what was noted.
+    """The report of one layer: the comparison of its gradients, other problems, and notes.
 
-    `state` is "right", "wrong", "unknown" (it is made of others, one of which is wrong, so that it cannot be right) or
-    "not run". `reference` says where the right gradients are from.
+    `state` is "right", "wrong", "unknown" (a layer inside it is wrong) or "not run". `reference` says how the right
+    gradients were computed.
     """
 
     path: str
@@ -53,9 +53,9 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What `check_gradients` found: true if no layer is wrong; its text is a table of all layers.
+    """The result of `check_gradients`. It is true if no layer is wrong; its text is a table of all layers.
 
-    `report["0.1"]` is the report of the layer at a path; `report.wrong` are the paths of those that are wrong.
+    `report["0.1"]` is the report of the layer at a path. `report.wrong` holds the paths of the wrong layers.
     """
 
     layers: tuple[LayerReport, ...]
@@ -72,7 +72,7 @@ class GradientReport:
         for layer in self.layers:
             if layer.path == path:
                 return layer
-        raise KeyError(f"{path!r}: the layers are {', '.join(repr(layer.path) for layer in self.layers)}")
+        raise KeyError(f"no layer at {path!r}; the layers are {', '.join(repr(layer.path) for layer in self.layers)}")
 
     def raise_if_wrong(self) -> None:
         """Raise GradientError, with the text of this report, if a layer is wrong."""
@@ -92,7 +92,7 @@ class GradientReport:
     def _table(self) -> list[str]:
         rows = [("layer", "gradient by", "shape", "error", "")]
         for layer in self.layers:
-            states = {"right": "", "wrong": "", "unknown": "unknown: made of a wrong layer", "not run": "not run"}
+            states = {"right": "", "wrong": "", "unknown": "unknown: a layer inside is wrong", "not run": "not run"}
             first = (layer.label, "", "", "", states[layer.state])
             given = [
                 (

@@ -1,4 +1,4 @@
-"""One layer to be checked, and runs of its code on copies."""
+"""One layer that is checked, and runs of its code on copies."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .objects import is_floating
 from .pairs import Scan
 from .world import Copies, World, wide_world
 
-Key = int | str  # of a gradient: the place of an argument, or the name of a parameter
+Key = int | str  # the key of a gradient: the index of an argument, or the name of a parameter
 
 
 class Draws:
-    """The states of Python's and NumPy's global random streams, from which each run begins alike."""
+    """The states of Python's and NumPy's global random streams. Each run starts from them."""
 
     def __init__(self) -> None:
         self._states = np.random.get_state(), random.getstate()
@@ -30,7 +30,7 @@ class Draws:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """The streams are after the block as they were before it."""
+        """Restore the streams after the block."""
         try:
             yield
         finally:
@@ -39,7 +39,7 @@ class Draws:
 
 @dataclass
 class Settings:
-    """What the caller says of parameters, and how exact backward has to be."""
+    """The caller's settings for parameters, and the required accuracy of backward."""
 
     gradients: Mapping[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass
 class Subject:
-    """A layer, and the call that it is checked with; `args` are its positional arguments, floating ones as float64."""
+    """A layer, and the call that checks it. `args` are its positional arguments, with floating arrays as float64."""
 
     path: str
     layer: Any
@@ -60,11 +60,11 @@ class Subject:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     settings: Settings
-    names: list[str] = field(default_factory=list)  # of its parameters
-    constants: list[str] = field(default_factory=list)  # arrays that have no gradient, and are no caches
+    names: list[str] = field(default_factory=list)  # the names of its parameters
+    constants: list[str] = field(default_factory=list)  # arrays without a gradient that are not caches
 
     def __post_init__(self) -> None:
-        """Find the parameters: arrays with a gradient that `forward` does not replace each time, as it does its caches."""
+        """Find the parameters: arrays with a gradient that `forward` does not replace. It replaces caches at each call."""
         run = self.run()
         before = {name: param for name, param, _ in run.entries()}
         run.forward()
@@ -76,13 +76,13 @@ class Subject:
         again = self.scan().look(run.layer).lonely
         params = {id(param) for param in second.values()}
         self.constants = [path for path, a in again.items() if lonely.get(path) is a and id(a) not in params]
-        if any(name not in before for name in self.names):  # made by the first call
+        if any(name not in before for name in self.names):  # the first call makes them
             primed = self.run()
             primed.forward()
             self.layer = primed.layer
 
     def after(self, args: Sequence[Any], dout: Sequence[Any] | None = None) -> Subject:
-        """The layer as it is after forward with some arguments, and backward if `dout` is given; its call is the same."""
+        """The layer after a forward with these arguments, and a backward if `dout` is not None. Its call is the same."""
         run = self.run()
         run.forward(args)
         if dout is not None:
@@ -102,20 +102,20 @@ class Subject:
 
     @property
     def floating(self) -> list[int]:
-        """Which arguments have a gradient."""
+        """The indices of the arguments that have a gradient."""
         return [i for i, arg in enumerate(self.args) if is_floating(arg)]
 
     def other_args(self) -> tuple[Any, ...]:
-        """Another batch of the same shapes, from the same range of numbers: this one, mixed with itself backwards."""
+        """Another batch of the same shapes and the same range of values: this batch, mixed with itself in reverse order."""
         return tuple([_another(arg) if isinstance(arg, np.ndarray) and arg.ndim else arg for arg in self.args])
 
     def run(self, dtype: Any = np.float64) -> Run:
-        """A fresh copy, as the layer is now, its floating arrays of `dtype` (None: as they are)."""
+        """A new copy of the layer. Its floating arrays have the dtype `dtype`; None keeps their dtypes."""
         self.settings.draws.reset()
         return Run(self, dtype)
 
     def entries(self, layer: Any) -> list[tuple[str, Any, Any]]:
-        """Name, array and gradient of each parameter of a copy."""
+        """The name, array and gradient of each parameter of a copy."""
         found: list[tuple[str, Any, Any]] = []
         for source in self.scan().look(layer).sources:
             if not source.frozen:
@@ -124,7 +124,7 @@ class Subject:
         return list(reversed(once.values()))
 
     def call(self, world: World, layer: Any, args: Sequence[Any]) -> Any:
-        """The output of a copy in `world`."""
+        """Call a copy of the layer in `world`, and return its output."""
         return call(layer, self.method, args, {name: world.of(value) for name, value in self.kwargs.items()})
 
 
@@ -133,7 +133,7 @@ def call(layer: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 class Run:
-    """A copy of a layer in a world of its own."""
+    """A copy of a layer, in its own world."""
 
     def __init__(self, subject: Subject, dtype: Any) -> None:
         self.subject, self.dtype = subject, dtype
@@ -147,7 +147,7 @@ class Run:
         return {name: param for name, param, _ in self.entries() if name in self.subject.names}
 
     def grads(self) -> dict[Key, Any]:
-        """Copies of the gradients, by the parameters' names."""
+        """Copies of the gradients, by the names of their parameters."""
         found = {name: grad for name, _, grad in self.entries() if name in self.subject.names}
         return {name: None if grad is None else np.array(grad) for name, grad in found.items()}
 
@@ -158,31 +158,31 @@ class Run:
                 grad.fill(0)
 
     def forward(self, args: Sequence[Any] | None = None) -> Any:
-        """The output; of copies of the arguments."""
+        """Run forward on copies of the arguments, and return its output."""
         return self.subject.call(self.world, self.layer, self.prepared(self.subject.args if args is None else args))
 
     def prepared(self, args: Sequence[Any]) -> list[Any]:
-        """Copies of arguments, floating ones of the dtype of this run."""
+        """Copies of arguments. Floating arrays get the dtype of this run."""
         return [_as(arg, self.dtype) if isinstance(arg, np.ndarray) else self.world.of(arg) for arg in args]
 
     def backward(self, dout: Sequence[Any]) -> dict[Key, Any]:
-        """The gradients by the floating arguments that `backward` gives, by their places."""
+        """Run backward, and return the gradients by the floating arguments, by their indices."""
         given = self.layer.backward(*backward_args(self.layer, [_as(each, self.dtype) for each in dout]))
         found = () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
         places = self.subject.floating
         if len(found) == len(self.subject.args):
             return {i: each for i, each in enumerate(found) if each is not None and i in places}
         if any(isinstance(arg, list | tuple | dict) for arg in self.subject.args):
-            return {}  # they may be of the arrays inside, which are not checked
+            return {}  # they may be gradients by arrays inside an argument, which are not checked
         if len(found) > len(places):
             raise ValueError(
-                f"backward() gave {len(found)} gradients for {len(places)} floating arguments of forward()"
+                f"backward() returned {len(found)} gradients for {len(places)} floating arguments of forward()"
             )
         return {i: each for i, each in zip(places, found, strict=False) if each is not None}
 
 
 def backward_args(layer: Any, dout: list[Any]) -> list[Any]:
-    """The arguments of `backward`: none for a loss, one for each output, or one with all of them."""
+    """The arguments of `backward`: none for a loss, otherwise one for each output, or one tuple of all."""
     try:
         taken = inspect.signature(layer.backward).parameters.values()
     except (TypeError, ValueError):
@@ -194,8 +194,8 @@ def backward_args(layer: Any, dout: list[Any]) -> list[Any]:
         return []
     if len(required) > max(len(dout), 1):
         raise TypeError(
-            f"backward() takes {', '.join(required)}, and the check gives it the gradient of the output only: write it as"
-            " backward(dout); let forward() keep what else it needs, and leave updates to an optimizer"
+            f"backward() takes {', '.join(required)}, and the check passes only the gradient of the output: write it as"
+            " backward(dout). Let forward() keep everything else that it needs, and leave updates to an optimizer"
         )
     if len(dout) > 1 and len(positional) == 1:
         return [tuple(dout)]
@@ -203,13 +203,13 @@ def backward_args(layer: Any, dout: list[Any]) -> list[Any]:
 
 
 def outputs_of(output: Any) -> list[Any]:
-    """The arrays of an output, which may be one, or a tuple or list of them."""
+    """The arrays of an output, which is an array, or a tuple or list of arrays."""
     found = list(output) if isinstance(output, tuple | list) else [output]
     return [each if isinstance(each, np.ndarray) else np.asarray(each) for each in found]
 
 
 def _same_place(one: Any, other: Any) -> bool:
-    """Whether two arrays are one, or views of the same elements."""
+    """True if two arrays are views of the same elements."""
     return bool(one.shape == other.shape and one.__array_interface__["data"] == other.__array_interface__["data"])
 
 

@@ -23,22 +23,22 @@ from .memory import Held, Untraceable, is_tracer, known, widened
 
 
 class Traced(Held):
-    """A NumPy array to the code that uses it: floating values are float64.
+    """An array that user code takes for a NumPy array. Floating values are float64.
 
-    Moves of elements are NumPy's (see `Held`); everything else is done by NumPy for constants, and by JAX for traced values.
+    NumPy moves the elements (see `Held`). All other operations run in NumPy for constants, and in JAX for traced values.
     """
 
     __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]  # as of NumPy arrays
+    __hash__ = None  # type: ignore[assignment]  # NumPy arrays have no hash
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # what `isinstance(x, np.ndarray)` asks
+    def __class__(self) -> Any:  # for `isinstance(x, np.ndarray)`
         return np.ndarray
 
     def write(self, new: Any) -> None:
         super().write(unwrapped(fitting(new, self.shape)))
 
-    # -- what NumPy asks ----------------------------------------------------------------------------------------------
+    # -- NumPy's protocols --------------------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
         out = kwargs.pop("out", (None,))
@@ -89,7 +89,7 @@ class Traced(Held):
         return float(concrete(self, "float(), math or a library"))
 
     def __int__(self) -> int:
-        return int(known(self.value))  # piecewise constant, so it has no derivative to lose
+        return int(known(self.value))  # it is piecewise constant, so no derivative is lost
 
     def __index__(self) -> int:
         if not np.issubdtype(self.dtype, np.integer):
@@ -129,7 +129,7 @@ class Traced(Held):
         if name in METHODS:
             function = getattr(np, name)
             return lambda *args, **kwargs: function(self, *args, **kwargs)
-        raise AttributeError(f"a traced array has no `{name}`")
+        raise AttributeError(f"a traced array has no attribute {name!r}")
 
     # -- attributes and methods ---------------------------------------------------------------------------------------
 
@@ -251,13 +251,13 @@ _call = partial(call, Traced)
 
 
 def _key(key: Any) -> Any:
-    """An index, with arrays of known numbers."""
+    """An index, with traced arrays replaced by their known values."""
     if isinstance(key, tuple):
         return tuple(map(_key, key))
     return known(key.value) if type(key) is Traced else plain(key) if isinstance(key, list) else key
 
 
-# -- functions that change or only look at an array ----------------------------------------------------------------------
+# -- functions that write to an array, or only need its shape ------------------------------------------------------------
 
 
 def _like(make: Callable[..., Any]) -> Any:

@@ -1,8 +1,8 @@
-"""A world of copies: the user's objects, functions and classes as they are, to be run without touching any of them.
+"""A world of copies: the user's objects, functions and classes, copied so that runs change none of the originals.
 
-What a function of the user's reads (its globals, what it closes over, its classes) comes from the same world, so a cache in
-a module's dict or a generator that several layers draw from is copied, too. A world says what becomes of arrays, and what
-stands in place of a library's names: that is how `forward` runs on traced values. Code of libraries is not copied.
+Everything that the user's function reads (globals, closures, classes) comes from the same world. So a cache in a module's
+dict, or a generator that several layers share, is copied too. A world decides what arrays become, and which names of
+libraries are replaced. That is how `forward` runs on traced values. The code of libraries is not copied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from numpy.lib.stride_tricks import as_strided
 from .objects import attribute, is_users, slots_of
 
 _BASES = (list, deque, OrderedDict, defaultdict, dict, set, SimpleNamespace)
-_MODULES = ("abc", "collections", "contextlib", "types", "typing")  # of Python's, whose classes are bases of the user's
+_MODULES = (
+    "abc",
+    "collections",
+    "contextlib",
+    "types",
+    "typing",
+)  # modules of Python's base classes
 _NOT_COPIED = {"__dict__", "__weakref__", "__module__", "__qualname__", "__slots__", "__orig_bases__"}
 _NOT_COPIED |= {"__init_subclass__", "_abc_impl"}
 _GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
@@ -32,12 +38,12 @@ _WHOLE = (*_GENERATORS, bytearray, array_type)
 
 
 class World:
-    """Copies, made when they are first asked for, each once.
+    """Copies of values. Each is made once, when it is first needed.
 
     Args:
-        array: makes the copy of an array.
-        replaced: gives what stands in place of a value, or the value itself.
-        built_in: what stands in place of builtin functions, by name.
+        array: copies an array.
+        replaced: returns the replacement of a value, or the value itself.
+        built_in: replacements of builtin functions, by name.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class World:
     ) -> None:
         self._array, self._replaced = array, replaced
         self._builtins = {**vars(builtins), **(built_in or {})}
-        self._known: dict[int, tuple[Any, Any]] = {}  # by id: what was copied (kept alive by this), and its copy
+        self._known: dict[int, tuple[Any, Any]] = {}  # by id: the original, which stays alive, and its copy
 
     def of(self, value: Any) -> Any:
         """The copy of a value."""
@@ -58,15 +64,15 @@ class World:
         new = self._replaced(value)
         return new if new is not value else self._copied(value)
 
-    def give(self, value: Any, new: Any) -> Any:
-        """Have `new` stand for `value` from now on."""
+    def remember(self, value: Any, new: Any) -> Any:
+        """Make `new` the copy of `value`, and return it."""
         self._known[id(value)] = value, new
         return new
 
     def _copied(self, value: Any) -> Any:
         match value:
             case np.ndarray():
-                return self.give(value, self._object_array(value) if value.dtype.hasobject else self._array(value))
+                return self.remember(value, self._object_array(value) if value.dtype.hasobject else self._array(value))
             case FunctionType() if is_users(value.__globals__.get("__name__")):
                 return self._function(value)
             case MethodType():
@@ -77,23 +83,23 @@ class World:
                 )
             case functools._lru_cache_wrapper():
                 cached = functools.lru_cache(**value.cache_parameters())(self.of(value.__wrapped__))
-                return self.give(value, cached)
+                return self.remember(value, cached)
             case type():
                 return self._class(value) if _is_plain(value) else value
             case ModuleType() if is_users(value.__name__):
-                return self.give(value, _Module(value.__name__, self._globals(vars(value))))
+                return self.remember(value, _Module(value.__name__, self._globals(vars(value))))
         kind = type(value)
         if isinstance(value, _WHOLE):
-            return self.give(value, copy.deepcopy(value))
+            return self.remember(value, copy.deepcopy(value))
         if isinstance(attribute(value, "__self__"), _GENERATORS):  # `rng.normal`
             return getattr(self.of(value.__self__), value.__name__)
         if kind in (tuple, frozenset):
-            return self.give(value, kind(map(self.of, value)))
-        if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
-            return self.give(value, tuple.__new__(kind, map(self.of, value)))
+            return self.remember(value, kind(map(self.of, value)))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+            return self.remember(value, tuple.__new__(kind, map(self.of, value)))
         if kind in _BASES or kind.__module__ == "collections" or _is_plain(kind):
             return self._instance(value)
-        return value  # a number, a string, or something of a library
+        return value  # a number, a string, or a library's object
 
     def _object_array(self, value: Any) -> Any:
         new = np.empty_like(value)
@@ -104,7 +110,7 @@ class World:
     def _instance(self, value: Any) -> Any:
         cls = self.of(type(value))
         base: Any = next((base for base in _BASES if issubclass(cls, base)), object)
-        new = self.give(value, base.__new__(cls))
+        new = self.remember(value, base.__new__(cls))
         if base is deque:
             deque.__init__(new, (), value.maxlen)
         if base is defaultdict:
@@ -126,13 +132,13 @@ class World:
     # -- code ---------------------------------------------------------------------------------------------------------
 
     def _function(self, function: FunctionType) -> Any:
-        """The same code, which finds this world's things by its names."""
+        """A function of the same code, whose names refer to this world's copies."""
         closure = function.__closure__ or ()
-        fresh = [(self.give(cell, CellType()), cell) for cell in closure if id(cell) not in self._known]
+        fresh = [(self.remember(cell, CellType()), cell) for cell in closure if id(cell) not in self._known]
         cells = tuple([self._known[id(cell)][1] for cell in closure])
         scope = self._globals(function.__globals__)
         new = FunctionType(function.__code__, scope, function.__name__, None, cells)
-        self.give(function, new)
+        self.remember(function, new)
         new.__defaults__ = self.of(function.__defaults__)
         new.__kwdefaults__ = self.of(function.__kwdefaults__)
         new.__qualname__, new.__doc__ = function.__qualname__, function.__doc__
@@ -141,19 +147,19 @@ class World:
         for mine, theirs in fresh:
             try:
                 mine.cell_contents = self.of(theirs.cell_contents)
-            except ValueError:  # a name that has no value yet
+            except ValueError:  # the variable has no value yet
                 pass
         return new
 
     def _globals(self, scope: dict[str, Any]) -> dict[str, Any]:
         known = self._known.get(id(scope))
-        return self.give(scope, _Globals(self, scope)) if known is None else known[1]
+        return self.remember(scope, _Globals(self, scope)) if known is None else known[1]
 
     def _class(self, cls: type) -> type:
-        """A class of this world's methods, whose bases are this world's."""
+        """A class with copies of the methods, and copies of the bases."""
         early = ("__module__", "__qualname__", "__slots__", "__orig_bases__")
         names = {name: vars(cls)[name] for name in early if name in vars(cls)}
-        new = self.give(cls, type(cls)(cls.__name__, tuple(map(self.of, cls.__bases__)), names))
+        new = self.remember(cls, type(cls)(cls.__name__, tuple(map(self.of, cls.__bases__)), names))
         slots_here = set(slots_of(cls)) & vars(cls).keys()
         for name, value in list(vars(cls).items()):
             if name not in _NOT_COPIED and name not in slots_here:
@@ -174,7 +180,7 @@ class World:
 
 
 class _Globals(dict[str, Any]):
-    """A module's names, of which each is copied when it is first looked up."""
+    """A module's names. Each value is copied when it is first looked up."""
 
     def __init__(self, world: World, original: dict[str, Any]) -> None:
         super().__init__(__builtins__=world._builtins, __name__=original["__name__"])
@@ -186,7 +192,7 @@ class _Globals(dict[str, Any]):
 
 
 class _Module(ModuleType):
-    """A module whose names are a world's."""
+    """A module whose names refer to a world's copies."""
 
     def __init__(self, name: str, scope: dict[str, Any]) -> None:
         super().__init__(name)
@@ -200,7 +206,7 @@ class _Module(ModuleType):
 
 
 def _is_plain(cls: type) -> bool:
-    """Whether a class is made of the user's code only, or of that on Python's containers."""
+    """True if a class consists of the user's code only, or derives from Python's containers."""
     users = [base for base in cls.__mro__ if is_users(base.__module__)]
     return (
         type(cls) in (type, ABCMeta, type(Protocol))
@@ -210,7 +216,7 @@ def _is_plain(cls: type) -> bool:
 
 
 class Copies:
-    """Copies of arrays that share memory where the arrays do; floating ones of `dtype`, if it is given."""
+    """Copies of arrays. Copies share memory where the arrays do. Floating arrays get the dtype `dtype`, if it is not None."""
 
     def __init__(self, dtype: Any = None) -> None:
         self._dtype = dtype
@@ -233,7 +239,7 @@ class Copies:
         return new
 
     def _root(self, root: Any, dtype: Any, filled: bool = True) -> Any:
-        """The copy of an array that views may be into; what is seen through views only is filled by them."""
+        """The copy of an array that views may refer to. Without `filled`, the views fill it with their values."""
         known = self._roots.get(id(root))
         if known is None:
             known = self._roots[id(root)] = root, np.empty_like(root, dtype, subok=False)
@@ -252,7 +258,7 @@ _NARROW = (np.float16, np.float32, np.longdouble)
 
 
 class _WideNumpy(ModuleType):
-    """`numpy`, in which every floating type is float64."""
+    """`numpy`, with float64 for every floating type."""
 
     def __getattr__(self, name: str) -> Any:
         return _wide(getattr(np, name))
@@ -262,7 +268,7 @@ _WIDE_NUMPY = _WideNumpy("numpy")
 
 
 def _wide(value: Any) -> Any:
-    """float64 for a narrower type that an object keeps, or a function names."""
+    """`value`, with float64 in place of a narrower type."""
     if value is np:
         return _WIDE_NUMPY
     if isinstance(value, type) and value in _NARROW:
@@ -271,5 +277,5 @@ def _wide(value: Any) -> Any:
 
 
 def wide_world() -> World:
-    """A world in float64: of arrays, and of code that says `np.float32`."""
+    """A world in float64: its arrays, and `np.float32` in its code, are float64."""
     return World(Copies(np.float64), _wide, {"__import__": lambda *args, **kw: _wide(builtins.__import__(*args, **kw))})

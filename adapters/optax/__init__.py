@@ -1,7 +1,7 @@
-"""optax both ways: any transformation as an optimizer of ours, and any rule of ours as a transformation.
+"""optax: use any transformation as an optimizer, and any of our rules as a transformation.
 
-`OptaxOptimizer(modules, tx)` gives the transformation the parameters as a dict by path, as in `state_dict()`:
-`{"0.weight": ..., "0.bias": ...}` for the first module of the list. Masks and labels are dicts with those paths, or
+`OptaxOptimizer(modules, tx)` passes the parameters to the transformation as a dict by path, as in `state_dict()`:
+`{"0.weight": ..., "0.bias": ...}` for the first module of the list. Masks and labels are dicts with these paths, or
 functions of such a dict.
 """
 

@@ -1,4 +1,4 @@
-"""An optax transformation behind our facade."""
+"""An optax transformation as an optimizer."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from .transformation import Transformation
 
 
 class OptaxOptimizer(JointOptimizer):
-    """An optax transformation with `step()`, `zero_grad()`, and a list of modules that can be changed.
+    """An optax transformation with `step()`, `zero_grad()`, and a list of modules that may change.
 
-    Works in eager code, `mt.jit`, `mt.scan`, as a pytree, with `mt.save` and `mt.load`. The state of each parameter stays
-    with it when modules are added, removed or put in another order, or when it is frozen for a while; what the
-    transformation keeps of all parameters together stays too, or, if it depends on which they are (a vector of all of
-    them), begins anew. Two optimizers whose transformations were made by the same calls share their compiled programs.
+    It works in eager code, in `mt.jit` and `mt.scan`, as a pytree, and with `mt.save` and `mt.load`. Each parameter keeps
+    its state when modules are added, removed or reordered, and while it is frozen. The transformation's state of all
+    parameters together stays too; if it depends on the set of parameters (one vector of all of them), it starts again. Two
+    optimizers whose transformations were made by the same calls share their compiled programs.
 
     Args:
-        modules: a list of modules; see `minitorch_jax.Optimizer`. No groups: that is what `optax.partition` is for.
-        tx: a `GradientTransformation`, with or without extra arguments, or `MultiSteps`. It gets parameters, gradients
-            and state as dicts by path, only of what is trainable; `optax.masked(tx, {"0.weight": True, ...})`. Where
-            modules come and go, or are frozen, a mask has to be a function of such a dict.
+        modules: a list of modules; see `minitorch_jax.Optimizer`. Groups are not supported: use `optax.partition`.
+        tx: a `GradientTransformation`, with or without extra arguments, or `MultiSteps`. It gets the trainable parameters,
+            their gradients and state as dicts by path: `optax.masked(tx, {"0.weight": True, ...})`. If modules are added,
+            removed or frozen later, a mask must be a function of such a dict.
         skip_nonfinite, track_grad_norm: see `minitorch_jax.Optimizer`.
 
     Raises:
-        TypeError: if `tx` has no `init` and `update`; if it is pickled (save its state instead).
+        TypeError: if `tx` has no `init` and `update`. Also if the optimizer is pickled: save its state instead.
         ValueError, TypeError: as `minitorch_jax.Optimizer`.
 
-    Differs from our own optimizers: arithmetic and the dtypes of the state are optax's, and so are the defaults. `lr` can be
-    read and assigned if the transformation was made with `optax.inject_hyperparams`; else it is inside of it, and asking for
-    it is an AttributeError that says so. Other injected numbers are in `hyperparams`.
+    Differs from our own optimizers: arithmetic, defaults and the dtypes of the state are optax's. You can read and assign
+    `lr` only if the transformation was made with `optax.inject_hyperparams`; otherwise that is an AttributeError. Other
+    injected numbers are in `hyperparams`.
 
     Example:
         >>> import jax, minitorch_jax as mt, optax
@@ -78,18 +78,18 @@ class OptaxOptimizer(JointOptimizer):
 
         Args:
             **extra: extra arguments of the transformation. Numbers, arrays and pytrees of them are traced: `value=loss`.
-                A function (`value_fn`, for a line search) takes no parameters here: it is called with those that are to be
-                tried in the modules, `value_fn=lambda: loss_fn(model, x, y)`. In eager code give the batch by
-                `functools.partial(loss_fn, model, x, y)`, so that it is data of the compiled program. `grad` is added
-                beside a `value_fn`.
+                A function (`value_fn`, for a line search) takes no parameters: while it runs, the modules have the
+                parameters to try, `value_fn=lambda: loss_fn(model, x, y)`. In eager code, pass the batch by
+                `functools.partial(loss_fn, model, x, y)`, so that it is an input of the compiled program. With a
+                `value_fn`, the optimizer adds `grad`.
 
         Raises:
-            TypeError: if the transformation takes no extra arguments, or needs some that are not given.
+            TypeError: if the transformation takes no extra arguments, or needs some that are missing.
         """
         if extra and not self._rule.takes_extra:
             raise TypeError(
-                f"step() was given {', '.join(extra)}, and the transformation takes no extra arguments: it is no"
-                " GradientTransformationExtraArgs"
+                f"step() got {', '.join(extra)}, and the transformation takes no extra arguments: it is not a"
+                " GradientTransformationExtraArgs. Leave them out."
             )
         functions = {name: value for name, value in extra.items() if callable(value)}
         data = jax.tree.map(as_array, {name: value for name, value in extra.items() if name not in functions})
@@ -102,7 +102,7 @@ class OptaxOptimizer(JointOptimizer):
             self._step(data | {name: self._tried(function) for name, function in functions.items()})
 
     def _tried(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` of nothing as one of the parameters that it is to see in the modules."""
+        """`function`, which takes no parameters, as a function of the parameters that it finds in the modules."""
 
         def tried(params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
             plan = self._plan_now()
@@ -118,19 +118,19 @@ class OptaxOptimizer(JointOptimizer):
     def _check_moved(self, moved: Mapping[str, str]) -> None:
         if wrong := [f"{old} is {new} now" for old, new in moved.items() if old in self._rule.names]:
             raise ValueError(
-                f"the transformation has a dict by path, a mask or labels, and {', '.join(wrong[:4])}. Put the modules back,"
-                " or make it with a function of the parameters, `lambda params: {path: ... for path in params}`"
+                f"the transformation has a dict by path (a mask or labels), and paths changed: {', '.join(wrong[:4])}. Put"
+                " the modules back in their order, or use a function, `lambda params: {path: ... for path in params}`"
             )
 
-    # -- what optax keeps ---------------------------------------------------------------------------------------------
+    # -- optax's state ------------------------------------------------------------------------------------------------
 
     @property
     def opt_state(self) -> Any:
-        """The transformation's state, as optax has it; assigning one of the same structure takes it over."""
+        """The transformation's state, as optax has it. You can assign a state of the same structure."""
         return jax.tree.map(lambda cell: access.read(cell, self), self._state_cells())
 
     def _state_cells(self) -> Any:
-        """The state with cells in the place of arrays."""
+        """The state, with cells in place of arrays."""
         plan = self._plan_now()
         return self._form.joined([jax.tree.unflatten(*self._state[cell]) for cell in plan.shapes], self._shared)
 
@@ -138,8 +138,8 @@ class OptaxOptimizer(JointOptimizer):
         held, form = jax.tree.leaves(self._state_cells()), self._form
         if jax.tree.structure(new) != form.tree:
             raise ValueError(
-                f"opt_state has the structure {form.tree}, and was given {jax.tree.structure(new)}: of another"
-                " transformation, or other parameters"
+                f"opt_state has the structure {form.tree}; got {jax.tree.structure(new)}, which is that of another"
+                " transformation or of other parameters"
             )
         places = [".".join([*([] if i is None else [form.names[i]]), field]) for i, field in form.places]
         leaves = [
@@ -151,9 +151,9 @@ class OptaxOptimizer(JointOptimizer):
 
     @property
     def hyperparams(self) -> MutableMapping[str, Any]:
-        """What `optax.inject_hyperparams` made changeable, by name: assigning a number never compiles again.
+        """The hyperparameters that `optax.inject_hyperparams` injected, by name. Assigning a number never recompiles.
 
-        Where a name occurs in several transformations, it is preceded by the place: `"1.hyperparams.learning_rate"`.
+        If a name occurs in several transformations, its path comes first: `"1.hyperparams.learning_rate"`.
         """
         self._plan_now()
         return _Hyperparams(self)
@@ -173,11 +173,11 @@ class OptaxOptimizer(JointOptimizer):
     def _lr_name(self) -> str:
         """The name under which the learning rate was injected."""
         found = self.hyperparams
-        for name in ("learning_rate", "lr"):  # optax's, and ours of a rule from `as_optax`
+        for name in ("learning_rate", "lr"):  # optax's name, and the name in rules of `as_optax`
             if name in found:
                 return name
         raise AttributeError(
-            "the learning rate is inside of the transformation. To read and assign it, make it with"
+            "the learning rate is inside the transformation. To read and assign it, make the transformation with"
             " `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`"
             + (f"; the injected hyperparameters are {', '.join(found)}" if found else "")
         )
@@ -207,16 +207,16 @@ class _Hyperparams(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self._fields:
-            raise KeyError(f"{name!r} is no injected hyperparameter; there are {', '.join(self) or 'none'}")
+            raise KeyError(f"{name!r} is not an injected hyperparameter; these are {', '.join(self) or 'none'}")
         field = self._fields[name]
         prefix, _, last = field.rpartition("hyperparams.")
         if any(other.startswith(f"{prefix}hyperparams_states.{last}.") for other in self._opt._shared):
-            raise AttributeError(f"{name} follows a schedule, which would set it anew at each step")
+            raise AttributeError(f"{name} follows a schedule, which sets it at each step: inject a number to assign it")
         cell = self._opt._shared[field]
         numeric = isinstance(value, int | float | jax.Array | np.ndarray | np.generic) and not isinstance(value, bool)
         if not numeric or not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
             raise ValueError(
-                f"{name} must be a finite number; got {value!r}. A schedule goes into the transformation:"
+                f"{name} must be a finite number; got {value!r}. Pass a schedule to the transformation instead:"
                 f" `optax.inject_hyperparams(...)({last}=schedule)`"
             )
         with contexts.full_width([cell.value]):
@@ -239,7 +239,7 @@ class _Hyperparams(MutableMapping[str, Any]):
 
 
 def _taken_apart(function: Callable[..., Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """A function, and the arguments that a `partial` has given it."""
+    """A function, and the arguments that `functools.partial` has bound."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     while isinstance(function, functools.partial):

@@ -1,4 +1,4 @@
-"""A rule of ours as an optax transformation."""
+"""Our rules as optax transformations."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ except ImportError as error:
 class RuleState(NamedTuple):
     """The state of `as_optax`."""
 
-    num_steps: jax.Array  # (), int32: steps taken
-    hyperparams: dict[str, Any]  # by name: numbers, that may be changed between steps; not those that follow a schedule
-    states: Any  # the rule's state of each parameter, in the place of the parameter
+    num_steps: jax.Array  # (), int32: the number of steps so far
+    hyperparams: dict[str, Any]  # numbers by name, without those that follow a schedule; they may change between steps
+    states: Any  # the parameters' pytree, with the rule's state in place of each parameter
 
 
 class _Probe(mt.Module):
-    """Something to train, for an optimizer that is made to check its settings."""
+    """A module with one parameter, for an optimizer that only checks its settings."""
 
     def __init__(self) -> None:
         self.weight = mt.Parameter(jnp.zeros((1, 1)))
@@ -42,21 +42,22 @@ class _Probe(mt.Module):
 
 
 def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.GradientTransformationExtraArgs:
-    """One of our rules, or one of your own, as an optax transformation.
+    """One of our rules, or your own, as an optax transformation.
 
     Args:
-        rule: a class: `mt.Optimizer`, any of `minitorch_jax.optim` but LBFGS, or a subclass with `init_state` and `update`.
-        *args, **settings: as its constructor takes after `modules`, checked in the same way; schedules too.
+        rule: a class: `mt.Optimizer`, any optimizer of `minitorch_jax.optim` except LBFGS, or a subclass with `init_state`
+            and `update`.
+        *args, **settings: the arguments of its constructor after `modules`, schedules included. They are checked as there.
 
     Returns:
-        A transformation, to be used with `params`, in `optax.chain` or alone. Its updates are the difference that a step
-        makes, so `optax.apply_updates` gives the step's result to the rounding of one addition. Numbers are in its
-        state, `state.hyperparams["lr"]`, and may be changed there.
+        A transformation, which needs `params`. Use it alone or in `optax.chain`. Its updates are the differences that a
+        step makes, so `optax.apply_updates` returns the step's result up to the rounding of one addition. Numbers are in
+        its state, such as `state.hyperparams["lr"]`, and may be changed there.
 
     Raises:
-        TypeError: if `rule` is no such class, or its constructor does not take the settings.
-        ValueError: for settings out of range, `skip_nonfinite` and `track_grad_norm` (there is
-            `optax.apply_if_finite`); by `update`, without `params`.
+        TypeError: if `rule` is not such a class, or its constructor does not take the settings.
+        ValueError: if a setting is out of range. Also for `skip_nonfinite` and `track_grad_norm`: use
+            `optax.apply_if_finite` instead. `update` raises it without `params`.
 
     Example:
         >>> import optax
@@ -69,18 +70,20 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
     """
     if not (isinstance(rule, type) and issubclass(rule, Optimizer)) or issubclass(rule, LBFGS | JointOptimizer):
         raise TypeError(
-            "as_optax takes the class of an optimizer whose rule is of one array, such as `optim.AdamW` (neither an"
-            f" object of it nor LBFGS); got {rule!r}"
+            "as_optax takes the class of an optimizer that updates each array by itself, such as `optim.AdamW` (not an"
+            f" instance, and not LBFGS); got {rule!r}"
         )
     probe = rule([_Probe()], *args, **settings)
     flags, given = probe._hyper.flags_of(None), dict(probe._hyper.given)
     for name in ("skip_nonfinite", "track_grad_norm"):
         if flags[name]:
-            raise ValueError(f"as_optax: {name} is for our facade; wrap the transformation in `optax.apply_if_finite`")
+            raise ValueError(
+                f"as_optax does not take {name}: leave it out, and wrap the transformation in `optax.apply_if_finite`"
+            )
     schedules = {name: value for name, value in given.items() if is_schedule(value)}
     numbers = {name: value for name, value in given.items() if name not in schedules}
 
-    def one_minus(given: float, now: Any) -> Any:  # what was given is known to more digits
+    def one_minus(given: float, now: Any) -> Any:  # 1 - given has more correct digits than 1 - now
         rounded = jnp.asarray(given, now.dtype)
         return jnp.where(now == rounded, jnp.asarray(1 - given, now.dtype), 1 - now)
 
@@ -100,7 +103,7 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
     def update(updates: Any, state: RuleState, params: Any = None, **_: Any) -> tuple[Any, RuleState]:
         if params is None:
             raise ValueError(
-                f"as_optax({rule.__name__}) computes new parameters: call `tx.update(grads, state, params)`"
+                f"as_optax({rule.__name__}) needs the parameters; got params=None: call `tx.update(grads, state, params)`"
             )
         now = dict(state.hyperparams) | {
             name: jax.tree.map(jnp.asarray, schedule(state.num_steps)) for name, schedule in schedules.items()

@@ -1,4 +1,4 @@
-"""optax's transformations as rules of all parameters, which are equal if they were made alike."""
+"""optax's transformations as rules of all parameters. Two are equal if the same calls made them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._extra import missing
-from .._identity import Same
+from .._identity import ByIdentity
 
 try:
     import optax
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 class Transformation:
-    """A transformation as a rule of all parameters. Two that were made alike are equal, and share compiled programs."""
+    """A transformation as a rule of all parameters. Two made by the same calls are equal, and share compiled programs."""
 
     def __init__(self, tx: Any) -> None:
         self.given = tx
@@ -30,7 +30,9 @@ class Transformation:
         seen: dict[int, tuple[int, Any]] = {}
         self.likeness = _likeness(self.parts, seen)
         dicts = [value for _, value in seen.values() if isinstance(value, dict)]
-        self.names = {key for found in dicts for key in found}  # paths of parameters, where it has a dict of those
+        self.names = {
+            key for found in dicts for key in found
+        }  # the keys of its dicts, which may be paths of parameters
 
     def init(self, params: dict[str, Any]) -> Any:
         return self.tx.init(params)
@@ -38,10 +40,10 @@ class Transformation:
     def update(
         self, params: dict[str, Any], grads: dict[str, Any], state: Any, **extra: Any
     ) -> tuple[dict[str, Any], Any]:
-        if _likeness(self.parts, {}) != self.likeness:  # looked at while tracing only
+        if _likeness(self.parts, {}) != self.likeness:  # checked while tracing only
             raise RuntimeError(
-                "the transformation holds a dict, list or other object that was changed after OptaxOptimizer was made:"
-                " make the transformation, and the optimizer, anew"
+                "the transformation holds a dict, list or other object that was changed after OptaxOptimizer was made."
+                " Make a new transformation and a new optimizer."
             )
         if "value_fn" in extra:
             extra = {"grad": grads, **extra}
@@ -50,7 +52,7 @@ class Transformation:
         return new, state
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that keeps no functions of the user's alive."""
+        """A stand-in for a key that must not keep the user's functions alive."""
         likeness = weaken(self.likeness)
         return self if likeness is self.likeness else (Transformation, likeness)
 
@@ -65,8 +67,8 @@ class Transformation:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "an optax transformation is made of functions within functions, which cannot be pickled. Save the"
-            " optimizer's state with `mt.save(path, model=model, opt=opt)` and load it into one made anew"
+            "an optax transformation is made of nested functions, which cannot be pickled. Save the optimizer's state with"
+            " `mt.save(path, model=model, opt=opt)`, and load it into a new optimizer"
         )
 
 
@@ -74,16 +76,17 @@ class Transformation:
 
 
 def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
-    """What is equal for two functions of the same code around like values: numbers, functions, tuples and dicts of them.
+    """A value that is equal for two functions of the same code with equal contents.
 
-    optax makes its transformations anew at each call, as functions within functions; they have no equality of their own.
-    What else could make a difference (a user's function, which may read globals; an object) is only like itself.
+    optax makes new nested functions at each call, and they have no equality of their own. Their contents are numbers,
+    functions, tuples and dicts of these. Any other object, and any user's function (which may read globals), equals only
+    itself.
     """
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic | np.dtype):
         return type(value), repr(value)
     if id(value) in seen:
         return "again", seen[id(value)][0]
-    seen[id(value)] = len(seen), value  # kept alive, so that no other object gets its id
+    seen[id(value)] = len(seen), value  # kept alive, so that no new object gets its id
     match value:
         case types.FunctionType() if _package(value.__globals__.get("__name__")) in ("optax", "jax", "minitorch_jax"):
             contents = [_contents(variable) for variable in value.__closure__ or ()]
@@ -100,7 +103,7 @@ def _likeness(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
         case jax.Array() if not isinstance(value, jax.core.Tracer) and value.size <= 64:
             if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
                 return jax.Array, value.aval, value.sharding, np.asarray(value).tobytes()
-    return Same(value)
+    return ByIdentity(value)
 
 
 def _package(module: Any) -> str:

@@ -1,8 +1,8 @@
-"""Training that goes from PyTorch to here and back: weights, optimizer state, and arrays.
+"""PyTorch: exchange weights, optimizer state and arrays, in both directions.
 
-`load_from_torch` and `load_optimizer_from_torch` bring a torch module's weights and a torch optimizer's state here,
-`copy_to_torch` and `copy_optimizer_to_torch` take them there: in place, all or nothing, so that training goes on with the
-same trajectory. `from_torch` and `to_torch` convert single arrays, without a copy where that can be done.
+`load_from_torch` and `load_optimizer_from_torch` load a torch module's weights and a torch optimizer's state.
+`copy_to_torch` and `copy_optimizer_to_torch` copy them to torch. All work in place and change everything or nothing, and
+training continues with the same trajectory. `from_torch` and `to_torch` convert single arrays, without a copy if possible.
 
     load_from_torch(model, torch_model)
     load_optimizer_from_torch(opt, torch_opt, [torch_model])  # `opt.modules` is [model]

@@ -1,4 +1,4 @@
-"""Single arrays: torch tensors as JAX arrays and back, sharing memory through DLPack where that is asked for and possible."""
+"""Single arrays: torch tensors as JAX arrays and back. DLPack shares their memory if that is allowed and possible."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def from_torch(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
-    """A torch tensor as a JAX array: of its shape and dtype, detached from torch's graph.
+    """A torch tensor as a JAX array of the same shape and dtype, detached from torch's graph.
 
-    A shared array sees what is changed in the tensor, which JAX does not expect: share batches of data, not what torch
-    trains. (`load_from_torch`, for weights, always copies.) So a tensor that requires a gradient is shared only if asked
-    for. int64 and uint64, torch's dtype for class numbers, become int32 and uint32 while JAX's 64 bits are off.
+    If a tensor changes, an array that shares its memory changes too, which JAX does not expect. Share batches of data, not
+    tensors that torch trains. A tensor that requires a gradient is therefore shared only with `copy=False`.
+    `load_from_torch`, for weights, always copies. int64 (torch's dtype for class numbers) and uint64 become int32 and
+    uint32 while JAX's x64 mode is off.
 
     Args:
         tensor: dense, of any shape, contiguous or not.
-        copy: None shares memory where that can be done, True copies, False raises where sharing cannot be done.
+        copy: None shares memory if possible, True copies, False raises if memory cannot be shared.
 
     Returns:
-        An array. A shared one is bound to the tensor's device; a copy lies on JAX's default device, bound to none, as
-        what `jnp.array` gives.
+        An array. A shared array is bound to the tensor's device. A copy is on JAX's default device and bound to none, as
+        an array from `jnp.array`.
 
     Raises:
-        TypeError: for what is no dense tensor, or has a dtype that JAX lacks.
-        ValueError: for float64 or complex128, or an integer too large, while JAX's 64 bits are off; with `copy=False`,
-            for a tensor that cannot be shared: on another device than JAX's default, not aligned to 64 bytes, with gaps.
+        TypeError: if `tensor` is not a dense tensor, or has a dtype that JAX lacks.
+        ValueError: while JAX's x64 mode is off, for float64, complex128 and an integer that does not fit 32 bits. With
+            `copy=False`, for a tensor that cannot be shared: on another device than JAX's default, not aligned to 64
+            bytes, or with gaps.
 
     Example:
         >>> batch = torch.arange(6.0).reshape(2, 3)
@@ -56,17 +58,17 @@ def from_torch(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
     source, dtype = dtype_of(tensor), kept_dtype(dtype_of(tensor))
     if source != dtype and not np.issubdtype(source, np.integer):
         raise ValueError(
-            f"from_torch was given {described(tensor)}, which JAX would cut to {dtype}: convert it with `.to(torch.{dtype})`,"
-            f" or call {X64} first"
+            f"from_torch got {described(tensor)}, which JAX would convert to {dtype}: convert it with"
+            f" `.to(torch.{dtype})`, or call {X64} first"
         )
-    reason: Any = "it has to be converted" if source != dtype else None
+    reason: Any = "its dtype must be converted" if source != dtype else None
     if reason is None and tensor.device.type == "cpu" != jax.default_backend():
         reason = f"it is on the cpu, and JAX's default device is a {jax.default_backend()}"
     if copy is False or (copy is None and reason is None and not tensor.requires_grad):
         try:
             if reason is None:
                 return jnp.from_dlpack(tensor.detach(), copy=False)
-        except (ValueError, BufferError, RuntimeError) as error:  # RuntimeError: XLA's, for strides
+        except (ValueError, BufferError, RuntimeError) as error:  # XLA raises RuntimeError for strides
             reason = error
         if copy is False:
             raise ValueError(
@@ -76,22 +78,22 @@ def from_torch(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
 
 
 def to_torch(array: jax.Array, *, copy: bool | None = True) -> torch.Tensor:
-    """A JAX array as a torch tensor of its shape and dtype.
+    """A JAX array as a torch tensor of the same shape and dtype.
 
-    It is a copy unless sharing is asked for: torch writes into tensors, and what is written into a shared one changes the
-    array, and whatever else holds it, modules included. A shared tensor keeps its values when the module or optimizer
-    that the array was read from is trained on: what is read is copied before its memory is used again.
+    The tensor is a copy by default. Torch writes into tensors: a write into a shared tensor changes the array, and every
+    object that holds it, modules included. A shared tensor keeps its values when you continue to train the module or
+    optimizer that the array was read from: an array that was read is copied before its memory is reused.
 
     Args:
-        array: of any shape; a random key's bits are `jax.random.key_data(key)`.
-        copy: True copies, None shares memory where that can be done, False raises where it cannot.
+        array: any shape. For a random key, pass its bits, `jax.random.key_data(key)`.
+        copy: True copies, None shares memory if possible, False raises if memory cannot be shared.
 
     Returns:
-        A tensor: a copy on the cpu, or a shared one on the array's device.
+        A tensor: a copy on the cpu, or a shared tensor on the array's device.
 
     Raises:
-        TypeError: for what is no JAX array (a tracer included), or has a dtype that torch lacks.
-        ValueError: with `copy=False`, for an array that cannot be shared: one on several devices, for example.
+        TypeError: if `array` is not a JAX array (or is a tracer), or has a dtype that torch lacks.
+        ValueError: with `copy=False`, if memory cannot be shared, for example for an array on several devices.
 
     Example:
         >>> to_torch(jnp.ones(2, jnp.bfloat16))
@@ -104,7 +106,7 @@ def to_torch(array: jax.Array, *, copy: bool | None = True) -> torch.Tensor:
         what = "a tracer of a JAX transform" if isinstance(array, jax.core.Tracer) else repr(array)
         raise TypeError(f"to_torch takes a JAX array, outside of transforms; got {what}")
     if str(array.dtype) not in TORCH_DTYPES:
-        raise TypeError(f"to_torch was given {array.dtype}{list(array.shape)}, a dtype that torch lacks")
+        raise TypeError(f"to_torch takes a dtype that torch has; got {array.dtype}{list(array.shape)}")
     if copy is not True:
         try:
             return torch.utils.dlpack.from_dlpack(array)
@@ -117,7 +119,7 @@ def to_torch(array: jax.Array, *, copy: bool | None = True) -> torch.Tensor:
     return tensor_of(np.asarray(array))
 
 
-# -- what the rest of the adapter uses ---------------------------------------------------------------------------------
+# -- used by the rest of the adapter -----------------------------------------------------------------------------------
 
 
 def dtype_of(tensor: torch.Tensor) -> np.dtype[Any]:
@@ -126,19 +128,19 @@ def dtype_of(tensor: torch.Tensor) -> np.dtype[Any]:
 
 
 def kept_dtype(dtype: Any) -> np.dtype[Any]:
-    """What JAX makes of a dtype, with its 64 bits on or off."""
+    """The dtype that JAX converts a dtype to. It depends on the x64 mode."""
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def described(tensor: Any) -> str:
-    """`float32[3, 4]`, as JAX's arrays are described."""
+    """`float32[3, 4]`, in the form used for JAX's arrays."""
     if not isinstance(tensor, torch.Tensor):
         return f"a {type(tensor).__name__}"
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def unreadable(tensor: Any) -> str | None:
-    """What is wrong with something whose values are needed; None for a dense tensor that has them."""
+    """The problem if the values of `tensor` cannot be read; None for a dense tensor with values."""
     if not isinstance(tensor, torch.Tensor):
         return f"{tensor!r}, a {type(tensor).__name__}"
     if torch.nn.parameter.is_lazy(tensor):

@@ -1,4 +1,4 @@
-"""The state of LBFGS: torch's lists of pairs, over its parameters in their order, and our tables, over ours."""
+"""The state of LBFGS. Torch keeps lists of pairs over its parameters; we keep tables over ours, in our order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .matching import Param
 
 
 class Vector:
-    """Where the parameters are in torch's vector, which has those that are frozen there, too."""
+    """The positions of the parameters in torch's vector, which also includes frozen parameters."""
 
     def __init__(self, params: Sequence[Param], torch_opt: torch.optim.Optimizer) -> None:
         self.params = [param for param in params if param.cell.trainable]
@@ -26,12 +26,12 @@ class Vector:
         self.state: dict[str, Any] = torch_opt.state.get(self.tensors[0], {})
 
     def here(self, theirs: torch.Tensor, dtype: Any) -> NDArray[Any]:
-        """A vector of torch's in our order."""
+        """Torch's vector, in our order."""
         values = to_numpy(theirs).astype(dtype)
         return np.concatenate([values[where] for where in self.slices])
 
     def there(self, ours: Any) -> torch.Tensor:
-        """A vector of ours in torch's order."""
+        """Our vector, in torch's order."""
         ours = np.asarray(ours)
         values, start = np.zeros(self.size, ours.dtype), 0
         for where in self.slices:
@@ -42,7 +42,7 @@ class Vector:
 
 
 def loaded(vector: Vector, known: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
-    """Our state, by path, for torch's. `known` is the state that there is now."""
+    """Our state by path, made from torch's. `known` is our current state."""
     fields: dict[str, dict[str, Any]] = {path: {} for path in known}
     if not vector.params or problems:
         return fields
@@ -57,12 +57,12 @@ def loaded(vector: Vector, known: Mapping[str, Any], problems: list[str]) -> dic
     rows, pairs, dtype = len(zeros["ro"]), len(theirs.get("ro") or ()), zeros["d"].dtype
     if theirs.get("d") is None:
         problems.append(
-            "torch's last step was broken off, so its state has no direction: take another step there first"
+            "torch's last step was interrupted, so its state has no direction: take another step in torch first"
         )
     elif pairs > rows or vector.tensors and dtype_of(theirs["d"]).itemsize > dtype.itemsize:
         problems.append(
-            f"torch has {pairs} pairs of {dtype_of(theirs['d'])} and there is room for {rows} of {dtype} here: construct this"
-            " optimizer with torch's history_size, and modules of its dtype"
+            f"torch has {pairs} pairs of {dtype_of(theirs['d'])}, and this optimizer holds {rows} pairs of {dtype}: construct"
+            " it with torch's history_size, and modules of torch's dtype"
         )
     else:
         for name in ("d", "prev_flat_grad"):
@@ -77,7 +77,7 @@ def loaded(vector: Vector, known: Mapping[str, Any], problems: list[str]) -> dic
 
 
 def copied(vector: Vector, known: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Torch's state for ours."""
+    """Torch's state, made from ours."""
     if not vector.params or problems:
         return {}
     ours = {name: np.asarray(value) for name, value in known[vector.params[0].path].items()}
@@ -86,7 +86,7 @@ def copied(vector: Vector, known: Mapping[str, Any], problems: list[str]) -> dic
         return counts if counts["func_evals"] else {}
     if any(dtype_of(param.tensor) != ours["d"].dtype for param in vector.params):
         problems.append(
-            f"the vector of all parameters is {ours['d'].dtype} here, and of the parameters' dtype in torch: train in"
+            f"the vector of all parameters is {ours['d'].dtype} here, and has the parameters' dtype in torch: train in"
             f" {ours['d'].dtype} on both sides"
         )
         return {}
@@ -101,5 +101,5 @@ def copied(vector: Vector, known: Mapping[str, Any], problems: list[str]) -> dic
         "ro": [tensor_of(ours["ro"][row]).to(number.device) for row in rows],
         "H_diag": number,
         "prev_flat_grad": vector.there(ours["prev_flat_grad"]),
-        "prev_loss": None,  # which torch sets before it asks for it
+        "prev_loss": None,  # torch sets it before it reads it
     }

@@ -1,4 +1,4 @@
-"""Which of an optimizer's parameters are which of a torch optimizer's, and what does not fit."""
+"""Matching an optimizer's parameters with those of a torch optimizer, and listing what does not fit."""
 
 from __future__ import annotations
 
@@ -25,36 +25,38 @@ _HOW_TORCH_RUNS_IT = {"foreach", "fused", "capturable", "differentiable"}
 
 
 class Param(NamedTuple):
-    """One parameter on both sides."""
+    """A parameter here and in torch."""
 
-    path: str  # "0.weight": the place of its module, and its name there
+    path: str  # "0.weight": the index of its module, and its name there
     cell: Cell
     tensor: torch.Tensor
-    group: int  # of the optimizer's here
-    settings: dict[str, Any] | None  # torch's group of it, if it is in one
+    group: int  # the index of its group here
+    settings: dict[str, Any] | None  # its group in torch, if it is in one
 
 
 def matched(caller: str, opt: Any, torch_opt: Any, torch_modules: Any) -> tuple[list[Param], list[str]]:
-    """Each parameter of an optimizer with its tensor, and what does not fit."""
+    """Each parameter of an optimizer with its tensor, and a list of problems."""
     _check_classes(caller, opt, torch_opt)
     plan = opt._plan_now()
     if plan.foreign:
         raise TypeError(
-            f"{caller}: opt.modules has one of NumPy arrays; convert it with `minitorch_jax.adapters.numpy`"
+            f"{caller}: opt.modules holds a module of NumPy arrays; convert it with `minitorch_jax.adapters.numpy`"
         )
     tensors = _named(caller, opt, torch_modules)
     group_of = {id(tensor): group for group in torch_opt.param_groups for tensor in group["params"]}
     params: list[Param] = []
     seen: dict[int, str] = {}
     unknown = sorted(set(torch_opt.defaults) - {*names(opt), *_HOW_TORCH_RUNS_IT})
-    problems = [f"{name}: a setting of torch's {type(opt).__name__} that is not known here" for name in unknown]
+    problems = [
+        f"{name}: a setting of torch's {type(opt).__name__} that this optimizer does not have" for name in unknown
+    ]
     for path, cell in plan.named.items():
         tensor = tensors.get(path)
         if tensor is None:
-            problems.append(f"{path}: torch's modules have no such parameter")
+            problems.append(f"{path}: torch's modules do not have this parameter")
             continue
         if id(tensor) in seen:
-            problems.append(f"{path} and {seen[id(tensor)]} are one tensor in torch, and two here: tie them")
+            problems.append(f"{path} and {seen[id(tensor)]} are one tensor in torch, and two here: tie them here")
         seen.setdefault(id(tensor), path)
         param = Param(path, cell, tensor, plan.groups[cell], group_of.get(id(tensor)))
         params.append(param)
@@ -63,7 +65,7 @@ def matched(caller: str, opt: Any, torch_opt: Any, torch_modules: Any) -> tuple[
 
 
 def names(opt: Any) -> list[str]:
-    """The settings of a rule that torch's has, too."""
+    """The settings of a rule that torch's rule has too."""
     return [name for name in (*opt._hyper.given, *opt._hyper.flags) if name not in OPTIONS]
 
 
@@ -72,18 +74,18 @@ def _check_classes(caller: str, opt: Any, torch_opt: Any) -> None:
         known = ", ".join(rule.__name__ for rule in RULES.values())
         theirs = type(torch_opt)
         raise TypeError(
-            f"{caller} takes an optimizer and torch's of the same class, one of {known}; got a {type(opt).__name__} and a"
-            f" {theirs.__module__}.{theirs.__qualname__}"
+            f"{caller} takes an optimizer and torch's optimizer of the same name, one of {known}; got a"
+            f" {type(opt).__name__} and a {theirs.__module__}.{theirs.__qualname__}"
         )
 
 
 def _named(caller: str, opt: Any, torch_modules: Any) -> dict[str, torch.Tensor]:
-    """The tensors of torch's modules, by the paths that they have in the optimizer."""
+    """The tensors of torch's modules, by their paths in the optimizer."""
     single = isinstance(torch_modules, torch.nn.Module)
     modules = [torch_modules] if single else list(torch_modules)
     if len(modules) != len(opt.modules) or not all(isinstance(module, torch.nn.Module) for module in modules):
         raise ValueError(
-            f"{caller}: torch_modules must be the torch modules of opt.modules, in their order, {len(opt.modules)} in all;"
+            f"{caller}: torch_modules must be the {len(opt.modules)} torch modules of opt.modules, in the same order;"
             f" got [{', '.join(type(module).__name__ for module in modules)}]"
         )
     found = ((i, module.named_parameters(remove_duplicate=False)) for i, module in enumerate(modules))
@@ -91,22 +93,22 @@ def _named(caller: str, opt: Any, torch_modules: Any) -> dict[str, torch.Tensor]
 
 
 def _trained_apart(param: Param) -> str | None:
-    """What to do if only one side trains a parameter."""
+    """A problem if only one side trains a parameter, else None."""
     trained = param.tensor.requires_grad and param.settings is not None
     if param.cell.trainable == trained:
         return None
     there = "trained" if trained else "in no group of its optimizer" if param.settings is None else "frozen"
     return (
-        f"{param.path}: {'trained' if param.cell.trainable else 'frozen'} here, and {there} in torch; freeze() or unfreeze()"
-        " it here, or change `requires_grad` and the groups there"
+        f"{param.path}: {'trained' if param.cell.trainable else 'frozen'} here, and {there} in torch; call freeze() or"
+        " unfreeze() here, or change `requires_grad` and the groups in torch"
     )
 
 
 def _left_over(torch_opt: Any, tensors: dict[str, torch.Tensor], seen: dict[int, str]) -> Iterator[str]:
-    """What torch's optimizer has and this one has not."""
+    """A problem for each parameter that only torch's optimizer has."""
     paths = {id(tensor): path for path, tensor in reversed(tensors.items())}
     for i, group in enumerate(torch_opt.param_groups):
         for j, tensor in enumerate(group["params"]):
             if id(tensor) not in seen and (tensor.requires_grad or torch_opt.state.get(tensor)):
                 path = paths.get(id(tensor), f"parameter {j} of group {i}")
-                yield f"{path}: in torch's optimizer, and not in this one under that name"
+                yield f"{path}: torch's optimizer has it, and this one has no parameter of that name"

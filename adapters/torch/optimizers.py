@@ -1,4 +1,4 @@
-"""The state of an optimizer, from torch's optimizer of the same rule and back."""
+"""The state of an optimizer, from torch's optimizer of the same name and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .matching import Param, matched
 from .settings import WITHOUT_STEPS, copied_settings, loaded_settings
 from .weights import raise_all
 
-_NUMBERS = ("mu_product", "eta", "mu")  # fields that are numbers, in a dtype of their own
+_NUMBERS = ("mu_product", "eta", "mu")  # scalar fields, whose dtype is their own
 
 
 def load_optimizer_from_torch(
@@ -31,28 +31,29 @@ def load_optimizer_from_torch(
     *,
     num_steps: int | None = None,
 ) -> None:
-    """Take over the state and the hyperparameters of a torch optimizer of the same rule, in place.
+    """Load the state and the hyperparameters of a torch optimizer of the same name, in place.
 
-    Load the weights as well, and training goes on here with torch's trajectory. Parameters are matched by the names that
-    they have in the modules. Those that torch has not stepped yet begin here with their first step. A hyperparameter that
-    follows a schedule here keeps it, and it must give torch's present value at the step that training has reached: torch's
-    LR schedulers are functions outside of the optimizer. torch's `foreach`, `fused`, `capturable` and `differentiable` mean
-    nothing here. `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only` and `master_weights`, which torch lacks, stay
-    as they are; master weights begin with the parameters as they are here.
+    Load the weights too, and training continues here with torch's trajectory. Parameters are matched by their names in the
+    modules. Parameters that torch has not stepped yet start here with their first step.
+
+    A hyperparameter that follows a schedule here keeps the schedule. At the current step, it must return torch's current
+    value: torch's LR schedulers are objects outside the optimizer. torch's `foreach`, `fused`, `capturable` and
+    `differentiable` have no effect here. Torch lacks `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only` and
+    `master_weights`: they do not change. Master weights start from the current parameters.
 
     Args:
-        opt: the optimizer to change, made with the flags (`amsgrad`, `centered`, momentum or none) of torch's.
-        torch_opt: torch's optimizer. It may group parameters in another way, if those of a group here are in groups of
-            equal settings there; biases without weight decay are `decay_matrices_only`.
-        torch_modules: the torch module of each of `opt.modules`; one by itself if there is one.
-        num_steps: how many steps torch has taken. The state of SGD, Muon and LBFGS does not say (a schedule needs it; None
-            counts one, or none if there is no state); that of the others does.
+        opt: the optimizer to change, constructed with torch's flags (`amsgrad`, `centered`, momentum or none).
+        torch_opt: torch's optimizer. Its groups may differ, if the parameters of each group here have equal settings in
+            torch. For biases without weight decay, construct `opt` with `decay_matrices_only`.
+        torch_modules: the torch module of each of `opt.modules`; for one module, the torch module itself.
+        num_steps: the number of steps that torch has taken. Only SGD, Muon and LBFGS need it, for schedules: torch's state
+            of the other rules holds it. None counts one step, or none if there is no state.
 
     Raises:
-        TypeError: for an optimizer that is not of a class that both have, or not of the same.
-        ValueError: one error that lists everything that does not fit; nothing has changed then.
+        TypeError: if the two optimizers do not have the same class, or torch has no optimizer of the class.
+        ValueError: if something does not fit. One error lists all of it, and nothing has changed.
 
-    Differs from PyTorch: from here on, a parameter without a gradient is stepped with zeros, not left out.
+    Differs from PyTorch: from now on, a parameter without a gradient is stepped with zeros; torch skips it.
 
     Example:
         >>> from minitorch_jax import nn
@@ -75,7 +76,7 @@ def load_optimizer_from_torch(
     steps = {p.path: _steps_taken(opt, p, torch_opt, num_steps) for p in params}
     total = max(steps.values(), default=0) if num_steps is None else num_steps
     if total < max(steps.values(), default=0):
-        problems.append(f"num_steps={num_steps}, but torch's state is one after {max(steps.values())} steps or more")
+        problems.append(f"num_steps={num_steps}, but torch has taken {max(steps.values())} steps or more")
     top, own = loaded_settings(opt, params, known, total, problems)
     if isinstance(opt, optim.LBFGS):
         state = lbfgs.loaded(lbfgs.Vector(params, torch_opt), known["state"], problems)
@@ -94,24 +95,24 @@ def copy_optimizer_to_torch(
     torch_opt: torch.optim.Optimizer,
     torch_modules: torch.nn.Module | Sequence[torch.nn.Module],
 ) -> None:
-    """Give a torch optimizer of the same rule the state and the hyperparameters of one here, in place.
+    """Copy the state and the hyperparameters of an optimizer into a torch optimizer of the same name, in place.
 
-    The reverse of `load_optimizer_from_torch`: copy the weights as well, and training goes on in torch with the same
-    trajectory. A hyperparameter that follows a schedule becomes the number that it gives for the next step; an LR scheduler
-    of torch's that goes on from there is yours to make. `track_grad_norm` stays behind, as it changes no step.
+    This is the reverse of `load_optimizer_from_torch`. Copy the weights too, and training continues in torch with the same
+    trajectory. A hyperparameter that follows a schedule becomes the schedule's number for the next step; make a torch LR
+    scheduler that continues from there yourself. `track_grad_norm` is not copied: it changes no step.
 
     Args:
         opt: the optimizer to read.
-        torch_opt: torch's optimizer, to be changed. It may group parameters in another way, if those of a group there are
-            in groups of equal settings here.
-        torch_modules: the torch module of each of `opt.modules`; one by itself if there is one.
+        torch_opt: torch's optimizer, which is changed. Its groups may differ, if the parameters of each of its groups have
+            equal settings here.
+        torch_modules: the torch module of each of `opt.modules`; for one module, the torch module itself.
 
     Raises:
-        TypeError: for an optimizer that is not of a class that both have, or not of the same.
-        ValueError: one error that lists everything that does not fit, and what torch cannot do: `skip_nonfinite`, and
-            `master_weights` of parameters of fewer bits than float32. Nothing has changed then.
+        TypeError: if the two optimizers do not have the same class, or torch has no optimizer of the class.
+        ValueError: if something does not fit, or torch cannot do it: `skip_nonfinite`, and `master_weights` of half
+            precision parameters. One error lists all of it, and nothing has changed.
 
-    Differs from PyTorch: from there on, a parameter without a gradient is left out, not stepped with zeros.
+    Differs from PyTorch: torch skips a parameter without a gradient; here it is stepped with zeros.
 
     Example:
         >>> from minitorch_jax import nn
@@ -148,13 +149,13 @@ def copy_optimizer_to_torch(
 
 
 def _given(torch_opt: torch.optim.Optimizer, param: Param) -> dict[str, Any]:
-    """What torch has of a parameter's state, the step count apart."""
+    """Torch's state of a parameter, without the step count."""
     state = torch_opt.state.get(param.tensor, {})
     return {name: value for name, value in state.items() if name != "step" and value is not None}
 
 
 def _steps_taken(opt: Any, param: Param, torch_opt: torch.optim.Optimizer, num_steps: int | None) -> int:
-    """How many steps of a parameter torch has taken, as far as anything says."""
+    """The number of steps that torch has taken for a parameter, as far as its state and `num_steps` say."""
     state = torch_opt.state.get(param.tensor, {})
     if type(opt).__name__ not in WITHOUT_STEPS:
         return int(state.get("step", 0))
@@ -175,7 +176,7 @@ def _loaded_fields(
     settings: dict[str, Any],
     problems: list[str],
 ) -> dict[str, Any]:
-    """A parameter's state here for torch's, or as it is before the first step."""
+    """A parameter's state here, made from torch's; the initial state if torch has none."""
     here = known.keys() - {"step"}
     if not here and not given and not param.cell.trainable:
         return {}
@@ -186,8 +187,8 @@ def _loaded_fields(
     expected, extra = set(fields), ({"master_weight": wide} if "master_weight" in here else {})
     if expected | extra.keys() != here or (given and set(given) != expected):
         problems.append(
-            f"{param.path}: the state has {sorted(given) or 'nothing'} in torch and {sorted(here) or 'nothing'} here, and"
-            f" with torch's settings it should have {sorted(expected) or 'nothing'}: construct this optimizer"
+            f"{param.path}: the state has {sorted(given) or 'nothing'} in torch and {sorted(here) or 'nothing'} here. With"
+            f" torch's settings it should have {sorted(expected) or 'nothing'}: construct this optimizer"
             " with the same settings, and with the parameter unfrozen"
         )
         return {}
@@ -208,9 +209,9 @@ def _loaded_fields(
 def _copied_fields(
     opt: Any, param: Param, settings: dict[str, Any], known: Mapping[str, Any], problems: list[str]
 ) -> dict[str, Any]:
-    """A parameter's state in torch for ours: empty before its first step, for torch to begin it."""
+    """A parameter's state in torch, made from ours. It is empty before the first step: torch makes it then."""
     rule, device = type(opt).__name__, param.tensor.device
-    if not known["step"] and rule != "Adagrad":  # which begins it when it is constructed
+    if not known["step"] and rule != "Adagrad":  # Adagrad makes its state when it is constructed
         return {}
     fused = bool(settings.get("fused"))
     wide = torch.get_default_dtype() == torch.float64 and not fused
@@ -226,20 +227,21 @@ def _copied_fields(
         elif name not in ("step", "master_weight"):
             if value.dtype != dtype_of(param.tensor):
                 problems.append(
-                    f"{param.path}.{name}: {value.dtype} here, and in torch of the parameter's {dtype_of(param.tensor)}"
+                    f"{param.path}.{name}: {value.dtype} here, and in torch it has the parameter's dtype,"
+                    f" {dtype_of(param.tensor)}"
                 )
             fields[name] = tensor_of(np.asarray(value)).to(device)
     return fields
 
 
 def _beyond_torch(opt: Any, params: list[Param]) -> list[str]:
-    """What changes steps here and torch cannot do."""
+    """A problem for each setting that changes steps here and that torch lacks."""
     problems = []
     for g, group in enumerate(opt.groups):
         if group.skip_nonfinite:
             problems.append(f"group {g}: skip_nonfinite, which torch lacks: assign `opt.skip_nonfinite = False` first")
         if group.master_weights and any(is_narrow(p.cell.value) for p in params if p.group == g):
             problems.append(
-                f"group {g}: master_weights, which torch lacks: train in float32 on both sides, or begin its state anew"
+                f"group {g}: master_weights, which torch lacks: train in float32 on both sides, or start with a new state"
             )
     return problems

@@ -1,4 +1,4 @@
-"""Hyperparameters: what those of torch's groups are here, and the other way."""
+"""Hyperparameters, from torch's groups to ours and back."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from minitorch_jax.optim.hyperparameters import is_schedule
 
 from .matching import Param, names
 
-WITHOUT_STEPS = ("SGD", "Muon", "LBFGS")  # whose state in torch counts no steps
+WITHOUT_STEPS = ("SGD", "Muon", "LBFGS")  # torch's state of these rules does not count steps
 
 
 def loaded_settings(
     opt: Any, params: list[Param], known: Mapping[str, Any], num_steps: int, problems: list[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The optimizer's settings and those of its groups' own, with torch's values. `known` is the optimizer's state dict."""
+    """The settings of the optimizer and of its groups, with torch's values. `known` is the optimizer's state dict."""
     top, own = dict(known["hyperparameters"]), [dict(mine) for mine in known.get("groups", [])]
     for name in names(opt):
         found = []
@@ -36,13 +36,13 @@ def loaded_settings(
 def copied_settings(
     opt: Any, params: list[Param], torch_opt: Any, problems: list[str]
 ) -> list[tuple[dict[str, Any], str, Any]]:
-    """What to change in torch's groups: (group, name, value)."""
+    """The changes to torch's groups: (group, name, value)."""
     changes = []
     for i, group in enumerate(torch_opt.param_groups):
         mine = _trained_ones([p for p in params if p.settings is group])
         for name in names(opt):
             values = [(p.path, _value_here(opt, name, p)) for p in mine]
-            advice = "give torch's optimizer groups as they are here"
+            advice = "construct torch's optimizer with the same groups as here"
             value = _agreed(name, values, f"group {i} of torch", advice, problems)
             if mine and not _same(_as_here(name, group[name], mine[0].tensor), value):
                 changes.append((group, name, value))
@@ -50,12 +50,12 @@ def copied_settings(
 
 
 def _trained_ones(params: list[Param]) -> list[Param]:
-    """Those whose settings matter."""
+    """The parameters whose settings matter: the trainable ones, or all if none is."""
     return [p for p in params if p.cell.trainable] or params
 
 
 def _value_here(opt: Any, name: str, param: Param) -> Any:
-    """A setting as torch would have it for one parameter: schedules as numbers."""
+    """The value of a setting for one parameter, as torch has it. A schedule becomes a number."""
     if name == "weight_decay" and _undecayed(opt, param):
         return 0.0
     value = opt.groups[param.group][name]
@@ -63,7 +63,7 @@ def _value_here(opt: Any, name: str, param: Param) -> Any:
 
 
 def _value_in_torch(opt: Any, name: str, g: int, params: list[Param], problems: list[str]) -> Any:
-    """The value that torch has of a setting for all parameters of a group here; None if it has none of them."""
+    """Torch's value of a setting for all parameters of a group here; None if torch has none of them."""
     mine = _trained_ones([p for p in params if p.group == g and p.settings is not None])
     values = {p.path: _as_here(name, (p.settings or {})[name], p.tensor) for p in mine}
     advice = "put their modules in groups of their own"
@@ -71,19 +71,17 @@ def _value_in_torch(opt: Any, name: str, g: int, params: list[Param], problems: 
         advice += ", or construct this optimizer with decay_matrices_only=True"
         for p in mine:
             if _undecayed(opt, p) and values.pop(p.path):
-                problems.append(
-                    f"{p.path}: torch has weight decay for it, and decay_matrices_only=True here leaves it out"
-                )
+                problems.append(f"{p.path}: torch decays it, and decay_matrices_only=True excludes it here")
     return _agreed(name, list(values.items()), f"group {g} here", advice, problems)
 
 
 def _undecayed(opt: Any, param: Param) -> bool:
-    """Whether a parameter is one that `decay_matrices_only` leaves out."""
+    """True if `decay_matrices_only` excludes a parameter from weight decay."""
     return bool(opt.groups[param.group].decay_matrices_only) and len(param.tensor.shape) < 2
 
 
 def _as_here(name: str, value: Any, tensor: torch.Tensor) -> Any:
-    """A setting of torch's as it is written here."""
+    """A setting of torch, in the form that it has here."""
     if name == "eps" and isinstance(value, tuple | list) and value[0] is None:  # Adafactor's
         return torch.finfo(tensor.dtype).eps, value[1]
     if name == "adjust_lr_fn" and value is None:
@@ -94,7 +92,7 @@ def _as_here(name: str, value: Any, tensor: torch.Tensor) -> Any:
 
 
 def _agreed(name: str, values: list[tuple[str, Any]], where: str, advice: str, problems: list[str]) -> Any:
-    """The one value that all parameters have, by path; None if there are none."""
+    """The value that all parameters have, with a problem if they differ; None if there are no parameters."""
     if not values:
         return None
     path, first = values[0]
@@ -106,14 +104,14 @@ def _agreed(name: str, values: list[tuple[str, Any]], where: str, advice: str, p
 
 
 def _off_schedule(opt: Any, label: str, value: Any, schedule: Any, num_steps: int) -> list[str]:
-    """What is wrong if a schedule does not go on from torch's value."""
+    """A problem if a schedule does not continue from torch's value."""
     scheduled = np.asarray(schedule(num_steps)).tolist()
     if _same(value, scheduled, 1e-5):
         return []
-    hint = "; or say how many steps torch has taken, num_steps=..." if type(opt).__name__ in WITHOUT_STEPS else ""
+    hint = "; or pass the number of torch's steps, num_steps=..." if type(opt).__name__ in WITHOUT_STEPS else ""
     return [
-        f"{label} is {value!r} in torch, and the schedule here gives {scheduled!r} after {num_steps} steps: assign a number,"
-        f" or a schedule that goes on from there{hint}"
+        f"{label} is {value!r} in torch, and the schedule here returns {scheduled!r} after {num_steps} steps: assign a"
+        f" number, or a schedule that continues from torch's value{hint}"
     ]
 
 
@@ -126,7 +124,7 @@ def _same(one: Any, other: Any, rtol: float = 0) -> bool:
 
 
 def _spread(name: str, found: list[Any], top: dict[str, Any], own: list[dict[str, Any]]) -> None:
-    """Give groups their values of a setting: those without one of their own the optimizer's, if they all agree."""
+    """Set the values of a setting. Groups without their own value use the optimizer's, if they all agree."""
     followers = [g for g in range(len(found)) if not own or name not in own[g]]
     together = all(_same(found[g], found[followers[0]]) for g in followers)
     if followers and together:

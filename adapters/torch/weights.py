@@ -1,4 +1,4 @@
-"""The weights of a module, from a torch module and back, by the names in their `state_dict`."""
+"""The weights of a module, from a torch module and back, matched by their names in `state_dict`."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def load_from_torch(
 ) -> IncompatibleKeys:
     """Copy the weights of a torch module, or of its `state_dict()`, into a module of the same names, in place.
 
-    Parameters and buffers alike, running statistics and counts included. Names, shapes and dtypes must agree, and so must
-    what is tied; no memory is shared, and arrays stay on the devices, or in the sharding, that they were bound to. As in
-    torch's `load_state_dict`, gradients, `training` and which parameters are frozen (`requires_grad`) stay each side's own.
+    The weights are parameters and buffers, running statistics and counts included. Names, shapes, dtypes and ties must
+    agree. The two sides share no memory. Arrays stay on the devices, or in the sharding, that they were bound to. As in
+    torch's `load_state_dict`, gradients, `training` and frozen parameters (`requires_grad`) do not change.
 
     Args:
         module: the module to change.
         source: a torch module, or a mapping of names to tensors.
-        strict: whether names that only one side has are errors. Everything else always is.
-        tie: whether to tie what is tied in the source and not here, as `module.tie` does; an error otherwise. Of a
-            mapping, tensors are tied that share their memory.
+        strict: True makes names that only one side has an error. All other differences are always errors.
+        tie: True ties parameters that are tied in the source and not here, as `module.tie` does. False makes them an
+            error. Tensors of a mapping are tied if they share their memory.
 
     Returns:
         The names that only `module` has (missing) and those that only `source` has (unexpected).
 
     Raises:
-        TypeError: if an argument is of another kind.
-        ValueError: one error that lists everything that differs; nothing has changed then. Integers of 64 bits are taken
-            by ones of 32 that they fit, where JAX has no others; no other dtype is converted.
+        TypeError: if an argument has another type.
+        ValueError: if the two sides differ. One error lists all differences, and nothing has changed. Without x64,
+            integers of 64 bits are loaded into 32 bits if their values fit; no other dtype is converted.
 
     Example:
         >>> from minitorch_jax import nn
@@ -80,7 +80,7 @@ def load_from_torch(
         if not tie:
             problems.append(
                 f"{b} and {a} are one tensor in torch, and two here: tie them with `module.tie({b!r}, module, {a!r})`, or"
-                " load with tie=True"
+                " pass tie=True"
             )
         elif cells[a].kind != cells[b].kind:
             problems.append(f"{b} and {a} are one tensor in torch, but a {cells[b].kind} and a {cells[a].kind} here")
@@ -98,20 +98,21 @@ def load_from_torch(
 def copy_to_torch(module: mt.Module, torch_module: torch.nn.Module, strict: bool = True) -> IncompatibleKeys:
     """Copy the weights of a module into a torch module of the same names, in place.
 
-    The reverse of `load_from_torch`: torch's Parameters and buffers stay the same objects, so its optimizers go on with
-    them, and no memory is shared. Counts become int64 again. Gradients, `training` and `requires_grad` stay as they are.
+    This is the reverse of `load_from_torch`. Torch's Parameters and buffers stay the same objects, so torch's optimizers
+    still train them. The two sides share no memory. Counts become int64 again. Gradients, `training` and `requires_grad`
+    do not change.
 
     Args:
         module: the module to read.
         torch_module: the torch module to change.
-        strict: whether names that only one side has are errors. Everything else always is.
+        strict: True makes names that only one side has an error. All other differences are always errors.
 
     Returns:
         The names that only `torch_module` has (missing) and those that only `module` has (unexpected).
 
     Raises:
-        TypeError: if an argument is of another kind.
-        ValueError: one error that lists everything that differs; nothing has changed then.
+        TypeError: if an argument has another type.
+        ValueError: if the two sides differ. One error lists all differences, and nothing has changed.
 
     Example:
         >>> from minitorch_jax import nn
@@ -137,7 +138,7 @@ def copy_to_torch(module: mt.Module, torch_module: torch.nn.Module, strict: bool
         if a in cells and b in cells and cells[a] is not cells[b]:
             problems.append(
                 f"{b} and {a} are one tensor in torch, and two here: tie them with `module.tie({b!r}, module, {a!r})`, or"
-                f" give torch a parameter of its own, `torch_module.{b} = torch.nn.Parameter(torch_module.{a}.clone())`"
+                f" untie them in torch, `torch_module.{b} = torch.nn.Parameter(torch_module.{a}.clone())`"
             )
     problems += _tied_here_alone(cells, theirs, False, {})
     raise_all(
@@ -151,11 +152,11 @@ def copy_to_torch(module: mt.Module, torch_module: torch.nn.Module, strict: bool
     return IncompatibleKeys(missing, unexpected)
 
 
-# -- what differs ------------------------------------------------------------------------------------------------------
+# -- differences -------------------------------------------------------------------------------------------------------
 
 
 def mismatch(label: str, ours: Any, theirs: Any) -> str | None:
-    """How an array here and a tensor in torch differ in shape or dtype; None if values can go from one to the other."""
+    """The problem if an array here and a tensor in torch differ in shape or dtype; None if values can be copied."""
     problem = unreadable(theirs)
     if problem is not None:
         return f"{label}: torch has {problem}"
@@ -167,40 +168,40 @@ def mismatch(label: str, ours: Any, theirs: Any) -> str | None:
     if not same:
         hint = ": convert one of them, `module.astype(...)` here or `.to(dtype)` in torch"
         if source != kept_dtype(source):
-            hint = f": JAX's 64 bits are off. Call {X64} before the module is made, or use `.float()` in torch"
+            hint = f": JAX's x64 mode is off. Call {X64} before the module is made, or use `.float()` in torch"
     return f"{label}: {described(theirs)} in torch, {describe(ours)} here{hint}"
 
 
 def _unmatched(
     targets: Iterable[str], sources: Iterable[str], strict: bool, target_side: str, source_side: str
 ) -> tuple[list[str], list[str], list[str]]:
-    """Problems with names, those that only the targets have, and those that only the sources have."""
+    """Problems with names, the names that only the targets have, and the names that only the sources have."""
     known, given = set(targets), set(sources)
     missing = [path for path in targets if path not in given]
     unexpected = [path for path in sources if path not in known]
-    problems = [f"missing: {path}, which is {target_side} and not {source_side}" for path in missing]
-    problems += [f"unexpected: {path}, which is {source_side} and not {target_side}" for path in unexpected]
+    problems = [f"missing: {path}, which exists {target_side} and not {source_side}" for path in missing]
+    problems += [f"unexpected: {path}, which exists {source_side} and not {target_side}" for path in unexpected]
     return problems if strict else [], missing, unexpected
 
 
 def _unwritable(path: str, tensor: torch.Tensor) -> str | None:
-    """Why a tensor cannot be copied into; None if it can."""
+    """The problem if a tensor cannot be written to; None if it can."""
     if tensor.is_inference():
-        return f"{path}: made in torch's inference mode, so it cannot be changed: make the torch module outside of it"
+        return f"{path}: made in torch's inference mode, so it cannot change: make the torch module outside that mode"
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return f"{path}: an expanded tensor, whose elements share memory in torch: `.clone()` it there"
     return None
 
 
 def _memory(tensor: torch.Tensor) -> Any:
-    """What is equal for tensors that are one: the same object, or the same elements of the same memory."""
+    """A key that is equal for tied tensors: the same object, or the same elements of the same memory."""
     if tensor.layout is not torch.strided or not tensor.numel() or tensor.is_meta:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _by_identity(values: Mapping[str, Any], identity: Any) -> Iterator[list[str]]:
-    """The names of values that are one, where there are several."""
+    """The groups of names that stand for one value."""
     groups: dict[Any, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(identity(value), []).append(name)
@@ -208,7 +209,7 @@ def _by_identity(values: Mapping[str, Any], identity: Any) -> Iterator[list[str]
 
 
 def _tied(theirs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names of tied tensors: the first with each other one."""
+    """The names of tied tensors, as pairs of the first name and another one."""
     tensors = {name: tensor for name, tensor in theirs.items() if unreadable(tensor) is None}
     return [(first, other) for first, *rest in _by_identity(tensors, _memory) for other in rest]
 
@@ -216,7 +217,7 @@ def _tied(theirs: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _tied_here_alone(
     cells: Mapping[str, Cell], theirs: Mapping[str, Any], is_mapping: bool, arrays: Mapping[str, Any]
 ) -> Iterator[str]:
-    """What is one parameter here and two in torch. Of a mapping, which may have lost its ties, values decide."""
+    """A problem for each parameter that is tied here and not in torch. A mapping may have lost its ties: compare values."""
     shared = {name: cell for name, cell in cells.items() if name in theirs and unreadable(theirs[name]) is None}
     for names in _by_identity(shared, id):
         for a, b in combinations(names, 2):

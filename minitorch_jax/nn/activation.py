@@ -1,4 +1,4 @@
-"""Activations as layers. `inplace` is accepted as in torch and changes nothing: arrays are immutable."""
+"""Activations as layers. They accept `inplace` as torch does, but it has no effect: arrays are immutable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _InPlace(Module):
         return ", ".join([*self._settings(), *(["inplace=True"] if self.inplace else [])])
 
     def _settings(self) -> list[str]:
-        """What the repr shows before it."""
+        """The settings that the repr shows before `inplace`."""
         return []
 
 
@@ -32,9 +32,9 @@ class Threshold(_InPlace):
     """x where x > threshold, `value` elsewhere.
 
     Args:
-        threshold: where the identity begins.
-        value: what takes the place of smaller numbers.
-        inplace: accepted as in torch, changes nothing.
+        threshold: elements above it stay as they are.
+        value: replaces all other elements.
+        inplace: accepted as in torch; it has no effect.
 
     Example:
         >>> Threshold(1.0, 7.0)(jnp.array([0.5, 2.0]))
@@ -55,7 +55,7 @@ class ReLU(_InPlace):
     """max(x, 0), elementwise.
 
     Args:
-        inplace: accepted as in torch, where it saves memory; arrays here are immutable, the result is the same.
+        inplace: accepted as in torch; it has no effect, since arrays are immutable.
 
     Example:
         >>> ReLU()(jnp.array([-1.0, 2.0]))
@@ -67,18 +67,18 @@ class ReLU(_InPlace):
 
 
 class RReLU(_InPlace):
-    """A leaky ReLU whose slopes are random in training, one for each element; their mean in `eval()` mode.
+    """A leaky ReLU with a random slope for each element in training, and the mean slope in `eval()` mode.
 
-    Every call in training draws one key from the current stream (`mt.seed`, `mt.rng`).
+    Each call in training uses one key of the current stream (`mt.seed`, `mt.rng`).
 
     Args:
         lower: the smallest slope.
         upper: the largest slope.
-        inplace: accepted as in torch, changes nothing.
+        inplace: accepted as in torch; it has no effect.
 
     Raises:
         ValueError: at a call, if lower > upper.
-        TraceError: inside a plain JAX transform without `mt.rng`, see there.
+        TraceError: inside a plain JAX transform without `mt.rng`; see `mt.rng`.
 
     Source: torch.nn.RReLU; Xu et al., "Empirical evaluation of rectified activations in convolutional network", 2015.
 
@@ -103,12 +103,12 @@ class Hardtanh(_InPlace):
     Args:
         min_val: the smallest value.
         max_val: the largest value.
-        inplace: accepted as in torch, changes nothing.
+        inplace: accepted as in torch; it has no effect.
 
     Raises:
         ValueError: unless min_val < max_val.
 
-    Source: torch.nn.Hardtanh. Differs from PyTorch: its deprecated `min_value` and `max_value` are not taken.
+    Source: torch.nn.Hardtanh. Differs from PyTorch: it does not take torch's deprecated `min_value` and `max_value`.
 
     Example:
         >>> Hardtanh(-2.0, 2.0)(jnp.array([-3.0, 1.0]))
@@ -156,20 +156,20 @@ class LeakyReLU(_InPlace):
 
 
 class PReLU(Module):
-    """x where x > 0, w x elsewhere, with a learnt w.
+    """x where x > 0, w x elsewhere, with trainable slopes w.
 
     Args:
-        num_parameters: 1, or the number of channels, for a slope each.
-        init: the first value of the slopes.
-        dtype: of the parameter, floating.
+        num_parameters: the number of slopes: 1, or the number of channels.
+        init: the initial value of the slopes.
+        dtype: the dtype of the parameter, floating.
 
-    Shapes: any input, whose axis 1 is that of the channels; `weight` is `(num_parameters,)`.
+    Shapes: any input, with channels on axis 1; `weight` is `(num_parameters,)`.
 
     Raises:
-        ValueError: at a call, if there are several slopes, but not one for each channel.
+        ValueError: at a call, if there are several slopes, and their number is not that of the channels.
 
-    Source: torch.nn.PReLU; He et al., "Delving deep into rectifiers", 2015. Differs from PyTorch: `num_parameters` is
-    the method of all modules.
+    Source: torch.nn.PReLU; He et al., "Delving deep into rectifiers", 2015. Differs from PyTorch: the attribute
+    `num_parameters` is the method that all modules have.
 
     Example:
         >>> PReLU(2, init=0.5)(jnp.array([[-1.0, 1.0]]))
@@ -203,7 +203,7 @@ class ELU(_InPlace):
 
 
 class SELU(_InPlace):
-    """scale elu(x, alpha), whose two constants keep mean 0 and variance 1 (Klambauer et al., 2017)."""
+    """scale elu(x, alpha), with the constants that keep mean 0 and variance 1 (Klambauer et al., 2017)."""
 
     def forward(self, input: jax.Array) -> jax.Array:
         return F.selu(input)
@@ -356,7 +356,7 @@ class Hardshrink(Module):
 
 
 class Softshrink(Hardshrink):
-    """x moved towards 0 by `lambd`, at least 0, and 0 where |x| <= lambd."""
+    """x moved towards 0 by `lambd`, and 0 where |x| <= lambd; `lambd` must be at least 0."""
 
     def forward(self, input: jax.Array) -> jax.Array:
         return F.softshrink(input, self.lambd)

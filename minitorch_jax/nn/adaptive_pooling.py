@@ -1,4 +1,4 @@
-"""Pooling to a given size, and with random windows, as layers."""
+"""Adaptive pooling (to a given output size) and fractional pooling (random windows), as layers."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class _AdaptiveAvgPool(_AdaptivePool):
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool):
-    """Means over the last axis of `(N, C, L)` or `(C, L)`, to a given size; see `AdaptiveAvgPool2d`."""
+    """Average pooling over the last axis of `(N, C, L)` or `(C, L)` to a given size; see `AdaptiveAvgPool2d`."""
 
     _ndim = 1
 
 
 class AdaptiveAvgPool2d(_AdaptiveAvgPool):
-    """Means over two axes, to a given size: window i of n covers floor(i H / n) up to ceil((i + 1) H / n).
+    """Average pooling over two axes to a given size. Window i of n covers floor(i H / n) to ceil((i + 1) H / n) - 1.
 
     Args:
-        output_size: a number, or one for each axis; None is the input's size.
+        output_size: an integer, or one for each axis; None stands for the input's size.
 
-    Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating; output the same, with `output_size` for its last axes.
+    Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating. The output has the sizes `output_size` on its last two axes.
 
     Raises:
         ValueError: if a size is less than 1, or an input does not fit.
@@ -65,7 +65,7 @@ class AdaptiveAvgPool2d(_AdaptiveAvgPool):
 
 
 class AdaptiveAvgPool3d(_AdaptiveAvgPool):
-    """Means over the last axes of `(N, C, D, H, W)` or `(C, D, H, W)`, to a given size; see `AdaptiveAvgPool2d`."""
+    """Average pooling over the last three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; see `AdaptiveAvgPool2d`."""
 
     _ndim = 3
 
@@ -79,19 +79,19 @@ class _AdaptiveMaxPool(_AdaptivePool):
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool):
-    """Maxima over the last axis of `(N, C, L)` or `(C, L)`, to a given size; see `AdaptiveMaxPool2d`."""
+    """Max pooling over the last axis of `(N, C, L)` or `(C, L)` to a given size; see `AdaptiveMaxPool2d`."""
 
     _ndim = 1
 
 
 class AdaptiveMaxPool2d(_AdaptiveMaxPool):
-    """Maxima over two axes, to a given size, of the windows of `AdaptiveAvgPool2d`.
+    """Max pooling over two axes to a given size, with the windows of `AdaptiveAvgPool2d`.
 
     Args:
-        output_size: a number, or one for each axis; None is the input's size.
-        return_indices: whether to give the places of the maxima as well, int32, in the flattened H W.
+        output_size: an integer, or one for each axis; None stands for the input's size.
+        return_indices: True also returns the indices of the maxima in the flattened H W, int32.
 
-    Shapes: input `(N, C, H, W)` or `(C, H, W)`; output the same, with `output_size` for its last axes.
+    Shapes: input `(N, C, H, W)` or `(C, H, W)`. The output has the sizes `output_size` on its last two axes.
 
     Raises:
         ValueError: if a size is less than 1, or an input does not fit.
@@ -109,7 +109,7 @@ class AdaptiveMaxPool2d(_AdaptiveMaxPool):
 
 
 class AdaptiveMaxPool3d(_AdaptiveMaxPool):
-    """Maxima over the last axes of `(N, C, D, H, W)` or `(C, D, H, W)`, to a given size; see `AdaptiveMaxPool2d`."""
+    """Max pooling over the last three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; see `AdaptiveMaxPool2d`."""
 
     _ndim = 3
 
@@ -150,25 +150,25 @@ class _FractionalMaxPool(Module):
 
 
 class FractionalMaxPool2d(_FractionalMaxPool):
-    """The maxima of windows over two axes that are a random distance apart, anew for each image and channel.
+    """Max pooling over two axes with windows at random distances, drawn for each image and channel.
 
-    Every call draws one key from the current stream (`mt.seed`, `mt.rng`), in `eval()` mode too, as in torch.
+    Each call uses one key of the current stream (`mt.seed`, `mt.rng`), in `eval()` mode too, as in torch.
 
     Args:
-        kernel_size: of the windows, a number or one for each axis.
-        output_size: how many windows there are, a number or one for each axis.
-        output_ratio: the same as a part of the input's size, between 0 and 1; one of the two is given.
-        return_indices: whether to give the places of the maxima as well, int32, in the flattened H W.
+        kernel_size: the size of the windows, an integer or one for each axis.
+        output_size: the number of windows, an integer or one for each axis.
+        output_ratio: the output size divided by the input size, between 0 and 1. Pass either this or `output_size`.
+        return_indices: True also returns the indices of the maxima in the flattened H W, int32.
 
     Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
         TypeError: if a size is not an integer, or an input is not floating.
-        TraceError: inside a plain JAX transform without `mt.rng`, see there.
+        TraceError: inside a plain JAX transform without `mt.rng`; see `mt.rng`.
 
-    Source: torch.nn.FractionalMaxPool2d; Graham, "Fractional max-pooling", 2014. `_random_samples`, uniform numbers to
-    place the windows by instead of drawn ones, is torch's own.
+    Source: torch.nn.FractionalMaxPool2d; Graham, "Fractional max-pooling", 2014. As in torch, `_random_samples` replaces
+    the uniform samples that place the windows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -180,6 +180,6 @@ class FractionalMaxPool2d(_FractionalMaxPool):
 
 
 class FractionalMaxPool3d(_FractionalMaxPool):
-    """The maxima of windows over three axes, a random distance apart; arguments as in `FractionalMaxPool2d`."""
+    """Max pooling over three axes with windows at random distances; arguments as in `FractionalMaxPool2d`."""
 
     _ndim = 3

@@ -1,4 +1,4 @@
-"""The adaptive softmax, a loss with parameters."""
+"""The adaptive softmax: a loss with parameters."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from .linear import Linear
 
 
 class AdaptiveLoss(NamedTuple):
-    """What an AdaptiveLogSoftmaxWithLoss gives."""
+    """The result of an AdaptiveLogSoftmaxWithLoss."""
 
     output: jax.Array  # the log-probability of each target, (N,) or ()
-    loss: jax.Array  # the mean of their negatives, ()
+    loss: jax.Array  # minus the mean of `output`, ()
 
 
 class AdaptiveLogSoftmaxWithLoss(Module):
-    """An approximate softmax over many classes, sorted by frequency: rare ones lie in clusters of smaller projections.
+    """An approximate softmax over many classes, sorted by frequency. Rare classes lie in clusters with small projections.
 
-    log p(y) is the head's log-probability of y, or of y's cluster, to which the cluster's own log p(y) is added.
+    For a frequent class y, log p(y) is the head's log-probability of y. For a rare one, it is the head's log-probability
+    of its cluster plus the cluster's log-probability of y.
 
     Args:
-        in_features: size of the input's last axis.
-        n_classes: number of classes, the most frequent first.
-        cutoffs: where the clusters begin: increasing, between 1 and n_classes - 1.
+        in_features: the size of the input's last axis.
+        n_classes: the number of classes; the most frequent classes have the lowest numbers.
+        cutoffs: the first class of each cluster: increasing, between 1 and n_classes - 1.
         div_value: the projection of cluster i has in_features // div_value^(i + 1) features.
-        head_bias: whether the head has a bias.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        head_bias: True adds a bias to the head.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: input `(N, in_features)` and class numbers `(N,)`, or `(in_features,)` and `()`; gives `(output, loss)`, the
-    log-probability of each target, `(N,)` or `()`, and the mean of their negatives.
+    Shapes: input `(N, in_features)` and class numbers `(N,)`, or `(in_features,)` and `()`. The layer returns
+    `(output, loss)`: `output`, `(N,)` or `()`, holds the log-probability of each target; `loss` is minus its mean.
 
     Raises:
-        ValueError: for other cutoffs, or if shapes do not fit.
+        ValueError: if `cutoffs` are not as above, or if shapes do not fit.
 
     Source: torch.nn.AdaptiveLogSoftmaxWithLoss; Grave et al., "Efficient softmax approximation for GPUs", 2016.
 
-    Differs from PyTorch: every cluster is computed for every row, since shapes are fixed in compiled code; a class number
+    Differs from PyTorch: every cluster is computed for every row, since compiled code has fixed shapes. A class number
     out of range makes its output NaN.
 
     Example:
@@ -116,11 +117,11 @@ class AdaptiveLogSoftmaxWithLoss(Module):
         return jnp.concatenate(parts, -1)
 
     def predict(self, input: jax.Array) -> jax.Array:
-        """The most probable class of each row, `(N,)`, by torch's rule: one of the shortlist wins if the head says so."""
+        """The most probable class of each row, `(N,)`. As in torch, the head decides between its classes and a cluster."""
         head = jnp.argmax(self.head(input), -1)
         return jnp.where(head < self.shortlist_size, head, jnp.argmax(self.log_prob(input), -1))
 
 
 def _picked(log_p: jax.Array, target: jax.Array) -> jax.Array:
-    """The log-probability of each target, 0 for one that is not among them."""
+    """The log-probability of each target, or 0 if the target is not one of these classes."""
     return jnp.where(class_mask(target, log_p.shape[-1], log_p.ndim - 1)[0], log_p, 0).sum(-1)

@@ -20,34 +20,36 @@ from .linear import Linear
 
 
 class MultiheadAttention(Module):
-    """Each head attends with its own projections, softmax(q k^T / sqrt(D)) v; one more projection of all makes the output.
+    """Multi-head attention. Each head computes softmax(q k^T / sqrt(D)) v; a linear map of all heads is the output.
+
+    Each head has its own projections q, k and v of the query, the key and the value.
 
     Args:
-        embed_dim: E, of the queries and of the output; each head has D = E / `num_heads`.
-        num_heads: H.
-        dropout: in training, the probability of dropping a weight of attention.
-        bias: whether projections have one.
-        add_bias_kv: whether one more key and value, learnt, are added after the projections.
-        add_zero_attn: whether one more key and value of zeros are added.
-        kdim: E_k, of the keys, E by default.
-        vdim: E_v, of the values, E by default.
-        batch_first: whether batches are `(N, L, E)`.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        embed_dim: E, the size of the queries and of the output. Each head has the size D = E / `num_heads`.
+        num_heads: H, the number of heads.
+        dropout: in training, the probability of dropping an attention weight.
+        bias: True adds a bias to each projection.
+        add_bias_kv: True adds one trainable key and value after the projections.
+        add_zero_attn: True adds one key and value of zeros.
+        kdim: E_k, the size of the keys; E by default.
+        vdim: E_v, the size of the values; E by default.
+        batch_first: True if batches are `(N, L, E)`.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: `query` `(L, N, E)` or `(L, E)`, `key` `(S, N, E_k)` or `(S, E_k)`, `value` `(S, N, E_v)` or `(S, E_v)`. Called
-    with them and:
-        key_padding_mask: `(N, S)` or `(S,)`: booleans, True where a key takes no part, or numbers to add.
-        need_weights: whether to give the weights too; without them the call is cheaper.
-        attn_mask: `(L, S)` or `(N H, L, S)`: booleans, True where a key takes no part, or numbers to add.
-        average_attn_weights: whether the weights are averaged over heads, `(N, L, S)`, or not, `(N, H, L, S)`.
-        is_causal: says that `attn_mask` is causal (`Transformer.generate_square_subsequent_mask`), so that it need not be
-            read; where that does not help, it is.
-    Gives `(output, weights)`, the output shaped as the query; without `need_weights` the weights are None. A query that
-    every key is masked for gives NaN with `need_weights`, and attends to nothing without, as in torch.
+    Shapes: `query` `(L, N, E)` or `(L, E)`, `key` `(S, N, E_k)` or `(S, E_k)`, `value` `(S, N, E_v)` or `(S, E_v)`. A call
+    takes these three and:
+        key_padding_mask: `(N, S)` or `(S,)`. Booleans are True where a key takes no part; floats are added to the logits.
+        need_weights: True also returns the attention weights. False is faster.
+        attn_mask: `(L, S)` or `(N H, L, S)`. Booleans are True where a key takes no part; floats are added to the logits.
+        average_attn_weights: True returns weights averaged over the heads, `(N, L, S)`; False returns `(N, H, L, S)`.
+        is_causal: True says that `attn_mask` is causal (`Transformer.generate_square_subsequent_mask`). The layer then
+            need not read the mask. It still does with `key_padding_mask`, `need_weights` or added keys.
+    The layer returns `(output, weights)`. The output has the query's shape; the weights are None without `need_weights`.
+    For a query whose keys are all masked, the output is NaN with `need_weights`. Without, its attention is 0, as in torch.
 
     Raises:
-        ValueError: if sizes do not fit, or `is_causal` is given without `attn_mask`.
+        ValueError: if sizes do not fit, or `is_causal` is True without an `attn_mask`.
         TypeError: if a mask is neither boolean nor floating.
 
     Source: torch.nn.MultiheadAttention; Vaswani et al., "Attention is all you need", 2017. Differs from PyTorch:
@@ -86,7 +88,7 @@ class MultiheadAttention(Module):
     ) -> None:
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
             raise ValueError(
-                "MultiheadAttention needs sizes > 0, embed_dim a multiple of num_heads; got"
+                "MultiheadAttention needs sizes > 0 and an embed_dim that is a multiple of num_heads; got"
                 f" embed_dim={embed_dim}, num_heads={num_heads}"
             )
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
@@ -123,7 +125,7 @@ class MultiheadAttention(Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         if is_causal and attn_mask is None:
             raise ValueError(
-                "is_causal=True says that attn_mask is causal, so attn_mask is needed too: pass"
+                "is_causal=True says that attn_mask is causal, and needs an attn_mask; got None. Pass"
                 " `attn_mask=nn.Transformer.generate_square_subsequent_mask(L)`"
             )
         self._check_inputs(query, key, value)
@@ -174,7 +176,7 @@ class MultiheadAttention(Module):
         of_one_dtype("MultiheadAttention", query=query, key=key, value=value, in_proj_weight=weight)
 
     def _project(self, query: jax.Array, key: jax.Array, value: jax.Array) -> list[jax.Array]:
-        """Queries, keys and values, by one product for as many as come from one array."""
+        """The projected queries, keys and values. Those of one array are computed by one matrix product."""
         bias = self.in_proj_bias
         if self.in_proj_weight is None:
             weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
@@ -191,11 +193,11 @@ class MultiheadAttention(Module):
         return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
 
     def _heads(self, x: jax.Array, time: int) -> jax.Array:
-        """`(N, H, L, D)`, or `(H, L, D)`."""
+        """`x` divided into heads: `(N, H, L, D)` or `(H, L, D)`."""
         return jnp.moveaxis(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim), time, -2)
 
     def _extended(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """Keys or values, and those that the layer adds."""
+        """The keys or values, followed by those that `add_bias_kv` and `add_zero_attn` add."""
         shape = (*x.shape[:-2], 1, self.head_dim)
         rows = [x]
         if bias is not None:
@@ -213,6 +215,6 @@ def _check_mask(mask: jax.Array, name: str, shapes: list[tuple[int, ...]]) -> No
 
 
 def _taking_part(mask: jax.Array, added: int) -> jax.Array:
-    """torch's mask for layers, True where a key takes no part, as its mask for functions, with room for added keys."""
+    """The mask that `attention` takes (True where a key takes part) from torch's (True where not), with added keys."""
     mask = ~mask if mask.dtype == bool else mask
     return jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, added)], constant_values=mask.dtype == bool)

@@ -1,4 +1,4 @@
-"""Normalisation that can keep running statistics, as layers."""
+"""Normalisation layers that can keep running statistics: BatchNorm and InstanceNorm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .normalization import Affine
 
 
 class _RunningNorm(Affine):
-    """Normalisation of channels that can keep running statistics."""
+    """Base of the layers that normalise channels and can keep running statistics."""
 
     running_mean: Any
     running_var: Any
@@ -48,7 +48,7 @@ class _RunningNorm(Affine):
             self.running_mean = self.running_var = self.num_batches_tracked = None
 
     def reset_running_stats(self) -> None:
-        """Start the running statistics again: mean 0, variance 1, no batches."""
+        """Reset the running statistics: mean 0, variance 1, 0 batches."""
         if self.track_running_stats:
             self.running_mean = jnp.zeros_like(self.running_mean)
             self.running_var = jnp.ones_like(self.running_var)
@@ -70,10 +70,10 @@ class _RunningNorm(Affine):
         )
         if self.affine or self.track_running_stats:
             raise ValueError(message)
-        warnings.warn(f"{message}. It has nothing of that size, and so goes on, as torch's does", stacklevel=3)
+        warnings.warn(f"{message}. Nothing in the layer has that size, so it continues, as in torch", stacklevel=3)
 
     def _update(self, mean: jax.Array, var: jax.Array, momentum: Any) -> None:
-        """Move the running statistics towards those of a batch."""
+        """Move the running statistics towards the statistics of a batch."""
         self.running_mean = _moved(self.running_mean, mean, momentum)
         self.running_var = _moved(self.running_var, var, momentum)
 
@@ -114,7 +114,7 @@ class _BatchNorm(_RunningNorm):
         out, mean, var = batch_norm_by_input(input, self.weight, self.bias, self.eps)
         if self.training and self.track_running_stats:
             self.num_batches_tracked = count = counted(self.num_batches_tracked)
-            if input.size:  # a batch of none is counted and moves nothing, as in torch
+            if input.size:  # as in torch, an empty batch counts but does not change the statistics
                 self._update(mean, var, 1 / count.astype(mean.dtype) if self.momentum is None else self.momentum)
         return out
 
@@ -122,24 +122,24 @@ class _BatchNorm(_RunningNorm):
 class BatchNorm1d(_BatchNorm):
     """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and a variance for each channel.
 
-    In training they are those of the batch, over all axes but the channels', and the running ones move towards them; in
-    `eval()` mode they are the running ones.
+    In training, the mean and the variance are those of the batch over all axes but the channels, and the running
+    statistics move towards them. In `eval()` mode, the layer uses the running statistics.
 
     Args:
         num_features: the number of channels, C.
         eps: added to the variance.
-        momentum: of the running statistics, running = (1 - momentum) running + momentum new; None for their average over
-            all batches.
-        affine: whether there are a weight and a bias.
-        track_running_stats: whether to keep running statistics; without them, `eval()` uses the batch's too.
-        dtype: of the parameters and running statistics, floating.
-        bias: whether there is a bias, if `affine`.
+        momentum: the weight of a batch in the update, running = (1 - momentum) running + momentum new. None averages
+            over all batches.
+        affine: True adds a weight and a bias.
+        track_running_stats: True keeps running statistics. Without them, `eval()` mode uses the batch's statistics.
+        dtype: the dtype of the parameters and the running statistics, floating.
+        bias: False leaves out the bias, with `affine`.
 
-    Shapes: input and output `(N, C)` or `(N, C, L)`; `weight` (ones at first), `bias` (zeros), `running_mean` (zeros) and
-    `running_var` (ones; it moves towards the unbiased variance) are `(C,)`, `num_batches_tracked` is `()`.
+    Shapes: input and output `(N, C)` or `(N, C, L)`. `weight`, `bias`, `running_mean` and `running_var` are `(C,)`,
+    initially ones, zeros, zeros and ones. `num_batches_tracked` is `()`. `running_var` follows the unbiased variance.
 
     Raises:
-        ValueError: if an input does not fit, or has only one number for each channel to take statistics of.
+        ValueError: if an input does not fit, or if statistics are computed and each channel has only one element.
 
     Source: torch.nn.BatchNorm1d; Ioffe and Szegedy, "Batch normalization", 2015.
 
@@ -156,13 +156,13 @@ class BatchNorm1d(_BatchNorm):
 
 
 class BatchNorm2d(_BatchNorm):
-    """As BatchNorm1d, of images `(N, C, H, W)`."""
+    """As BatchNorm1d, for images `(N, C, H, W)`."""
 
     _ranks = (4,)
 
 
 class BatchNorm3d(_BatchNorm):
-    """As BatchNorm1d, of volumes `(N, C, D, H, W)`."""
+    """As BatchNorm1d, for volumes `(N, C, D, H, W)`."""
 
     _ranks = (5,)
 
@@ -203,17 +203,18 @@ class InstanceNorm1d(_InstanceNorm):
     Args:
         num_features: the number of channels, C.
         eps: added to the variance.
-        momentum: of the running statistics, running = (1 - momentum) running + momentum new; None leaves them alone.
-        affine: whether there are a weight and a bias.
-        track_running_stats: whether to keep running statistics in training, and to use them in `eval()` mode.
-        dtype: of the parameters and running statistics, floating.
-        bias: whether there is a bias, if `affine`.
+        momentum: the weight of a batch in the update, running = (1 - momentum) running + momentum new. None makes no
+            update.
+        affine: True adds a weight and a bias.
+        track_running_stats: True keeps running statistics in training and uses them in `eval()` mode.
+        dtype: the dtype of the parameters and the running statistics, floating.
+        bias: False leaves out the bias, with `affine`.
 
-    Shapes: input and output `(C, L)` or `(N, C, L)`; parameters and statistics as BatchNorm1d's (and, as in torch,
-    `num_batches_tracked` stays 0).
+    Shapes: input and output `(C, L)` or `(N, C, L)`; parameters and statistics as in BatchNorm1d. As in torch,
+    `num_batches_tracked` stays 0.
 
     Raises:
-        ValueError: if an input does not fit, or has only one number for each channel to take statistics of.
+        ValueError: if an input does not fit, or if statistics are computed and each channel has only one element.
 
     Source: torch.nn.InstanceNorm1d; Ulyanov et al., "Instance normalization", 2016.
 
@@ -226,12 +227,12 @@ class InstanceNorm1d(_InstanceNorm):
 
 
 class InstanceNorm2d(_InstanceNorm):
-    """As InstanceNorm1d, of images `(C, H, W)` or `(N, C, H, W)`."""
+    """As InstanceNorm1d, for images `(C, H, W)` or `(N, C, H, W)`."""
 
     _ranks = (3, 4)
 
 
 class InstanceNorm3d(_InstanceNorm):
-    """As InstanceNorm1d, of volumes `(C, D, H, W)` or `(N, C, D, H, W)`."""
+    """As InstanceNorm1d, for volumes `(C, D, H, W)` or `(N, C, D, H, W)`."""
 
     _ranks = (4, 5)

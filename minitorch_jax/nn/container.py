@@ -15,14 +15,17 @@ def _check_module(value: Any, where: str) -> Module:
 
 
 def check_name(key: Any, container: Module, kind: str) -> str:
-    """`key`, if an attribute of that name is not one that the container needs for itself."""
+    """`key`, if it can name an entry of the container. Raises KeyError if not."""
     if not isinstance(key, str) or not key or "." in key or key in {*dir(type(container)), "training"}:
-        raise KeyError(f"{key!r} cannot be a {kind}'s name: it must be a string, not empty, no method, without dots")
+        raise KeyError(
+            f"{key!r} cannot be a {kind}'s name: a name must be a non-empty string without dots, and not an attribute"
+            f" of {type(container).__name__}"
+        )
     return key
 
 
 class _Numbered(Module):
-    """Modules under the names "0", "1", …, as torch's state_dict has them."""
+    """Modules under the names "0", "1", …, as in torch's state_dict."""
 
     def _modules(self) -> list[Module]:
         return [module for name, module in vars(self).items() if name.isdigit()]
@@ -42,7 +45,7 @@ class _Numbered(Module):
         return iter(self._modules())
 
     def __add__(self, other: Any) -> Any:
-        """A new container with the modules of both."""
+        """A new container with the modules of both containers."""
         if not isinstance(other, _Numbered):
             return NotImplemented
         new = type(self)()
@@ -63,24 +66,24 @@ class _Numbered(Module):
         self._replace(modules)
 
     def append(self, module: Module) -> Any:
-        """Add a module at the end; gives the container."""
+        """Add a module at the end. Returns the container."""
         self._replace([*self._modules(), module])
         return self
 
     def insert(self, index: int, module: Module) -> Any:
-        """Add a module before place `index`; gives the container."""
+        """Add a module before index `index`. Returns the container."""
         modules = self._modules()
         modules.insert(index, module)
         self._replace(modules)
         return self
 
     def extend(self, modules: Iterable[Module]) -> Any:
-        """Add modules at the end; gives the container."""
+        """Add modules at the end. Returns the container."""
         self._replace([*self._modules(), *modules])
         return self
 
     def pop(self, index: int = -1) -> Module:
-        """Remove a module and give it."""
+        """Remove a module and return it."""
         modules = self._modules()
         module = modules.pop(index)
         self._replace(modules)
@@ -91,7 +94,7 @@ class Sequential(_Numbered):
     """Calls modules one after another.
 
     Args:
-        *modules: the modules; or one dict of them, whose keys become their names.
+        *modules: the modules, or one dict of names and modules.
 
     Raises:
         TypeError: if something is not a module.
@@ -118,11 +121,13 @@ class Sequential(_Numbered):
 
     def _replace(self, modules: Iterable[Any]) -> None:
         if any(not name.isdigit() for name, module in vars(self).items() if isinstance(module, Module)):
-            raise TypeError("a Sequential with named modules is changed by attribute: `net.name = module`")
+            raise TypeError(
+                "a Sequential with named modules has no list operations; assign by name: `net.name = module`"
+            )
         super()._replace(modules)
 
     def __getitem__(self, index: Any) -> Any:
-        """A module; for a slice, a Sequential of the same modules under their names."""
+        """The module at an index. For a slice, a Sequential of the same modules with their names."""
         if not isinstance(index, slice):
             return self._modules()[index]
         named = [(name, module) for name, module in vars(self).items() if isinstance(module, Module)]
@@ -135,7 +140,7 @@ class Sequential(_Numbered):
 
 
 class ModuleList(_Numbered):
-    """A list of modules that is a module.
+    """A list of modules. It is a module itself.
 
     Example:
         >>> import jax
@@ -149,13 +154,13 @@ class ModuleList(_Numbered):
         self._replace(modules or ())
 
     def __getitem__(self, index: Any) -> Any:
-        """A module; for a slice, a ModuleList."""
+        """The module at an index. For a slice, a ModuleList of the same modules."""
         found = self._modules()[index]
         return ModuleList(found) if isinstance(index, slice) else found
 
 
 class ModuleDict(Module):
-    """A dict of modules, by strings, that is a module.
+    """A dict of names and modules. It is a module itself.
 
     Example:
         >>> import jax
@@ -212,7 +217,7 @@ class ModuleDict(Module):
             delattr(self, key)
 
     def pop(self, key: str) -> Module:
-        """Remove a module and give it."""
+        """Remove a module and return it."""
         module = self._modules()[key]
         delattr(self, key)
         return module

@@ -19,7 +19,7 @@ from .functional.spatial import Size, sizes
 
 
 class _Convolution(Module):
-    """What all convolutions have."""
+    """Base of the convolutions."""
 
     weight: Any
     bias: Any
@@ -129,27 +129,27 @@ class Conv2d(_Conv):
     """y[o] = b[o] + Σ_i w[o, i] ⋆ x[i], where ⋆ slides w over x.
 
     Args:
-        in_channels: the input's channels.
-        out_channels: the output's channels.
-        kernel_size: of w, a number or one for each axis, as the next ones are.
-        stride: how far w moves.
-        padding: how much to add on both sides of each axis; or "valid", nothing, or "same", as much as gives the output
-            the input's size (for stride 1).
-        dilation: how far apart the numbers of w are.
-        groups: how many parts the channels are divided in; each part of the output sees one part of the input.
-        bias: whether to add b.
-        padding_mode: what to add: "zeros", or "reflect", "replicate" or "circular" as in `functional.pad`.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of w. This and the next three arguments are an integer, or one for each axis.
+        stride: the step of w.
+        padding: the number of elements added on both sides of each axis. "valid" adds none; "same" (for stride 1) adds as
+            many as the output needs to have the input's size.
+        dilation: the distance between the elements of w.
+        groups: the number of groups of channels. Each group of the output sees one group of the input.
+        bias: True adds b.
+        padding_mode: the values added: "zeros", or "reflect", "replicate" or "circular" as in `functional.pad`.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
     Shapes: input `(N, in_channels, H, W)` or `(in_channels, H, W)`, output `(N, out_channels, H', W')` or
-    `(out_channels, H', W')` with H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1; `weight` is
-    `(out_channels, in_channels / groups, kernel height, kernel width)`, `bias` `(out_channels,)`, both from U(-k, k),
-    k = 1 / sqrt(in_channels / groups * kernel height * kernel width).
+    `(out_channels, H', W')` with H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1. `weight` is
+    `(out_channels, in_channels / groups, kernel height, kernel width)`, `bias` is `(out_channels,)`. Both are drawn from
+    U(-k, k) with k = 1 / sqrt(in_channels / groups * kernel height * kernel width).
 
     Raises:
         ValueError: if an argument is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers, or an input's dtype is not that of the parameters.
+        TypeError: if a size is not an integer, or an input's dtype is not that of the parameters.
 
     Source: torch.nn.Conv2d.
 
@@ -195,9 +195,9 @@ class _ConvTranspose(_Convolution):
     ) -> None:
         name = type(self).__name__
         if padding_mode != "zeros":
-            raise ValueError(f"{name} has padding_mode='zeros' only; got {padding_mode!r}")
+            raise ValueError(f"{name} takes padding_mode='zeros' only; got {padding_mode!r}")
         if isinstance(padding, str):
-            raise TypeError(f"{name} takes padding as numbers; got {padding!r}")
+            raise TypeError(f"{name} takes padding as integers; got {padding!r}")
         self._set_up(
             in_channels,
             out_channels,
@@ -220,10 +220,10 @@ class _ConvTranspose(_Convolution):
         )
 
     def _extra(self, input: jax.Array, output_size: tuple[int, ...]) -> tuple[int, ...]:
-        """The output_padding that gives this size."""
+        """The output_padding that leads to this output size."""
         wanted = output_size[-self._ndim :]
         if len(output_size) not in (self._ndim, input.ndim):
-            raise ValueError(f"output_size must have {self._ndim} or {input.ndim} numbers here; got {output_size}")
+            raise ValueError(f"output_size must have {self._ndim} or {input.ndim} integers here; got {output_size}")
         settings = zip(
             input.shape[-self._ndim :], self.stride, self.padding, self.dilation, self.kernel_size, strict=True
         )
@@ -248,33 +248,33 @@ class ConvTranspose1d(_ConvTranspose):
 
 
 class ConvTranspose2d(_ConvTranspose):
-    """The gradient of a convolution with respect to its input, as a layer: each number is spread over a kernel.
+    """The gradient of a convolution with respect to its input: each element of the input adds a multiple of the kernel.
 
     Args:
-        in_channels: the input's channels.
-        out_channels: the output's channels.
-        kernel_size: of w, a number or one for each axis, as the next ones are.
-        stride: how far apart the spread kernels are.
-        padding: how much of the result is cut off on both sides of each axis.
-        output_padding: how much is added after each axis: strides above 1 bring inputs of several sizes to one size, and
-            this says which one is meant. Smaller than `stride` or `dilation`.
-        groups: how many parts the channels are divided in; each part of the output sees one part of the input.
-        bias: whether to add b.
-        dilation: how far apart the numbers of w are.
-        padding_mode: "zeros" is all there is.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of w. This, the next three arguments and `dilation` are an integer, or one for each axis.
+        stride: the distance between the kernels in the output.
+        padding: the number of elements cut off on both sides of each axis.
+        output_padding: the number of elements added at the end of each axis, smaller than `stride` or `dilation`. With a
+            stride above 1, `Conv2d` maps several input sizes to one output size; `output_padding` selects one of them.
+        groups: the number of groups of channels. Each group of the output sees one group of the input.
+        bias: True adds b.
+        dilation: the distance between the elements of w.
+        padding_mode: must be "zeros".
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    A call may give `output_size`, that of the axes or the whole shape, in place of `output_padding`.
+    A call takes `output_size` in place of `output_padding`: the size of the last two axes, or the whole shape.
 
     Shapes: input `(N, in_channels, H, W)` or `(in_channels, H, W)`, output `(N, out_channels, H', W')` or
-    `(out_channels, H', W')` with H' = (H - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1; `weight`
-    is `(in_channels, out_channels / groups, kernel height, kernel width)`, `bias` `(out_channels,)`, both from
-    U(-k, k), k = 1 / sqrt(out_channels / groups * kernel height * kernel width).
+    `(out_channels, H', W')` with H' = (H - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1. `weight`
+    is `(in_channels, out_channels / groups, kernel height, kernel width)`, `bias` is `(out_channels,)`. Both are drawn
+    from U(-k, k) with k = 1 / sqrt(out_channels / groups * kernel height * kernel width).
 
     Raises:
         ValueError: if an argument is out of its range, or an input or `output_size` does not fit.
-        TypeError: if a size is not made of integers, or an input's dtype is not that of the parameters.
+        TypeError: if a size is not an integer, or an input's dtype is not that of the parameters.
 
     Source: torch.nn.ConvTranspose2d; Zeiler et al., "Deconvolutional networks", 2010.
 

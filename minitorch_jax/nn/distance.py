@@ -12,9 +12,9 @@ class PairwiseDistance(Module):
     """‖x1 - x2 + eps‖_p along the last axis.
 
     Args:
-        p: of the norm, `math.inf` and `-math.inf` included.
+        p: the exponent of the norm; `math.inf` and `-math.inf` are allowed.
         eps: added to every difference.
-        keepdim: whether to keep the last axis, of size 1.
+        keepdim: True keeps the last axis, with size 1.
 
     Shapes: two inputs `(*, D)` that broadcast, output `(*)` or `(*, 1)`.
 
@@ -37,10 +37,10 @@ class CosineSimilarity(Module):
     """x1 · x2 / (max(‖x1‖, eps) max(‖x2‖, eps)) along `dim`.
 
     Args:
-        dim: the axis of the inputs' common shape.
+        dim: an axis of the inputs' broadcast shape.
         eps: the smallest norm to divide by.
 
-    Shapes: two inputs that broadcast; the output has their common shape without the axis.
+    Shapes: two inputs that broadcast. The output has their broadcast shape without this axis.
 
     Source: torch.nn.CosineSimilarity.
 

@@ -18,26 +18,27 @@ class _Dropout(Module):
 
 
 class Dropout(_Dropout):
-    """In training, zeroes elements at random and scales the others by 1 / (1 - p); gives its input in `eval()` mode.
+    """In training, sets random elements to 0 and scales the others by 1 / (1 - p). In `eval()` mode, returns its input.
 
-    Every call draws one key from the current stream (`mt.seed`, `mt.rng`) and so another mask; none is drawn where
-    nothing is random: in `eval()` mode, at p = 0 and at p = 1.
+    Each call uses one key of the current stream (`mt.seed`, `mt.rng`), so each call has another mask. In `eval()` mode,
+    at p = 0 and at p = 1 nothing is random, and no key is used.
 
     Args:
-        p: the probability of an element to be zeroed, 0.5. It is static: another one compiles another program.
-        inplace: accepted as in torch, where it saves memory; arrays here are immutable, the result is the same.
+        p: the probability that an element is set to 0; 0.5 by default. `p` is static: another value compiles another
+            program.
+        inplace: accepted as in torch; it has no effect, since arrays are immutable.
 
     Shapes: any, floating; the output has the input's shape and dtype.
 
     Raises:
         ValueError: if `p` is not in [0, 1].
-        TypeError: if it is not a number; in training, if the input is not floating.
-        TraceError: inside a plain JAX transform without `mt.rng`, see there.
+        TypeError: if `p` is not a number. In training, also if the input is not floating.
+        TraceError: inside a plain JAX transform without `mt.rng`; see `mt.rng`.
 
     Source: torch.nn.Dropout; Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting",
     2014.
 
-    Differs from PyTorch: masks come from JAX's generators.
+    Differs from PyTorch: JAX's generators draw the masks.
 
     Example:
         >>> import jax.numpy as jnp, minitorch_jax as mt
@@ -54,10 +55,10 @@ class Dropout(_Dropout):
 
 
 class Dropout1d(_Dropout):
-    """As Dropout, of whole channels of an input `(N, C, L)` or `(C, L)`.
+    """As Dropout, for whole channels of an input `(N, C, L)` or `(C, L)`.
 
     Raises:
-        ValueError: for an input of another shape.
+        ValueError: if the input has another number of axes.
 
     Source: torch.nn.Dropout1d; Tompson et al., "Efficient object localization using convolutional networks", 2015.
 
@@ -75,21 +76,23 @@ class Dropout1d(_Dropout):
 
 
 class Dropout2d(_Dropout):
-    """As Dropout1d, of images `(N, C, H, W)`; an input of three axes is `(N, C, L)`, with a warning, as in torch."""
+    """As Dropout1d, for images `(N, C, H, W)`. An input of three axes is `(N, C, L)`, with a warning, as in torch."""
 
     def forward(self, input: jax.Array) -> jax.Array:
         return F.dropout2d(input, self.p, self.training)
 
 
 class Dropout3d(_Dropout):
-    """As Dropout1d, of volumes `(N, C, D, H, W)` or `(C, D, H, W)`."""
+    """As Dropout1d, for volumes `(N, C, D, H, W)` or `(C, D, H, W)`."""
 
     def forward(self, input: jax.Array) -> jax.Array:
         return F.dropout3d(input, self.p, self.training)
 
 
 class AlphaDropout(_Dropout):
-    """As Dropout, but keeping mean 0 and variance 1: puts SELU's limit at -inf for what it drops, then scales and shifts.
+    """As Dropout, but it keeps mean 0 and variance 1.
+
+    Dropped elements become SELU's limit at -inf. Then all elements are scaled and shifted.
 
     Source: torch.nn.AlphaDropout; Klambauer et al., "Self-normalizing neural networks", 2017.
 
@@ -105,7 +108,7 @@ class AlphaDropout(_Dropout):
 
 
 class FeatureAlphaDropout(_Dropout):
-    """As AlphaDropout, of whole channels of an input `(N, C, *)`."""
+    """As AlphaDropout, for whole channels of an input `(N, C, *)`."""
 
     def forward(self, input: jax.Array) -> jax.Array:
         return F.feature_alpha_dropout(input, self.p, self.training)

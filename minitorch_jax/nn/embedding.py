@@ -16,7 +16,7 @@ from .functional.embedding import check_dense, check_mode, renormalized, row_num
 
 
 class _Table(Module):
-    """A weight whose rows are looked up, and what both kinds of lookup have settings for."""
+    """Base of the lookup tables: a weight, and the settings that both kinds of table have."""
 
     weight: Any
 
@@ -44,7 +44,7 @@ class _Table(Module):
 
     @classmethod
     def _around(cls, embeddings: Any, freeze: bool) -> Self:
-        """A table with this weight, still to be set up."""
+        """A table with this weight. The caller must still call `_set_up`."""
         weight = Parameter(embeddings, trainable=not freeze)
         table = cls.__new__(cls)
         table.weight = weight
@@ -56,7 +56,7 @@ class _Table(Module):
         return table
 
     def _renormalize(self, input: jax.Array) -> None:
-        """Scale rows that are about to be looked up and have too large a norm, as torch does in place."""
+        """Scale the looked-up rows whose norm is above `max_norm`, in the weight, as torch does."""
         if self.max_norm is not None:
             self.weight = renormalized(input, self.weight, self.max_norm, self.norm_type)
 
@@ -67,20 +67,20 @@ class Embedding(_Table):
     Args:
         num_embeddings: the number of rows.
         embedding_dim: the size of a row.
-        padding_idx: a row that is zero at first and gets no gradient; negative ones count from the end.
-        max_norm: the largest norm of a row: a row of a larger one is scaled to it when it is looked up, in the weight.
-        norm_type: the p of that norm.
-        scale_grad_by_freq: whether to divide a row's gradient by how often it was looked up.
+        padding_idx: the index of a row that starts at zero and gets no gradient. A negative index counts from the end.
+        max_norm: the largest norm of a row. A looked-up row of a larger norm is scaled to it, in the weight.
+        norm_type: the exponent p of that norm.
+        scale_grad_by_freq: True divides a row's gradient by the number of times that the row is looked up.
         sparse: must be False.
-        dtype: of the weight, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        dtype: the dtype of the weight, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: input `(*)`, integers; output `(*, embedding_dim)`; `weight` is `(num_embeddings, embedding_dim)`, from
-    N(0, 1). An index that is negative or too large gives NaN.
+    Shapes: input `(*)`, integers; output `(*, embedding_dim)`. `weight` is `(num_embeddings, embedding_dim)`, drawn from
+    N(0, 1). The row for a negative or too large index is NaN.
 
     Raises:
         ValueError: if a size is negative, `padding_idx` is out of range, or `sparse` is True.
-        TypeError: if an input is not of integers.
+        TypeError: if an input does not hold integers.
 
     Source: torch.nn.Embedding. Differs from PyTorch: gradients are dense, and an index out of range cannot raise in
     compiled code.
@@ -118,7 +118,7 @@ class Embedding(_Table):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
     ) -> Self:
-        """A layer with a given weight, `(num_embeddings, embedding_dim)`, which is not trained unless `freeze=False`.
+        """A layer with a given weight, `(num_embeddings, embedding_dim)`. It is trained only with `freeze=False`.
 
         Example:
             >>> Embedding.from_pretrained(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.array(1))
@@ -142,31 +142,33 @@ class Embedding(_Table):
 
 
 class EmbeddingBag(_Table):
-    """Sums, means or maxima of the rows of a table in bags of indices; zeros for an empty bag.
+    """The sum, mean or maximum of the rows of a table in each bag of indices; zeros for an empty bag.
 
     Args:
         num_embeddings: the number of rows.
         embedding_dim: the size of a row.
-        max_norm: the largest norm of a row: a row of a larger one is scaled to it when it is looked up, in the weight.
-        norm_type: the p of that norm.
-        scale_grad_by_freq: whether to divide a row's gradient by how often it was looked up; not with "max".
+        max_norm: the largest norm of a row. A looked-up row of a larger norm is scaled to it, in the weight.
+        norm_type: the exponent p of that norm.
+        scale_grad_by_freq: True divides a row's gradient by the number of times that the row is looked up. Not allowed
+            with "max".
         mode: "sum", "mean" or "max".
         sparse: must be False.
-        include_last_offset: whether offsets have one more, where the last bag ends.
-        padding_idx: a row that is zero at first, is left out, and gets no gradient; negative ones count from the end.
-        dtype: of the weight, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        include_last_offset: True if offsets have one more entry, the position where the last bag ends.
+        padding_idx: the index of a row that starts at zero, is left out, and gets no gradient. A negative index counts
+            from the end.
+        dtype: the dtype of the weight, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: input `(B, N)`, or `(N,)` with offsets `(B,)`, where each bag begins, in order from 0; per_sample_weights as
-    the input; output `(B, embedding_dim)`; `weight` is `(num_embeddings, embedding_dim)`, from N(0, 1). An index that is
-    negative or too large makes its bag NaN.
+    Shapes: input `(B, N)`, or `(N,)` with offsets `(B,)`: the position where each bag starts, ascending from 0.
+    `per_sample_weights` has the input's shape. Output `(B, embedding_dim)`. `weight` is `(num_embeddings,
+    embedding_dim)`, drawn from N(0, 1). A negative or too large index makes its bag NaN.
 
     Raises:
         ValueError: if a size is negative, `padding_idx` is out of range, or options or shapes do not fit.
-        TypeError: if an input or offsets are not of integers.
+        TypeError: if an input or offsets do not hold integers.
 
-    Source: torch.nn.EmbeddingBag. Differs from PyTorch as Embedding does; and the gradient of a maximum that several
-    different rows have is shared by them.
+    Source: torch.nn.EmbeddingBag. Differs from PyTorch as Embedding does. Also, if several rows of a bag share the
+    maximum, they share its gradient.
 
     Example:
         >>> layer = EmbeddingBag(10, 3, mode="sum", key=jax.random.key(0))
@@ -210,7 +212,7 @@ class EmbeddingBag(_Table):
         include_last_offset: bool = False,
         padding_idx: int | None = None,
     ) -> Self:
-        """A layer with a given weight, `(num_embeddings, embedding_dim)`, which is not trained unless `freeze=False`.
+        """A layer with a given weight, `(num_embeddings, embedding_dim)`. It is trained only with `freeze=False`.
 
         Example:
             >>> EmbeddingBag.from_pretrained(jnp.array([[1.0, 2.0], [3.0, 4.0]]))(jnp.array([[1, 0]]))

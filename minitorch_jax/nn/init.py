@@ -1,7 +1,10 @@
-"""Initial distributions, as torch.nn.init defines them: functions of a key and a shape, `uniform(key, (3, 2))`, and the
-same with torch's underscore, which fill a parameter or buffer of a module: `uniform_(layer, "weight")`.
+"""Initial distributions, as torch.nn.init defines them.
 
-Fans follow torch: a weight is `(out, in, *kernel)`, its fan_in is `in` and its fan_out `out` times the kernel's size.
+Functions such as `uniform(key, (3, 2))` take a key and a shape and return an array. Functions with torch's underscore,
+such as `uniform_(layer, "weight")`, fill a parameter or buffer of a module.
+
+Fans follow torch. For a weight `(out, in, *kernel)`, fan_in is `in` times the kernel's size, and fan_out is `out` times
+the kernel's size.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ _GAINS = {
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """The factor by which a nonlinearity wants its weights' standard deviation scaled (torch.nn.init.calculate_gain).
+    """The recommended factor of the weights' standard deviation for a nonlinearity (torch.nn.init.calculate_gain).
 
     Example:
         >>> calculate_gain("relu") ** 2
@@ -39,7 +42,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     if nonlinearity == "leaky_relu":
         return math.sqrt(2.0 / (1 + (0.01 if param is None else param) ** 2))
     if nonlinearity not in _GAINS:
-        raise ValueError(f"unknown nonlinearity {nonlinearity!r}; known are {', '.join([*_GAINS, 'leaky_relu'])}")
+        raise ValueError(f"unknown nonlinearity {nonlinearity!r}; pass one of {', '.join([*_GAINS, 'leaky_relu'])}")
     return _GAINS[nonlinearity]
 
 
@@ -52,12 +55,12 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def uniform(key: Any, shape: Sequence[int], a: float = 0.0, b: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
-    """Numbers from U(a, b)."""
+    """Samples from U(a, b)."""
     return draw(lambda key, shape: jax.random.uniform(key, shape, dtype, a, b), key, shape)
 
 
 def normal(key: Any, shape: Sequence[int], mean: float = 0.0, std: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
-    """Numbers from N(mean, std²)."""
+    """Samples from N(mean, std²)."""
     return draw(lambda key, shape: mean + std * jax.random.normal(key, shape, dtype), key, shape)
 
 
@@ -70,7 +73,7 @@ def trunc_normal(
     b: float = 2.0,
     dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Numbers from N(mean, std²) that lie in [a, b].
+    """Samples from N(mean, std²), truncated to [a, b].
 
     Example:
         >>> sample = trunc_normal(jax.random.key(0), (1000,), std=0.02, a=-0.04, b=0.04)
@@ -78,7 +81,11 @@ def trunc_normal(
         True
     """
     if mean < a - 2 * std or mean > b + 2 * std:
-        warnings.warn("trunc_normal: mean is more than 2 std from [a, b], where few digits are right", stacklevel=2)
+        warnings.warn(
+            f"trunc_normal: the mean is more than 2 std from [a, b], and the samples may be inaccurate; got"
+            f" mean={mean}, std={std}, a={a}, b={b}",
+            stacklevel=2,
+        )
     lower, upper = (a - mean) / std, (b - mean) / std
 
     def sample(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -88,30 +95,32 @@ def trunc_normal(
 
 
 def constant(shape: Sequence[int], val: float, dtype: Any = jnp.float32) -> jax.Array:
-    """One number everywhere."""
+    """An array of one value."""
     return jnp.full(tuple(shape), val, dtype)
 
 
 def zeros(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Zeros."""
+    """An array of zeros."""
     return constant(shape, 0.0, dtype)
 
 
 def ones(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Ones."""
+    """An array of ones."""
     return constant(shape, 1.0, dtype)
 
 
 def eye(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """The identity matrix, with as many ones as fit."""
+    """The identity matrix. A matrix that is not square has ones on its diagonal and zeros elsewhere."""
     if len(shape) != 2:
-        raise ValueError(f"eye is for 2 dimensions; got shape {tuple(shape)}")
+        raise ValueError(f"eye needs a shape of 2 dimensions; got shape {tuple(shape)}")
     rows, columns = shape
     return jnp.eye(rows, columns, dtype=dtype)
 
 
 def dirac(shape: Sequence[int], groups: int = 1, dtype: Any = jnp.float32) -> jax.Array:
-    """The weight of a convolution that keeps its input, as far as channels go; so in each of the groups.
+    """The weight of a convolution that returns its input. Channels of the output beyond those of the input are 0.
+
+    With `groups`, this holds for each group.
 
     Example:
         >>> dirac((2, 2, 3))[0]
@@ -119,7 +128,7 @@ def dirac(shape: Sequence[int], groups: int = 1, dtype: Any = jnp.float32) -> ja
                [0., 0., 0.]], dtype=float32)
     """
     if not 3 <= len(shape) <= 5:
-        raise ValueError(f"dirac is for weights of 3, 4 or 5 dimensions; got shape {tuple(shape)}")
+        raise ValueError(f"dirac needs a shape of 3, 4 or 5 dimensions; got shape {tuple(shape)}")
     if shape[0] % groups:
         raise ValueError(f"dirac needs out_channels divisible by groups; got {shape[0]} and {groups}")
     one_group = jnp.eye(shape[0] // groups, shape[1], dtype=dtype)
@@ -128,9 +137,9 @@ def dirac(shape: Sequence[int], groups: int = 1, dtype: Any = jnp.float32) -> ja
 
 
 def orthogonal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = jnp.float32) -> jax.Array:
-    """A random matrix with orthonormal rows or columns, whichever are fewer, times gain (Saxe et al., 2013).
+    """A random matrix with orthonormal rows (or columns, if these are fewer), times gain (Saxe et al., 2013).
 
-    Axes after the first count as one.
+    All axes after the first count as one axis.
 
     Example:
         >>> q = orthogonal(jax.random.key(0), (2, 5))
@@ -138,7 +147,7 @@ def orthogonal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = j
         True
     """
     if len(shape) < 2:
-        raise ValueError(f"orthogonal is for 2 or more dimensions; got shape {tuple(shape)}")
+        raise ValueError(f"orthogonal needs a shape of at least 2 dimensions; got shape {tuple(shape)}")
     rows, columns = shape[0], math.prod(shape[1:])
     q, r = jnp.linalg.qr(draw(jax.random.normal, key, (max(rows, columns), min(rows, columns))))
     q = q * jnp.sign(jnp.diag(r))[None]  # uniform over all such matrices (Mezzadri, 2006)
@@ -146,9 +155,9 @@ def orthogonal(key: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = j
 
 
 def sparse(key: Any, shape: Sequence[int], sparsity: float, std: float = 0.01, dtype: Any = jnp.float32) -> jax.Array:
-    """Numbers from N(0, std²), of which in each column the share `sparsity` is 0 (Martens, 2010)."""
+    """Samples from N(0, std²). In each column, the share `sparsity` of the elements is 0 (Martens, 2010)."""
     if len(shape) != 2:
-        raise ValueError(f"sparse is for 2 dimensions; got shape {tuple(shape)}")
+        raise ValueError(f"sparse needs a shape of 2 dimensions; got shape {tuple(shape)}")
     value_key, zero_key = jax.random.split(key)
     ranks = jnp.broadcast_to(jnp.arange(shape[0])[:, None], tuple(shape))
     zero = jax.random.permutation(zero_key, ranks, independent=True) < math.ceil(sparsity * shape[0])
@@ -170,7 +179,7 @@ def _kaiming_std(shape: Sequence[int], a: float, mode: str, nonlinearity: str) -
     if mode.lower() not in ("fan_in", "fan_out"):
         raise ValueError(f"mode must be 'fan_in' or 'fan_out'; got {mode!r}")
     fan = fans(shape)[mode.lower() == "fan_out"]
-    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))  # 0 where there are no numbers to draw
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))  # fan is 0 for an empty weight
 
 
 def kaiming_uniform(
@@ -207,7 +216,7 @@ def kaiming_normal(
 
 
 def _in_place(initial: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`initial` for a parameter or buffer of a module, whose shape and dtype it keeps."""
+    """A function that fills a parameter or buffer of a module by `initial`, and keeps its shape and dtype."""
     name = f"{initial.__name__}_"
     own = inspect.signature(initial).parameters
     random = "key" in own
@@ -215,7 +224,7 @@ def _in_place(initial: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def fill(module: Module, path: str = "", *args: Any, **kwargs: Any) -> jax.Array:
         if not isinstance(module, Module) or not isinstance(path, str):
             raise TypeError(
-                f"{name} takes a module and the name of its parameter, since an array cannot be changed: write"
+                f"{name} takes a module and the name of its parameter, since arrays are immutable: write"
                 f" `nn.init.{name}(layer, 'weight', ...)` for torch's `nn.init.{name}(layer.weight, ...)`; got"
                 f" a {type(module).__name__} and a {type(path).__name__}"
             )
@@ -236,12 +245,12 @@ def _in_place(initial: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     ]
     signature = inspect.Signature(shown, return_annotation="jax.Array")
     first = (initial.__doc__ or "").splitlines()[0]
-    drawn = " `key` is a `jax.random` key; without it, the next of the global stream." if random else ""
+    drawn = " `key` is a `jax.random` key; by default, the next key of the global stream." if random else ""
     fill.__name__ = fill.__qualname__ = name
     fill.__signature__ = signature  # type: ignore[attr-defined]
     fill.__doc__ = (
-        f"Fill the parameter or buffer at a dotted path of a module, keeping its shape and dtype: {first}\n\n"
-        f"    Arguments are those of `{initial.__name__}`.{drawn} Gives the new array.\n    "
+        f"Fill the parameter or buffer at a dotted path of a module. Its shape and dtype stay. {first}\n\n"
+        f"    The other arguments are those of `{initial.__name__}`.{drawn} Returns the new array.\n    "
     )
     return fill
 

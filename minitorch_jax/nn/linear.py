@@ -1,4 +1,4 @@
-"""Linear maps, and layers that compute nothing."""
+"""Linear maps, and layers that only pass on or reshape their input."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Linear(Module):
     """y = x W^T + b.
 
     Args:
-        in_features: size of the input's last axis.
-        out_features: size of the output's last axis.
-        bias: whether to add b.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        in_features: the size of the input's last axis.
+        out_features: the size of the output's last axis.
+        bias: True adds b.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: input `(*, in_features)`, output `(*, out_features)`; `weight` is `(out_features, in_features)`, `bias`
-    `(out_features,)`, both from U(-k, k), k = 1 / sqrt(in_features).
+    Shapes: input `(*, in_features)`, output `(*, out_features)`. `weight` is `(out_features, in_features)`, `bias` is
+    `(out_features,)`. Both are drawn from U(-k, k) with k = 1 / sqrt(in_features).
 
     Raises:
         ValueError: if a size is negative, or an input's last axis is not `in_features`.
@@ -66,21 +66,21 @@ class Linear(Module):
 
 
 class Bilinear(Module):
-    """y = x1^T A x2 + b, for each output feature a matrix A.
+    """y = x1^T A x2 + b, with one matrix A for each output feature.
 
     Args:
-        in1_features: size of the first input's last axis.
-        in2_features: size of the second input's last axis.
-        out_features: size of the output's last axis.
-        bias: whether to add b.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        in1_features: the size of the first input's last axis.
+        in2_features: the size of the second input's last axis.
+        out_features: the size of the output's last axis.
+        bias: True adds b.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: inputs `(*, in1_features)` and `(*, in2_features)`, output `(*, out_features)`; `weight` is `(out_features,
-    in1_features, in2_features)`, `bias` `(out_features,)`, both from U(-k, k), k = 1 / sqrt(in1_features).
+    Shapes: inputs `(*, in1_features)` and `(*, in2_features)`, output `(*, out_features)`. `weight` is `(out_features,
+    in1_features, in2_features)`, `bias` is `(out_features,)`. Both are drawn from U(-k, k) with k = 1 / sqrt(in1_features).
 
     Raises:
-        ValueError: if a size is not positive, or inputs do not fit.
+        ValueError: if `in1_features` is not positive, another size is negative, or inputs do not fit.
 
     Source: torch.nn.Bilinear.
 
@@ -105,7 +105,8 @@ class Bilinear(Module):
     ) -> None:
         if in1_features <= 0 or in2_features < 0 or out_features < 0:
             raise ValueError(
-                f"Bilinear needs in1_features > 0, others >= 0; got {in1_features}, {in2_features}, {out_features}"
+                "Bilinear needs in1_features > 0, in2_features >= 0 and out_features >= 0; got"
+                f" {in1_features}, {in2_features}, {out_features}"
             )
         self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
         weight_key, bias_key = jax.random.split(next_key(key))
@@ -118,7 +119,7 @@ class Bilinear(Module):
         sizes = input1.shape[-1:], input2.shape[-1:]
         if sizes != ((self.in1_features,), (self.in2_features,)) or input1.shape[:-1] != input2.shape[:-1]:
             raise ValueError(
-                f"{self!r} takes inputs of shapes (*, {self.in1_features}) and (*, {self.in2_features}), equal in *;"
+                f"{self!r} takes inputs of shapes (*, {self.in1_features}) and (*, {self.in2_features}) with the same *;"
                 f" got {tuple(input1.shape)} and {tuple(input2.shape)}"
             )
         return F.bilinear(input1, input2, self.weight, self.bias)
@@ -131,7 +132,7 @@ class Bilinear(Module):
 
 
 class Identity(Module):
-    """Gives its input; takes and ignores any arguments, as torch's does."""
+    """Returns its input. The constructor accepts and ignores any arguments, as in torch."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -141,14 +142,14 @@ class Identity(Module):
 
 
 class Flatten(Module):
-    """Makes axes `start_dim` to `end_dim` one.
+    """Merges the axes `start_dim` to `end_dim` into one.
 
     Args:
         start_dim: the first axis; 1 keeps the batch.
-        end_dim: the last axis, itself included.
+        end_dim: the last axis, included.
 
     Raises:
-        ValueError: if an input has no such axes, or they are in the wrong order.
+        ValueError: if an input does not have these axes, or `start_dim` comes after `end_dim`.
 
     Example:
         >>> Flatten()(jnp.zeros((2, 3, 4))).shape
@@ -162,7 +163,10 @@ class Flatten(Module):
         rank = max(input.ndim, 1)
         start, end = (d + rank if d < 0 else d for d in (self.start_dim, self.end_dim))
         if not (0 <= start <= end < rank):
-            raise ValueError(f"{self!r} cannot flatten an input of shape {tuple(input.shape)}")
+            raise ValueError(
+                f"{self!r} cannot flatten an input of shape {tuple(input.shape)}: both must be axes from {-rank} to"
+                f" {rank - 1}, and start_dim must not come after end_dim"
+            )
         shape = input.shape or (1,)
         return input.reshape(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
 
@@ -171,15 +175,15 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """Makes one axis several.
+    """Splits one axis into several.
 
     Args:
         dim: the axis.
-        unflattened_size: the sizes of the new axes, whose product is the old one's; one of them may be -1.
+        unflattened_size: the sizes of the new axes. Their product is the size of the old axis; one of them may be -1.
 
     Raises:
         TypeError: if `unflattened_size` is not a tuple or list of integers.
-        ValueError: if it does not fit an input.
+        ValueError: if `unflattened_size` does not fit an input.
 
     Source: torch.nn.Unflatten. Differs from PyTorch: JAX's arrays have no named dimensions.
 
@@ -190,22 +194,24 @@ class Unflatten(Module):
 
     def __init__(self, dim: int, unflattened_size: Any) -> None:
         if not isinstance(dim, int):
-            raise TypeError(f"Unflatten takes an axis by number; got {dim!r}")
+            raise TypeError(f"Unflatten takes an integer dim; got {dim!r}")
         if not isinstance(unflattened_size, tuple | list) or not all(isinstance(n, int) for n in unflattened_size):
             raise TypeError(f"unflattened_size must be a tuple of ints; got {unflattened_size!r}")
         self.dim, self.unflattened_size = dim, tuple(unflattened_size)
 
     def forward(self, input: jax.Array) -> jax.Array:
         if not -input.ndim <= self.dim < input.ndim:
-            raise ValueError(f"{self!r} cannot unflatten an input of shape {tuple(input.shape)}: it has no such axis")
+            raise ValueError(
+                f"{self!r} cannot unflatten an input of shape {tuple(input.shape)}: it has no axis {self.dim}"
+            )
         dim, sizes = self.dim % input.ndim, self.unflattened_size
         known = math.prod(n for n in sizes if n != -1)
         fits = input.shape[dim] % known == 0 if known and sizes.count(-1) == 1 else input.shape[dim] == known
         if not fits or sizes.count(-1) > 1 or min(sizes, default=0) < -1:
-            raise ValueError(f"{self!r} cannot make {input.shape[dim]} numbers into axes of sizes {sizes}")
+            raise ValueError(f"{self!r} cannot split an axis of size {input.shape[dim]} into axes of sizes {sizes}")
         sizes = tuple(
             [input.shape[dim] // known if n == -1 else n for n in sizes]
-        )  # JAX cannot infer it where nothing is
+        )  # JAX cannot infer -1 for an empty array
         return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim + 1 :])
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Losses as layers. What they compute, and the shapes they take, is said at their functions in nn.functional."""
+"""Losses as layers. Their functions in nn.functional document formulas and shapes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Loss(Module):
 
 
 class WeightedLoss(Loss):
-    """Base of the losses that keep weights, in a buffer.
+    """Base of the losses that keep weights in a buffer.
 
     Args:
-        weight: an array; what it weighs is said at the loss.
+        weight: an array of weights. Each loss documents its shape.
         reduction: "mean", "sum" or "none".
     """
 
@@ -102,7 +102,7 @@ class PoissonNLLLoss(Loss):
 
 
 class GaussianNLLLoss(Loss):
-    """The negative log-likelihood of numbers under normal distributions; see `functional.gaussian_nll_loss`."""
+    """The negative log-likelihood of samples under normal distributions; see `functional.gaussian_nll_loss`."""
 
     def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
         self.full, self.eps, self.reduction = full, eps, reduction
@@ -112,7 +112,7 @@ class GaussianNLLLoss(Loss):
 
 
 class KLDivLoss(Loss):
-    """The Kullback-Leibler divergence q (log(q) - log(p)) of log(p) and q; see `functional.kl_div`."""
+    """The Kullback-Leibler divergence, q (log(q) - log(p)); see `functional.kl_div`."""
 
     def __init__(self, *, reduction: str = "mean", log_target: bool = False) -> None:
         self.reduction, self.log_target = reduction, log_target
@@ -132,9 +132,9 @@ class BCEWithLogitsLoss(WeightedLoss):
     """The binary cross-entropy of sigmoid(x), without overflow; see `functional.binary_cross_entropy_with_logits`.
 
     Args:
-        weight: of each element, a shape that broadcasts to the input's; a buffer.
+        weight: a weight for each element; a shape that broadcasts to the input's. Kept in a buffer.
         reduction: "mean", "sum" or "none".
-        pos_weight: what positive examples count, a shape that broadcasts to the input's; a buffer.
+        pos_weight: the weight of positive examples; a shape that broadcasts to the input's. Kept in a buffer.
 
     Example:
         >>> BCEWithLogitsLoss()(jnp.zeros(3), jnp.array([0.0, 1.0, 0.5]))
@@ -157,8 +157,8 @@ class NLLLoss(WeightedLoss):
     """The negative log-likelihood of classes, -log(p)[y]; see `functional.nll_loss`.
 
     Args:
-        weight: of each class, `(C,)`; a buffer.
-        ignore_index: a class number that counts for nothing.
+        weight: the weight of each class, `(C,)`. Kept in a buffer.
+        ignore_index: targets of this class number do not count.
         reduction: "mean", "sum" or "none".
     """
 
@@ -174,10 +174,10 @@ class CrossEntropyLoss(WeightedLoss):
     """The cross-entropy between unnormalised scores and classes; see `functional.cross_entropy`.
 
     Args:
-        weight: of each class, `(C,)`; a buffer.
-        ignore_index: a class number that counts for nothing.
-        reduction: "mean" (over what is not ignored, weighted), "sum" or "none".
-        label_smoothing: between 0 and 1, the share of a uniform target.
+        weight: the weight of each class, `(C,)`. Kept in a buffer.
+        ignore_index: targets of this class number do not count.
+        reduction: "mean" (the weighted mean of the targets that count), "sum" or "none".
+        label_smoothing: the share of a uniform target, between 0 and 1.
 
     Shapes: scores `(C,)`, `(N, C)` or `(N, C, d1, …)`; class numbers `()`, `(N,)` or `(N, d1, …)`, or probabilities of
     the scores' shape.
@@ -210,23 +210,23 @@ class LinearCrossEntropyLoss(WeightedLoss):
     """The cross-entropy of a linear map of the input; see `functional.linear_cross_entropy`.
 
     Args:
-        in_features: size of the input's last axis.
-        num_classes: C.
-        out_features: sizes of further axes `(d1, …)` of the scores.
-        bias: whether the map has one.
-        dtype: of the parameters, floating.
+        in_features: the size of the input's last axis.
+        num_classes: C, the number of classes.
+        out_features: the sizes of further axes `(d1, …)` of the scores.
+        bias: True adds a bias to the linear map.
+        dtype: the dtype of the parameters, floating.
         reduction: "mean", "sum" or "none".
-        weight: of each class, `(C,)`; a buffer.
-        ignore_index: a class number that counts for nothing.
-        label_smoothing: between 0 and 1, the share of a uniform target.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        weight: the weight of each class, `(C,)`. Kept in a buffer.
+        ignore_index: targets of this class number do not count.
+        label_smoothing: the share of a uniform target, between 0 and 1.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: input `(N, in_features)`, class numbers `(N, d1, …)`; the parameters are those of `linear`, a Linear.
+    Shapes: input `(N, in_features)`, class numbers `(N, d1, …)`. The parameters are those of `linear`, a Linear.
 
     Raises:
         ValueError: if `weight` has another shape, or label_smoothing is out of range.
 
-    Source: torch.nn.LinearCrossEntropyLoss. Differs from PyTorch: there are no `options` (of chunking).
+    Source: torch.nn.LinearCrossEntropyLoss. Differs from PyTorch: it has no `options` (torch's chunking).
 
     Example:
         >>> loss = LinearCrossEntropyLoss(3, 4, key=jax.random.key(0))
@@ -283,9 +283,9 @@ class CTCLoss(Loss):
     """Connectionist temporal classification; see `functional.ctc_loss`.
 
     Args:
-        blank: the number of the blank.
-        reduction: "mean" (of the losses divided by the lengths of their targets), "sum" or "none".
-        zero_infinity: whether a loss is 0, not infinite, where the input is too short for the labels.
+        blank: the class number of the blank.
+        reduction: "mean" (the mean of loss / target length), "sum" or "none".
+        zero_infinity: True returns 0 where the input is too short for the labels; False returns infinity.
 
     Example:
         >>> log_probs = jax.nn.log_softmax(jnp.zeros((2, 1, 3)), axis=2)

@@ -1,4 +1,4 @@
-"""Losses that ask for a margin, as layers; see their functions in nn.functional."""
+"""Margin losses as layers. Their functions in nn.functional document formulas and shapes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HingeEmbeddingLoss(Loss):
 
 
 class SoftMarginLoss(Loss):
-    """log(1 + exp(-y x)), where y is 1 or -1; see `functional.soft_margin_loss`."""
+    """log(1 + exp(-y x)), where y, the target, is 1 or -1; see `functional.soft_margin_loss`."""
 
     def forward(self, input: jax.Array, target: jax.Array) -> jax.Array:
         return F.soft_margin_loss(input, target, reduction=self.reduction)
@@ -47,23 +47,23 @@ class MultiLabelSoftMarginLoss(WeightedLoss):
 
 
 class MultiLabelMarginLoss(Loss):
-    """A margin between all classes that apply and all that do not; see `functional.multilabel_margin_loss`."""
+    """A margin between each class that applies and each class that does not; see `functional.multilabel_margin_loss`."""
 
     def forward(self, input: jax.Array, target: jax.Array) -> jax.Array:
         return F.multilabel_margin_loss(input, target, reduction=self.reduction)
 
 
 class MultiMarginLoss(WeightedLoss):
-    """A margin between the right class and all others; see `functional.multi_margin_loss`.
+    """A margin between the target class and all others; see `functional.multi_margin_loss`.
 
     Args:
-        p: 1 or 2, the power.
-        margin: by how much the right class must lead.
-        weight: of each class, `(C,)`; a buffer.
+        p: the power, 1 or 2.
+        margin: the required difference between the score of the target class and the others.
+        weight: the weight of each class, `(C,)`. Kept in a buffer.
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: for another `p`, or weights that are no vector.
+        ValueError: for another `p`, or if `weight` is not a vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,10 +103,10 @@ class TripletMarginLoss(Loss):
     """max(0, margin + d(anchor, positive) - d(anchor, negative)); see `functional.triplet_margin_loss`.
 
     Args:
-        margin: by how much the negative must be farther, above 0.
-        p: of the norm of the distance.
-        eps: of the distance.
-        swap: whether to take d(positive, negative) where it is the smaller one.
+        margin: the required difference of the two distances, above 0.
+        p: the exponent of the norm.
+        eps: added to every difference.
+        swap: True replaces d(anchor, negative) by d(positive, negative) where that is smaller.
         reduction: "mean", "sum" or "none".
 
     Example:
@@ -128,12 +128,12 @@ class TripletMarginLoss(Loss):
 
 
 class TripletMarginWithDistanceLoss(Loss):
-    """The same for any distance; see `functional.triplet_margin_with_distance_loss`.
+    """As TripletMarginLoss, for any distance; see `functional.triplet_margin_with_distance_loss`.
 
     Args:
-        distance_function: a function of two arrays, or a module; a `PairwiseDistance()` without it.
-        margin: by how much the negative must be farther, above 0.
-        swap: whether to take d(positive, negative) where it is the smaller one.
+        distance_function: a function of two arrays, or a module; `PairwiseDistance()` by default.
+        margin: the required difference of the two distances, above 0.
+        swap: True replaces d(anchor, negative) by d(positive, negative) where that is smaller.
         reduction: "mean", "sum" or "none".
     """
 

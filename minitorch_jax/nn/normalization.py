@@ -15,7 +15,7 @@ from . import init
 
 
 class Affine(Module):
-    """A weight of ones and a bias of zeros, either of which may be absent."""
+    """Base of the layers with a weight, initially ones, and a bias, initially zeros. Both are optional."""
 
     weight: Any
     bias: Any
@@ -26,20 +26,20 @@ class Affine(Module):
 
 
 class GroupNorm(Affine):
-    """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and a variance for each group of channels of a sample.
+    """(x - mean) / sqrt(var + eps) * weight + bias. Each group of channels of a sample has its own mean and variance.
 
     Args:
-        num_groups: how many groups of neighbouring channels there are; a divisor of `num_channels`.
+        num_groups: the number of groups of neighbouring channels; it divides `num_channels`.
         num_channels: the number of channels, C.
         eps: added to the (biased) variance.
-        affine: whether there are a weight and a bias.
-        dtype: of the parameters, floating.
-        bias: whether there is a bias, if `affine`.
+        affine: True adds a weight and a bias.
+        dtype: the dtype of the parameters, floating.
+        bias: False leaves out the bias, with `affine`.
 
-    Shapes: input and output `(N, C, *)`; `weight` (ones at first) and `bias` (zeros) are `(C,)`.
+    Shapes: input and output `(N, C, *)`; `weight` (initially ones) and `bias` (initially zeros) are `(C,)`.
 
     Raises:
-        ValueError: if `num_groups` is no divisor, or an input does not fit.
+        ValueError: if `num_groups` does not divide `num_channels`, or an input does not fit.
 
     Source: torch.nn.GroupNorm; Wu and He, "Group normalization", 2018.
 
@@ -77,13 +77,14 @@ class LayerNorm(Affine):
     """(x - mean) / sqrt(var + eps) * weight + bias, with the mean and the variance over the last axes.
 
     Args:
-        normalized_shape: the sizes of those axes; a number for one.
+        normalized_shape: the sizes of these axes; an integer for one axis.
         eps: added to the (biased) variance.
-        elementwise_affine: whether there are a weight and a bias.
-        bias: whether there is a bias, if `elementwise_affine`.
-        dtype: of the parameters, floating.
+        elementwise_affine: True adds a weight and a bias.
+        bias: False leaves out the bias, with `elementwise_affine`.
+        dtype: the dtype of the parameters, floating.
 
-    Shapes: input and output `(*, *normalized_shape)`; `weight` (ones at first) and `bias` (zeros) are `normalized_shape`.
+    Shapes: input and output `(*, *normalized_shape)`. `weight` (initially ones) and `bias` (initially zeros) have the
+    shape `normalized_shape`.
 
     Raises:
         ValueError: if an input does not fit.
@@ -122,12 +123,12 @@ class RMSNorm(Module):
     """x / sqrt(mean(x²) + eps) * weight, with the mean over the last axes.
 
     Args:
-        normalized_shape: the sizes of those axes; a number for one.
-        eps: added to the mean; None is the machine epsilon of float32, for float64 inputs their own.
-        elementwise_affine: whether there is a weight.
-        dtype: of the weight, floating.
+        normalized_shape: the sizes of these axes; an integer for one axis.
+        eps: added to the mean. None stands for the machine epsilon of float32, or of float64 for inputs of float64.
+        elementwise_affine: True adds a weight.
+        dtype: the dtype of the weight, floating.
 
-    Shapes: input and output `(*, *normalized_shape)`; `weight` (ones at first) is `normalized_shape`.
+    Shapes: input and output `(*, *normalized_shape)`; `weight` (initially ones) has the shape `normalized_shape`.
 
     Raises:
         ValueError: if an input does not fit.
@@ -163,7 +164,7 @@ class RMSNorm(Module):
 def _shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or min(shape) < 0:
-        raise ValueError(f"normalized_shape must be one size or more, each >= 0; got {normalized_shape!r}")
+        raise ValueError(f"normalized_shape must hold one or more sizes, each >= 0; got {normalized_shape!r}")
     return shape
 
 
@@ -171,7 +172,7 @@ class LocalResponseNorm(Module):
     """x / (k + alpha mean(x²))^beta, with the mean over `size` neighbouring channels (zeros beyond the ends).
 
     Args:
-        size: how many channels, the larger half of the others before.
+        size: the number of channels in the mean. If it is even, one more channel comes from before than from after.
         alpha: multiplies the mean.
         beta: the exponent.
         k: added to the mean.

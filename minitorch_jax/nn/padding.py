@@ -12,7 +12,7 @@ from .functional.spatial import Size, sizes
 
 
 class _Pad(Module):
-    """Adds numbers around the last `_ndim` axes."""
+    """Base of the layers that add elements around the last `_ndim` axes."""
 
     _ndim: ClassVar[int]
     _mode: ClassVar[str]
@@ -47,20 +47,21 @@ class _ConstantPad(_Pad):
 
 
 class ConstantPad1d(_ConstantPad):
-    """`ConstantPad2d` for one axis: `padding` is a number, or (left, right)."""
+    """`ConstantPad2d` for one axis: `padding` is an integer, or (left, right)."""
 
     _ndim = 1
 
 
 class ConstantPad2d(_ConstantPad):
-    """Adds one number around the last two axes.
+    """Adds elements of one value around the last two axes.
 
     Args:
-        padding: how much on each side, one number or (left, right, top, bottom); negative numbers take off.
-        value: the number.
+        padding: the number of elements on each side: an integer, or (left, right, top, bottom). A negative number
+            removes elements.
+        value: the value.
 
     Raises:
-        TypeError: if `padding` is not made of integers.
+        TypeError: if `padding` does not hold integers.
         ValueError: if an input does not fit.
 
     Source: torch.nn.ConstantPad2d.
@@ -76,7 +77,7 @@ class ConstantPad2d(_ConstantPad):
 
 
 class ConstantPad3d(_ConstantPad):
-    """`ConstantPad2d` for three axes: `padding` is a number, or (left, right, top, bottom, front, back)."""
+    """`ConstantPad2d` for three axes: `padding` is an integer, or (left, right, top, bottom, front, back)."""
 
     _ndim = 3
 
@@ -86,19 +87,19 @@ class _ZeroPad(_Pad):
 
 
 class ZeroPad1d(_ZeroPad):
-    """Adds zeros around the last axis: `padding` is a number, or (left, right)."""
+    """Adds zeros around the last axis: `padding` is an integer, or (left, right)."""
 
     _ndim = 1
 
 
 class ZeroPad2d(_ZeroPad):
-    """Adds zeros around the last two axes: `padding` is a number, or (left, right, top, bottom)."""
+    """Adds zeros around the last two axes: `padding` is an integer, or (left, right, top, bottom)."""
 
     _ndim = 2
 
 
 class ZeroPad3d(_ZeroPad):
-    """Adds zeros around the last three axes: `padding` is a number, or (left, right, top, bottom, front, back)."""
+    """Adds zeros around the last three axes: `padding` is an integer, or (left, right, top, bottom, front, back)."""
 
     _ndim = 3
 
@@ -108,7 +109,7 @@ class _ReflectionPad(_Pad):
 
 
 class ReflectionPad1d(_ReflectionPad):
-    """Adds a mirror image, without the edge itself, around the last axis: `padding` is a number, or (left, right).
+    """Mirrors the last axis at its edge elements: `padding` is an integer, or (left, right).
 
     Shapes: input `(N, C, L)` or `(C, L)`.
 
@@ -122,13 +123,13 @@ class ReflectionPad1d(_ReflectionPad):
 
 
 class ReflectionPad2d(_ReflectionPad):
-    """`ReflectionPad1d` for two axes: `padding` is a number, or (left, right, top, bottom)."""
+    """`ReflectionPad1d` for two axes: `padding` is an integer, or (left, right, top, bottom)."""
 
     _ndim = 2
 
 
 class ReflectionPad3d(_ReflectionPad):
-    """`ReflectionPad1d` for three axes: `padding` is a number, or (left, right, top, bottom, front, back)."""
+    """`ReflectionPad1d` for three axes: `padding` is an integer, or (left, right, top, bottom, front, back)."""
 
     _ndim = 3
 
@@ -138,7 +139,7 @@ class _ReplicationPad(_Pad):
 
 
 class ReplicationPad1d(_ReplicationPad):
-    """Repeats what is at the edges of the last axis: `padding` is a number, or (left, right).
+    """Repeats the edge elements of the last axis: `padding` is an integer, or (left, right).
 
     Shapes: input `(N, C, L)` or `(C, L)`.
 
@@ -152,13 +153,13 @@ class ReplicationPad1d(_ReplicationPad):
 
 
 class ReplicationPad2d(_ReplicationPad):
-    """`ReplicationPad1d` for two axes: `padding` is a number, or (left, right, top, bottom)."""
+    """`ReplicationPad1d` for two axes: `padding` is an integer, or (left, right, top, bottom)."""
 
     _ndim = 2
 
 
 class ReplicationPad3d(_ReplicationPad):
-    """`ReplicationPad1d` for three axes: `padding` is a number, or (left, right, top, bottom, front, back)."""
+    """`ReplicationPad1d` for three axes: `padding` is an integer, or (left, right, top, bottom, front, back)."""
 
     _ndim = 3
 
@@ -168,7 +169,7 @@ class _CircularPad(_Pad):
 
 
 class CircularPad1d(_CircularPad):
-    """Goes on with what is at the other end of the last axis: `padding` is a number, or (left, right).
+    """Continues the last axis with its opposite end: `padding` is an integer, or (left, right).
 
     Shapes: input `(N, C, L)` or `(C, L)`.
 
@@ -182,12 +183,12 @@ class CircularPad1d(_CircularPad):
 
 
 class CircularPad2d(_CircularPad):
-    """`CircularPad1d` for two axes: `padding` is a number, or (left, right, top, bottom)."""
+    """`CircularPad1d` for two axes: `padding` is an integer, or (left, right, top, bottom)."""
 
     _ndim = 2
 
 
 class CircularPad3d(_CircularPad):
-    """`CircularPad1d` for three axes: `padding` is a number, or (left, right, top, bottom, front, back)."""
+    """`CircularPad1d` for three axes: `padding` is an integer, or (left, right, top, bottom, front, back)."""
 
     _ndim = 3

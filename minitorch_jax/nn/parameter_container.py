@@ -15,10 +15,10 @@ from .container import check_name
 
 
 class _Parameters(Module):
-    """Parameters under names. What is put in is a Parameter, or an array, which becomes one; reading gives arrays."""
+    """Base of the parameter containers. An array that is stored becomes a Parameter; reading returns arrays."""
 
     def _put(self, name: str, value: Any) -> None:
-        """Set the parameter `name`: an array takes the place of the value there is, or becomes a new Parameter."""
+        """Set the parameter `name`. An array replaces the value of an existing parameter, or becomes a new Parameter."""
         if is_array(value) and name not in self._cells:
             value = Parameter(value)
         if not (isinstance(value, Parameter) or is_array(value)):
@@ -26,23 +26,23 @@ class _Parameters(Module):
         setattr(self, name, value)
 
     def _share(self, name: str, other: _Parameters, other_name: str) -> None:
-        """Hold a parameter of another container, tied."""
+        """Tie the parameter `name` to a parameter of another container."""
         with self._restructuring(f"{type(self).__name__}.{name}"):
             self._cells[name] = other._cells[other_name]
 
 
 class ParameterList(_Parameters):
-    """A list of parameters that is a module; torch's state_dict calls them "0", "1", …
+    """A list of parameters. It is a module itself; `state_dict()` names its parameters "0", "1", … as in torch.
 
     Args:
-        values: Parameters, or floating arrays, which become Parameters. Those of another ParameterList are shared with
-            it (tied), as are those of a slice.
+        values: Parameters, or floating arrays, which become Parameters. The parameters of another ParameterList are tied
+            to it; so are those of a slice.
 
     Raises:
-        TypeError: if something is neither.
+        TypeError: if an entry is neither a Parameter nor an array.
 
-    Source: torch.nn.ParameterList. Differs from PyTorch: it holds nothing but parameters; an array assigned to a place
-    replaces the value of the parameter there.
+    Source: torch.nn.ParameterList. Differs from PyTorch: it holds only parameters. An array assigned to an index replaces
+    the value of that parameter.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ class ParameterList(_Parameters):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        """An array; for a slice, a ParameterList of the same parameters."""
+        """The array at an index. For a slice, a ParameterList of the same parameters."""
         if not isinstance(index, slice):
             return getattr(self, self._name(index))
         new = type(self)()
@@ -83,12 +83,12 @@ class ParameterList(_Parameters):
         return self.extend(values)
 
     def append(self, value: Any) -> Self:
-        """Add a parameter at the end; gives the list."""
+        """Add a parameter at the end. Returns the list."""
         self._put(str(len(self)), value)
         return self
 
     def extend(self, values: Iterable[Any]) -> Self:
-        """Add parameters at the end; gives the list."""
+        """Add parameters at the end. Returns the list."""
         if isinstance(values, ParameterList):
             for i in range(len(values)):
                 self._share(str(len(self)), values, str(i))
@@ -101,18 +101,18 @@ class ParameterList(_Parameters):
 
 
 class ParameterDict(_Parameters):
-    """A dict of parameters, by strings, that is a module.
+    """A dict of names and parameters. It is a module itself.
 
     Args:
-        parameters: a mapping, or pairs, of names and Parameters, or floating arrays, which become Parameters. Those of
-            another ParameterDict are shared with it (tied).
+        parameters: a mapping, or pairs, of names and Parameters. Floating arrays become Parameters. The parameters of
+            another ParameterDict are tied to it.
 
     Raises:
-        TypeError: if a value is neither.
-        KeyError: for a name that cannot be one.
+        TypeError: if a value is neither a Parameter nor an array.
+        KeyError: if a key cannot name a parameter.
 
-    Source: torch.nn.ParameterDict. Differs from PyTorch: it holds nothing but parameters; an array assigned to a key
-    replaces the value of the parameter there.
+    Source: torch.nn.ParameterDict. Differs from PyTorch: it holds only parameters. An array assigned to a key replaces
+    the value of that parameter.
 
     Example:
         >>> import jax.numpy as jnp
@@ -171,17 +171,17 @@ class ParameterDict(_Parameters):
         return ((key, self[key]) for key in self)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The array of a name, or `default`."""
+        """The array under a name, or `default`."""
         return self[key] if key in self else default
 
     def setdefault(self, key: str, default: Any = None) -> jax.Array:
-        """The array of a name, which becomes `default` if there is none."""
+        """The array under a name. A new name gets the parameter `default`."""
         if key not in self:
             self[key] = default
         return self[key]
 
     def update(self, parameters: Any) -> None:
-        """Add parameters or replace values; a plain dict's in the order of their names, as torch does."""
+        """Add parameters or replace values. Those of a plain dict are added in the order of their names, as in torch."""
         if isinstance(parameters, ParameterDict):
             for key in parameters:
                 self._share(key, parameters, key)
@@ -194,11 +194,11 @@ class ParameterDict(_Parameters):
             self[key] = value
 
     def copy(self) -> ParameterDict:
-        """Another ParameterDict of the same parameters."""
+        """A new ParameterDict of the same (tied) parameters."""
         return ParameterDict(self)
 
     def fromkeys(self, keys: Iterable[str], default: Any = None) -> ParameterDict:
-        """A new ParameterDict: the same Parameter under each of the names, or for an array a Parameter each."""
+        """A new ParameterDict. A Parameter `default` is tied under all names; an array makes one Parameter for each name."""
         return ParameterDict((key, default) for key in keys)
 
     def clear(self) -> None:
@@ -207,12 +207,12 @@ class ParameterDict(_Parameters):
             delattr(self, key)
 
     def pop(self, key: str) -> jax.Array:
-        """Remove a parameter and give its array."""
+        """Remove a parameter and return its array."""
         array = self[key]
         delattr(self, key)
         return array
 
     def popitem(self) -> tuple[str, jax.Array]:
-        """Remove the last parameter and give its name and array."""
+        """Remove the last parameter and return its name and array."""
         key = next(reversed(self))
         return key, self.pop(key)

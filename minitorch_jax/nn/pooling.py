@@ -15,7 +15,7 @@ from .functional.unpooling import max_unpool
 
 
 class _Pool(Module):
-    """Windows over the last `_ndim` axes."""
+    """Base of the pooling layers: windows over the last `_ndim` axes."""
 
     _ndim: ClassVar[int]
 
@@ -63,28 +63,30 @@ class _MaxPool(_Pool):
 
 
 class MaxPool1d(_MaxPool):
-    """The maxima of windows over one axis of `(N, C, L)` or `(C, L)`; arguments as in `MaxPool2d`."""
+    """Max pooling over the last axis of `(N, C, L)` or `(C, L)`; arguments as in `MaxPool2d`."""
 
     _ndim = 1
 
 
 class MaxPool2d(_MaxPool):
-    """The maxima of windows over two axes; the gradient goes to the first of equal ones.
+    """Max pooling over two axes. If several elements of a window are the maximum, the first one gets the gradient.
 
     Args:
-        kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None, or (), is `kernel_size`.
-        padding: how far they reach over the edges, where nothing is; at most half of the windows.
-        dilation: how far apart the numbers of a window are.
-        return_indices: whether to give the places of the maxima as well, int32, in the flattened H W.
-        ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
+        kernel_size: the size of the windows. This and the next three arguments are an integer, or one for each axis.
+        stride: the step of the windows; None or () stands for `kernel_size`.
+        padding: the number of elements that windows reach beyond each edge, at most half of `kernel_size`. They never
+            are the maximum.
+        dilation: the distance between the elements of a window.
+        return_indices: True also returns the indices of the maxima in the flattened H W, int32.
+        ceil_mode: True adds a last window that reaches beyond the end, if it starts in the input or in the padding
+            before it.
 
-    Shapes: input `(N, C, H, W)` or `(C, H, W)`, output the same with H' = (H + 2 padding - dilation (kernel - 1) - 1)
-    // stride + 1, or rounded up.
+    Shapes: input `(N, C, H, W)` or `(C, H, W)`, output `(N, C, H', W')` or `(C, H', W')` with
+    H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1, rounded up with `ceil_mode`.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers.
+        TypeError: if a size is not an integer.
 
     Source: torch.nn.MaxPool2d.
 
@@ -99,7 +101,7 @@ class MaxPool2d(_MaxPool):
 
 
 class MaxPool3d(_MaxPool):
-    """The maxima of windows over three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; arguments as in `MaxPool2d`."""
+    """Max pooling over the last three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; arguments as in `MaxPool2d`."""
 
     _ndim = 3
 
@@ -115,24 +117,25 @@ class _MaxUnpool(_Pool):
 
 
 class MaxUnpool1d(_MaxUnpool):
-    """Puts the maxima of `MaxPool1d` back in their places; arguments as in `MaxUnpool2d`."""
+    """Puts the maxima of `MaxPool1d` back at their indices; arguments as in `MaxUnpool2d`."""
 
     _ndim = 1
 
 
 class MaxUnpool2d(_MaxUnpool):
-    """Puts the maxima of `MaxPool2d` back in their places; zeros elsewhere.
+    """Puts the maxima of `MaxPool2d` back at their indices, with zeros elsewhere.
 
     Args:
-        kernel_size: that of the pooling, as `stride` and `padding`.
-        stride: None is `kernel_size`.
-        padding: 0.
+        kernel_size: the `kernel_size` of the pooling.
+        stride: the `stride` of the pooling; None stands for `kernel_size`.
+        padding: the `padding` of the pooling.
 
-    A call takes the maxima, their indices, and `output_size`, the pooling's input size, if the settings do not give it.
+    A call takes the maxima and their indices. It also takes `output_size`, the size of the pooling's input, which is
+    needed where several input sizes have the same output size.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers, or indices are not.
+        TypeError: if a size is not an integer, or the indices are not integers.
 
     Source: torch.nn.MaxUnpool2d. Differs from PyTorch as `functional.max_unpool2d` does.
 
@@ -148,13 +151,13 @@ class MaxUnpool2d(_MaxUnpool):
 
 
 class MaxUnpool3d(_MaxUnpool):
-    """Puts the maxima of `MaxPool3d` back in their places; arguments as in `MaxUnpool2d`."""
+    """Puts the maxima of `MaxPool3d` back at their indices; arguments as in `MaxUnpool2d`."""
 
     _ndim = 3
 
 
 class AvgPool1d(_Pool):
-    """The means of windows over one axis of `(N, C, L)` or `(C, L)`; arguments as in `AvgPool2d`."""
+    """Average pooling over the last axis of `(N, C, L)` or `(C, L)`; arguments as in `AvgPool2d`."""
 
     _ndim = 1
 
@@ -202,22 +205,23 @@ class _AvgPool(_Pool):
 
 
 class AvgPool2d(_AvgPool):
-    """The means of windows over two axes.
+    """Average pooling over two axes.
 
     Args:
-        kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None, or (), is `kernel_size`.
-        padding: zeros on both sides of each axis; at most half of the windows.
-        ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
-        count_include_pad: whether the zeros count in the mean.
-        divisor_override: what to divide the sums by, instead of how many numbers a window has.
+        kernel_size: the size of the windows. This and the next two arguments are an integer, or one for each axis.
+        stride: the step of the windows; None or () stands for `kernel_size`.
+        padding: the number of zeros on both sides of each axis, at most half of `kernel_size`.
+        ceil_mode: True adds a last window that reaches beyond the end, if it starts in the input or in the padding
+            before it.
+        count_include_pad: True counts the zeros of the padding in the mean.
+        divisor_override: the divisor of the sums, instead of the number of elements of a window.
 
-    Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating; output the same with H' = (H + 2 padding - kernel) // stride
-    + 1, or rounded up.
+    Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating, output `(N, C, H', W')` or `(C, H', W')` with
+    H' = (H + 2 padding - kernel) // stride + 1, rounded up with `ceil_mode`.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers, or an input is not floating.
+        TypeError: if a size is not an integer, or an input is not floating.
 
     Source: torch.nn.AvgPool2d.
 
@@ -232,7 +236,7 @@ class AvgPool2d(_AvgPool):
 
 
 class AvgPool3d(_AvgPool):
-    """The means of windows over three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; arguments as in `AvgPool2d`."""
+    """Average pooling over the last three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; arguments as in `AvgPool2d`."""
 
     _ndim = 3
 
@@ -257,27 +261,27 @@ class _LPPool(_Pool):
 
 
 class LPPool1d(_LPPool):
-    """(Σ x^p)^(1/p) of windows over one axis of `(N, C, L)` or `(C, L)`; arguments as in `LPPool2d`."""
+    """Power-average pooling over the last axis of `(N, C, L)` or `(C, L)`; arguments as in `LPPool2d`."""
 
     _ndim = 1
 
 
 class LPPool2d(_LPPool):
-    """(Σ x^p)^(1/p) of windows over two axes; where the sum is 0, its gradient is 0 too.
+    """Power-average pooling over two axes: (Σ x^p)^(1/p) of each window. Where the sum is 0, its gradient is 0.
 
     Args:
-        norm_type: p, not 0; infinity gives the maximum of |x|.
-        kernel_size: of the windows, a number or one for each axis.
-        stride: how far the windows move; None, or (), is `kernel_size`.
-        ceil_mode: whether a last window may reach over the end.
+        norm_type: p, not 0. Infinity takes the maximum of |x|.
+        kernel_size: the size of the windows, an integer or one for each axis.
+        stride: the step of the windows; None or () stands for `kernel_size`.
+        ceil_mode: True adds a last window that reaches beyond the end.
 
     Shapes: input `(N, C, H, W)` or `(C, H, W)`, floating.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers, or an input is not floating.
+        TypeError: if a size is not an integer, or an input is not floating.
 
-    Source: torch.nn.LPPool2d. As there, x^p keeps its sign, so that odd powers may cancel out.
+    Source: torch.nn.LPPool2d. As in torch, x^p keeps its sign, so odd powers may cancel out.
 
     Example:
         >>> import jax.numpy as jnp
@@ -289,6 +293,6 @@ class LPPool2d(_LPPool):
 
 
 class LPPool3d(_LPPool):
-    """(Σ x^p)^(1/p) of windows over three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; arguments as in `LPPool2d`."""
+    """Power-average pooling over three axes of `(N, C, D, H, W)` or `(C, D, H, W)`; arguments as in `LPPool2d`."""
 
     _ndim = 3

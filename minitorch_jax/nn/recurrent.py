@@ -1,4 +1,4 @@
-"""Recurrent layers, over whole sequences."""
+"""Recurrent layers, which run over whole sequences."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .recurrent_cell import ELMAN, check_input, check_nonlinearity, gru_step, in
 
 
 class _Recurrent(Module):
-    """What RNN, LSTM and GRU share: layers of one or two scans over time."""
+    """Base of RNN, LSTM and GRU: each layer runs one scan over time, or two if it is bidirectional."""
 
     _gates: int
-    _step: Any  # (W_ih x + b_ih, state, W_hh, b_hh) to the next state; a function that is always the same object
+    _step: Any  # maps (W_ih x + b_ih, state, W_hh, b_hh) to the next state; always the same function object
     _has_cell = False
-    _bias_inside = False  # whether b_hh must be added at each step, not once to all inputs
+    _bias_inside = False  # True if b_hh must be added at each step, not once to all inputs
 
     def _declare(
         self,
@@ -46,13 +46,13 @@ class _Recurrent(Module):
                 raise kind(f"{name} needs an integer {size} > 0; got {number!r}")
         if not 0 <= proj_size < hidden_size:
             raise ValueError(
-                f"proj_size must be 0, for no projection, or less than hidden_size={hidden_size}; got {proj_size}"
+                f"proj_size must be 0 (no projection), or positive and less than hidden_size={hidden_size}; got {proj_size}"
             )
         dropout = probability(dropout)
         if dropout and num_layers == 1:
             warnings.warn(
-                f"dropout falls between layers, and one layer has no place for it: dropout={dropout} drops nothing with"
-                " num_layers=1. Leave it out, or apply a Dropout to the output.",
+                f"dropout acts between layers: dropout={dropout} drops nothing with num_layers=1. Leave it out, or apply"
+                " a Dropout to the output.",
                 stacklevel=3,
             )
         self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
@@ -71,7 +71,7 @@ class _Recurrent(Module):
         uniform(self, shapes, hidden_size, dtype, key)
 
     def _directions(self, layer: int) -> list[str]:
-        """The ends of the names of a layer's parameters, one for each direction."""
+        """The suffixes of the names of a layer's parameters, one for each direction."""
         return [f"_l{layer}", f"_l{layer}_reverse"][: 1 + self.bidirectional]
 
     def forward(self, input: jax.Array, hx: Any = None) -> Any:
@@ -99,7 +99,7 @@ class _Recurrent(Module):
         return jnp.swapaxes(x, 0, 1) if swap else x, hidden if self._has_cell else hidden[0]
 
     def _run(self, x: jax.Array, start: tuple[Any, ...], end: str) -> tuple[tuple[Any, ...], jax.Array]:
-        """One direction of one layer: the last state, and h at every step."""
+        """Run one direction of one layer. Returns the last state, and h at every step."""
         w_ih, w_hh = getattr(self, f"weight_ih{end}"), getattr(self, f"weight_hh{end}")
         w_hr = getattr(self, f"weight_hr{end}") if self.proj_size else None
         b_ih: Any = getattr(self, f"bias_ih{end}") if self.bias else None
@@ -118,7 +118,10 @@ class _Recurrent(Module):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _scan(rule: Any, reverse: bool, start: Any, x: jax.Array, w_hh: jax.Array, b_hh: Any, w_hr: Any) -> Any:
-    """A rule's steps over time. JAX compiles an eager scan anew for each new function: here it is called once a shape."""
+    """Run the steps of a rule over time.
+
+    An eager `lax.scan` compiles for each new `step` function. Under `jax.jit`, this happens once for each shape.
+    """
 
     def step(state: Any, x: Any) -> Any:
         h, *cell = rule(x, state, w_hh, b_hh)
@@ -132,26 +135,27 @@ class RNN(_Recurrent):
     """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), over a sequence, in one or more layers.
 
     Args:
-        input_size: H_in, of each x_t.
-        hidden_size: H, of each h_t.
-        num_layers: how many, each on the outputs of the one before.
+        input_size: H_in, the size of each x_t.
+        hidden_size: H, the size of each h_t.
+        num_layers: the number of layers. Each layer takes the outputs of the one before.
         nonlinearity: "tanh" or "relu".
-        bias: whether to add b_ih and b_hh.
-        batch_first: whether batches are `(N, L, H_in)`; hidden states stay `(layers, N, H)`.
+        bias: True adds b_ih and b_hh.
+        batch_first: True if batches are `(N, L, H_in)`. Hidden states stay `(layers, N, H)`.
         dropout: in training, the probability of dropping outputs between layers; see `Dropout`.
-        bidirectional: whether a second scan goes from the end; D is then 2, otherwise 1.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        bidirectional: True adds a second scan that starts at the end. D is then 2, otherwise 1.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: takes an input `(L, N, H_in)` or `(L, H_in)` and, optionally, the initial state `(D num_layers, N, H)` or
-    `(D num_layers, H)`, otherwise zeros; gives `(output, h_n)`, the last layer's h at every step, `(L, N, D H)`, and
-    every layer's h after the last, shaped as the initial one. All parameters are from U(-k, k), k = 1 / sqrt(H).
+    Shapes: a call takes an input `(L, N, H_in)` or `(L, H_in)`, and optionally the initial state, `(D num_layers, N, H)`
+    or `(D num_layers, H)`; zeros by default. It returns `(output, h_n)`: the last layer's h at every step, `(L, N, D H)`,
+    and every layer's h after the last step, shaped as the initial state. All parameters are drawn from U(-k, k) with
+    k = 1 / sqrt(H).
 
     Raises:
         ValueError: if an argument is out of its range, or an input or a state does not fit.
         TypeError: for a PackedSequence, or an argument of a wrong type.
 
-    Source: torch.nn.RNN; Elman, "Finding structure in time", 1990. Differs from PyTorch: takes no PackedSequence.
+    Source: torch.nn.RNN; Elman, "Finding structure in time", 1990. Differs from PyTorch: it takes no PackedSequence.
 
     Example:
         >>> layer = RNN(3, 5, num_layers=2, key=jax.random.key(0))
@@ -187,23 +191,23 @@ class RNN(_Recurrent):
 class LSTM(_Recurrent):
     """Long short-term memory, over a sequence, in one or more layers.
 
-    i, f, o = σ(W x_t + b + W' h_{t-1} + b') each with its own rows of the weights, g = tanh(...) of the same form,
+    i, f, o = σ(W x_t + b + W' h_{t-1} + b'), g = tanh(W x_t + b + W' h_{t-1} + b'), each with its own rows of the weights;
     c_t = f c_{t-1} + i g, h_t = o tanh(c_t). The rows are in the order i, f, g, o.
 
     Args:
-        input_size: H_in, of each x_t.
-        hidden_size: H, of each c_t, and of h_t without projection.
+        input_size: H_in, the size of each x_t.
+        hidden_size: H, the size of each c_t, and of each h_t without projection.
         num_layers, bias, batch_first, dropout, bidirectional, dtype, key: as in `RNN`.
-        proj_size: if not 0, h_t = W_hr (o tanh(c_t)) has this size, less than H.
+        proj_size: if not 0, h_t = W_hr (o tanh(c_t)) has this size, which must be less than H.
 
-    Shapes: as `RNN`'s; the state is a pair `(h, c)`, h of the size H_out = `proj_size` or H, c of the size H. Gives
-    `(output, (h_n, c_n))`, the output `(L, N, D H_out)`.
+    Shapes: as in `RNN`, but the state is a pair `(h, c)`. h has the size H_out = `proj_size` or H, c has the size H. A call
+    returns `(output, (h_n, c_n))`; the output is `(L, N, D H_out)`.
 
     Raises:
-        ValueError, TypeError: as in `RNN`; or if `proj_size` is not less than `hidden_size`.
+        ValueError, TypeError: as in `RNN`. ValueError also if `proj_size` is not less than `hidden_size`.
 
     Source: torch.nn.LSTM; Hochreiter and Schmidhuber, "Long short-term memory", 1997; Sak et al., 2014, for the
-    projection. Differs from PyTorch: takes no PackedSequence.
+    projection. Differs from PyTorch: it takes no PackedSequence.
 
     Example:
         >>> layer = LSTM(3, 5, batch_first=True, bidirectional=True, key=jax.random.key(0))
@@ -238,21 +242,21 @@ class LSTM(_Recurrent):
 class GRU(_Recurrent):
     """Gated recurrent units, over a sequence, in one or more layers.
 
-    r, z = σ(W x_t + b + W' h_{t-1} + b') each with its own rows, n = tanh(W x_t + b + r (W' h_{t-1} + b')),
-    h_t = (1 - z) n + z h_{t-1}. The rows are in the order r, z, n; r multiplies after W', as in cuDNN.
+    r, z = σ(W x_t + b + W' h_{t-1} + b'), n = tanh(W x_t + b + r (W' h_{t-1} + b')), each with its own rows of the weights;
+    h_t = (1 - z) n + z h_{t-1}. The rows are in the order r, z, n. As in cuDNN, r multiplies after W'.
 
     Args:
-        input_size: H_in, of each x_t.
-        hidden_size: H, of each h_t.
+        input_size: H_in, the size of each x_t.
+        hidden_size: H, the size of each h_t.
         num_layers, bias, batch_first, dropout, bidirectional, dtype, key: as in `RNN`.
 
-    Shapes: as `RNN`'s.
+    Shapes: as in `RNN`.
 
     Raises:
         ValueError, TypeError: as in `RNN`.
 
     Source: torch.nn.GRU; Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014. Differs from
-    PyTorch: takes no PackedSequence.
+    PyTorch: it takes no PackedSequence.
 
     Example:
         >>> layer = GRU(3, 5, key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Recurrent cells, which make one step, and what they share with the layers over whole sequences."""
+"""Recurrent cells, which run one step, and the functions that they share with the recurrent layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..state.containers import describe
 from . import init
 from .functional.dtypes import DtypeMismatch, with_dtype
 
-# One step of each kind: (W_ih x + b_ih, the state (h,) or (h, c), W_hh, b_hh) to the next state.
+# One step of each kind. It maps (W_ih x + b_ih, the state (h,) or (h, c), W_hh, b_hh) to the next state.
 
 
 def tanh_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
@@ -52,18 +52,18 @@ def check_nonlinearity(name: str) -> str:
 
 
 def uniform(module: Module, shapes: dict[str, tuple[int, ...]], hidden_size: int, dtype: Any, key: Any) -> None:
-    """Give a module parameters of these names and shapes, from U(-k, k), k = 1 / sqrt(hidden_size)."""
+    """Add parameters of these names and shapes to a module, drawn from U(-k, k) with k = 1 / sqrt(hidden_size)."""
     bound = 1 / math.sqrt(hidden_size) if hidden_size else 0.0
     for (name, shape), k in zip(shapes.items(), jax.random.split(next_key(key), len(shapes)), strict=True):
         setattr(module, name, fresh_parameter(init.uniform(k, shape, -bound, bound, dtype)))
 
 
 def check_input(layer: Module, input: Any, size: int, name: str, ranks: tuple[int, int], shapes: str) -> Any:
-    """The input, checked, in the dtype of the weight of this name if it has none of its own."""
+    """Check the input and return it. A weakly typed input takes the dtype of the weight `name`."""
     if not hasattr(input, "ndim"):
         raise TypeError(
-            f"{type(layer).__name__} takes an array of shape {shapes}; got a {type(input).__name__}. In place of a"
-            " PackedSequence pass the padded array, and read the outputs at each sequence's own length."
+            f"{type(layer).__name__} takes an array of shape {shapes}; got a {type(input).__name__}. Instead of a"
+            " PackedSequence, pass the padded array, and read each sequence's output at its own length."
         )
     if input.ndim not in ranks or input.shape[-1] != size:
         raise ValueError(f"{layer!r} takes inputs of shape {shapes} with H_in = {size}; got {tuple(input.shape)}")
@@ -71,14 +71,14 @@ def check_input(layer: Module, input: Any, size: int, name: str, ranks: tuple[in
     input = with_dtype(input, dtype)
     if input.dtype != dtype:
         raise DtypeMismatch(
-            f"{layer!r} has parameters of {dtype}, and got an input of {input.dtype} for {name}: convert one of them,"
+            f"{layer!r} has a {name} of {dtype}, and got an input of {input.dtype}: convert one of them,"
             f" `input.astype({dtype})` or `layer.astype({input.dtype})`"
         )
     return input
 
 
 def initial_state(layer: Module, hx: Any, shapes: list[tuple[int, ...]], dtype: Any) -> tuple[Any, ...]:
-    """The state to start from: `hx`, checked, or zeros."""
+    """Check the initial state `hx` and return it, or return zeros if it is None."""
     if hx is None:
         return tuple(jnp.zeros(shape, dtype) for shape in shapes)
     given = tuple(with_dtype(x, dtype) for x in (hx if isinstance(hx, tuple | list) else (hx,)))
@@ -86,12 +86,12 @@ def initial_state(layer: Module, hx: Any, shapes: list[tuple[int, ...]], dtype: 
     if [describe(x) for x in given] != expected:
         names = "(h, c)" if len(shapes) == 2 else "h"
         got = ", ".join(map(describe, given))
-        raise ValueError(f"for this input, {layer!r} takes the state {names} as {', '.join(expected)}; got {got}")
+        raise ValueError(f"for this input, {layer!r} takes a state {names} of {', '.join(expected)}; got {got}")
     return given
 
 
 class _Cell(Module):
-    """What the cells share: W_ih x + b_ih, then a step."""
+    """Base of the cells: it computes W_ih x + b_ih, then one step."""
 
     weight_ih: Any
     weight_hh: Any
@@ -130,15 +130,15 @@ class RNNCell(_Cell):
     """h' = tanh(W_ih x + b_ih + W_hh h + b_hh).
 
     Args:
-        input_size: H_in, of x.
-        hidden_size: H, of h.
-        bias: whether to add b_ih and b_hh.
+        input_size: H_in, the size of x.
+        hidden_size: H, the size of h.
+        bias: True adds b_ih and b_hh.
         nonlinearity: "tanh" or "relu".
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: takes `(N, H_in)` or `(H_in,)` and, optionally, h, otherwise zeros; gives h', `(N, H)` or `(H,)`. All
-    parameters are from U(-k, k), k = 1 / sqrt(H).
+    Shapes: a call takes x, `(N, H_in)` or `(H_in,)`, and optionally h; zeros by default. It returns h', `(N, H)` or
+    `(H,)`. All parameters are drawn from U(-k, k) with k = 1 / sqrt(H).
 
     Raises:
         ValueError: if an argument is out of its range, or an input or a state does not fit.
@@ -175,12 +175,13 @@ class RNNCell(_Cell):
 
 
 class LSTMCell(_Cell):
-    """One step of an `LSTM`: from x and (h, c) to (h', c').
+    """One step of an `LSTM`. It maps x and (h, c) to (h', c').
 
     Args:
         input_size, hidden_size, bias, dtype, key: as in `RNNCell`.
 
-    Shapes: takes `(N, H_in)` or `(H_in,)` and, optionally, the pair (h, c); gives (h', c'), each `(N, H)` or `(H,)`.
+    Shapes: a call takes x, `(N, H_in)` or `(H_in,)`, and optionally the pair (h, c); zeros by default. It returns
+    (h', c'), each `(N, H)` or `(H,)`.
 
     Raises:
         ValueError: as in `RNNCell`.
@@ -206,12 +207,12 @@ class LSTMCell(_Cell):
 
 
 class GRUCell(_Cell):
-    """One step of a `GRU`: from x and h to h'.
+    """One step of a `GRU`. It maps x and h to h'.
 
     Args:
         input_size, hidden_size, bias, dtype, key: as in `RNNCell`.
 
-    Shapes: as `RNNCell`'s.
+    Shapes: as in `RNNCell`.
 
     Raises:
         ValueError: as in `RNNCell`.

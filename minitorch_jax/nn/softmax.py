@@ -1,4 +1,4 @@
-"""Softmax and its relatives as layers."""
+"""Softmax, softmin and log-softmax, as layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Softmax(Module):
     """exp(x) / sum(exp(x)) along `dim`.
 
     Args:
-        dim: the axis that sums to 1; without it torch's old rule chooses, with a warning.
+        dim: the axis that sums to 1. Without it, torch's old rule selects the axis, with a warning.
 
     Example:
         >>> import jax.numpy as jnp

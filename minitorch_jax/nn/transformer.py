@@ -1,4 +1,4 @@
-"""Transformers: stacks of layers, and two of them together."""
+"""Transformers: stacks of encoder or decoder layers, and an encoder with a decoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .transformer_layer import TransformerDecoderLayer, TransformerEncoderLayer
 
 
 class _Stack(Module):
-    """Copies of a layer, one after another, and a normalisation."""
+    """Base of the stacks: copies of a layer, applied one after another, then an optional normalisation."""
 
     def _declare(self, layer: Module, num_layers: int, norm: Module | None) -> None:
         self.layers = ModuleList([copy.deepcopy(layer) for _ in range(num_layers)])
@@ -33,21 +33,22 @@ class _Stack(Module):
 
 
 class TransformerEncoder(_Stack):
-    """`num_layers` copies of a layer, one after another.
+    """`num_layers` copies of an encoder layer, applied one after another.
 
-    The copies start with equal parameters, and are trained apart.
+    The copies start with equal parameters, but each is trained separately.
 
     Args:
-        encoder_layer: what to copy.
-        num_layers: how many.
-        norm: a module that the last output passes through, or None.
-        enable_nested_tensor, mask_check: accepted as in torch, where they choose a path with nested tensors in `eval()`
-            mode; there is no such path here, and they change nothing.
+        encoder_layer: the layer to copy.
+        num_layers: the number of copies.
+        norm: a module applied to the last output, or None.
+        enable_nested_tensor, mask_check: accepted as in torch; they have no effect. In torch they select a path with
+            nested tensors in `eval()` mode.
 
-    Shapes: as the layer's; `mask` is its `src_mask`. `is_causal=True` says that the mask is causal; with None it is read,
-    which gives the same output.
+    Shapes: as the layer's; `mask` is its `src_mask`. `is_causal=True` says that the mask is causal. With None the layer
+    reads the mask; the output is the same.
 
-    Source: torch.nn.TransformerEncoder. Differs from PyTorch: no zeros at padded places in `eval()` mode.
+    Source: torch.nn.TransformerEncoder. Differs from PyTorch: in `eval()` mode, torch may return zeros at padded
+    positions; this layer does not.
 
     Example:
         >>> layer = TransformerEncoderLayer(8, 2, dim_feedforward=16, key=jax.random.key(0))
@@ -77,17 +78,17 @@ class TransformerEncoder(_Stack):
 
 
 class TransformerDecoder(_Stack):
-    """`num_layers` copies of a layer, one after another, all attending to one memory.
+    """`num_layers` copies of a decoder layer, applied one after another. All of them attend to the same memory.
 
-    The copies start with equal parameters, and are trained apart.
+    The copies start with equal parameters, but each is trained separately.
 
     Args:
-        decoder_layer: what to copy.
-        num_layers: how many.
-        norm: a module that the last output passes through, or None.
+        decoder_layer: the layer to copy.
+        num_layers: the number of copies.
+        norm: a module applied to the last output, or None.
 
-    Shapes: as the layer's. `tgt_is_causal=True` says that `tgt_mask` is causal; with None it is read, which gives the same
-    output.
+    Shapes: as the layer's. `tgt_is_causal=True` says that `tgt_mask` is causal. With None the layer reads the mask; the
+    output is the same.
 
     Source: torch.nn.TransformerDecoder.
 
@@ -124,18 +125,18 @@ class TransformerDecoder(_Stack):
 
 
 class Transformer(Module):
-    """An encoder of `src`, and a decoder of `tgt` that attends to what it gives.
+    """An encoder of `src`, and a decoder of `tgt` that attends to the encoder's output.
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias, dtype, key: as
             in `TransformerEncoderLayer`.
-        num_encoder_layers, num_decoder_layers: how many of each.
-        custom_encoder: a module in place of the encoder, called as a `TransformerEncoder` is.
-        custom_decoder: a module in place of the decoder, called as a `TransformerDecoder` is.
+        num_encoder_layers, num_decoder_layers: the numbers of layers.
+        custom_encoder: a module that replaces the encoder; it is called as a `TransformerEncoder` is.
+        custom_decoder: a module that replaces the decoder; it is called as a `TransformerDecoder` is.
 
-    Shapes: `src` `(S, N, E)` or `(S, E)` and `tgt` `(T, N, E)` or `(T, E)` to the shape of `tgt`; masks as in
-    `TransformerEncoder` and `TransformerDecoder`. Every trainable matrix starts from Xavier's uniform distribution, those
-    of custom modules too.
+    Shapes: `src` is `(S, N, E)` or `(S, E)`, `tgt` is `(T, N, E)` or `(T, E)`. The output has the shape of `tgt`. Masks are
+    those of `TransformerEncoder` and `TransformerDecoder`. Every trainable matrix, those of custom modules too, is drawn
+    from Xavier's uniform distribution.
 
     Raises:
         ValueError: if a size is out of its range, or an input or a mask does not fit.
@@ -212,7 +213,7 @@ class Transformer(Module):
         if not one_batch or src.shape[-1] != self.d_model or tgt.shape[-1] != self.d_model:
             shapes = "(N, S, {0}) and (N, T, {0})" if self.batch_first else "(S, N, {0}) and (T, N, {0})"
             raise ValueError(
-                f"this Transformer takes src and tgt of shapes {shapes.format(self.d_model)}, or without N; got"
+                f"this Transformer takes src and tgt of shapes {shapes.format(self.d_model)}, or both without N; got"
                 f" {tuple(src.shape)} and {tuple(tgt.shape)}"
             )
         memory = self.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal)
@@ -230,7 +231,7 @@ class Transformer(Module):
 
     @staticmethod
     def generate_square_subsequent_mask(sz: int, *, dtype: Any = jnp.float32) -> jax.Array:
-        """The causal mask `(sz, sz)`, to add: 0 where a key takes part, -inf after the diagonal.
+        """The causal mask `(sz, sz)`, which is added to the logits: 0 where a key takes part, -inf after the diagonal.
 
         Example:
             >>> Transformer.generate_square_subsequent_mask(2)

@@ -20,7 +20,7 @@ _ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class _Layer(Module):
-    """What the two kinds of layer share: blocks with residuals, the last of them W2 activation(W1 x + b1) + b2."""
+    """Base of the two kinds of layer: blocks with residuals. The last block is W2 activation(W1 x + b1) + b2."""
 
     self_attn: Any
     multihead_attn: Any
@@ -62,7 +62,7 @@ class _Layer(Module):
         self.activation: Any = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
     def _residual(self, i: int, x: jax.Array, block: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """x + block(x), normalised before the block or after the sum."""
+        """x + block(x), with a normalisation before the block or after the sum."""
         norm, dropout = getattr(self, f"norm{i}"), getattr(self, f"dropout{i}")
         out: jax.Array = x + dropout(block(norm(x))) if self.norm_first else norm(x + dropout(block(x)))
         return out
@@ -73,29 +73,29 @@ class _Layer(Module):
 
 
 class TransformerEncoderLayer(_Layer):
-    """Self-attention, then a small network at each place, each added to its input and normalised.
+    """Self-attention, then a feed-forward network at each position. Each block has a residual and a normalisation.
 
     Args:
-        d_model: E, of the inputs and the output.
-        nhead: heads of attention.
-        dim_feedforward: of the hidden layer of the network.
-        dropout: in training, the probability of dropping, for weights of attention, hidden units and outputs of blocks.
+        d_model: E, the size of the inputs and the output.
+        nhead: the number of attention heads.
+        dim_feedforward: the size of the hidden layer of the feed-forward network.
+        dropout: in training, the probability of dropping attention weights, hidden units and outputs of blocks.
         activation: "relu", "gelu", or a function or module.
-        layer_norm_eps: of each `LayerNorm`.
-        batch_first: whether batches are `(N, S, E)`.
-        norm_first: whether a block normalises its input, rather than the sum.
-        bias: whether linear maps and normalisations have one.
-        dtype: of the parameters, floating.
-        key: a `jax.random` key for the initial values; without it, the next of the global stream (`mt.seed`).
+        layer_norm_eps: the `eps` of each `LayerNorm`.
+        batch_first: True if batches are `(N, S, E)`.
+        norm_first: True normalises the input of each block, False the sum after it.
+        bias: True adds a bias to linear maps and normalisations.
+        dtype: the dtype of the parameters, floating.
+        key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
-    Shapes: `(S, N, E)` or `(S, E)` to the same. `src_mask` is the `attn_mask` of `MultiheadAttention`,
-    `src_key_padding_mask` its `key_padding_mask`, and `is_causal` says that `src_mask` is causal.
+    Shapes: input and output `(S, N, E)` or `(S, E)`. `src_mask` is the `attn_mask` of `MultiheadAttention`,
+    `src_key_padding_mask` is its `key_padding_mask`, and `is_causal` says that `src_mask` is causal.
 
     Raises:
         ValueError: if a size is out of its range, or an input or a mask does not fit.
 
-    Source: torch.nn.TransformerEncoderLayer; Vaswani et al., "Attention is all you need", 2017. Differs from PyTorch: no
-    other path in `eval()` mode, where torch may give zeros at masked places.
+    Source: torch.nn.TransformerEncoderLayer; Vaswani et al., "Attention is all you need", 2017. Differs from PyTorch: in
+    `eval()` mode, torch may return zeros at masked positions; this layer does not.
 
     Example:
         >>> layer = TransformerEncoderLayer(8, 2, dim_feedforward=16, key=jax.random.key(0))
@@ -118,15 +118,17 @@ class TransformerEncoderLayer(_Layer):
 
 
 class TransformerDecoderLayer(_Layer):
-    """Self-attention, attention to the memory, then a small network at each place, each added to its input and normalised.
+    """Self-attention, attention to the memory, then a feed-forward network at each position.
+
+    Each of these blocks has a residual and a normalisation.
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias, dtype, key: as
             in `TransformerEncoderLayer`.
 
-    Shapes: `tgt` `(T, N, E)` or `(T, E)` and `memory` `(S, N, E)` or `(S, E)` to the shape of `tgt`. The masks are those of
-    `MultiheadAttention`: `tgt_mask` and `tgt_key_padding_mask` of the first attention, `memory_mask` and
-    `memory_key_padding_mask` of the second; `tgt_is_causal` and `memory_is_causal` say that one is causal.
+    Shapes: `tgt` is `(T, N, E)` or `(T, E)`, `memory` is `(S, N, E)` or `(S, E)`. The output has the shape of `tgt`. Masks
+    are those of `MultiheadAttention`: `tgt_mask` and `tgt_key_padding_mask` for the first attention, `memory_mask` and
+    `memory_key_padding_mask` for the second. `tgt_is_causal` and `memory_is_causal` say that a mask is causal.
 
     Raises:
         ValueError: if a size is out of its range, or an input or a mask does not fit.

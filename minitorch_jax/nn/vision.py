@@ -12,7 +12,7 @@ from .functional.spatial import Size, sizes, static
 
 
 class PixelShuffle(Module):
-    """Makes r^2 channels one that is r times as large in both directions.
+    """Turns r^2 channels into one channel of r times the height and width.
 
     Args:
         upscale_factor: r.
@@ -55,7 +55,7 @@ class PixelUnshuffle(Module):
 
 
 class ChannelShuffle(Module):
-    """Deals the channels out like cards: the first of each of `groups` groups, then the second of each, and so on.
+    """Interleaves `groups` groups of channels: the first channel of each group, then the second, and so on.
 
     Shapes: input and output `(N, C, *)`; `groups` divides C.
 
@@ -73,19 +73,19 @@ class ChannelShuffle(Module):
 
 
 class Upsample(Module):
-    """Brings images to another size, as `functional.interpolate` does; see there for what the arguments mean.
+    """Resizes images. `functional.interpolate` documents the arguments in full.
 
     Args:
-        size: the new size, a number or one for each axis.
-        scale_factor: or by how much to multiply the size, a number or a tuple.
-        mode: "nearest", "linear", "bilinear", "bicubic" or "trilinear", or another of `interpolate`.
-        align_corners: whether the centres of the corner pixels keep their places.
-        recompute_scale_factor: whether to interpolate by the ratio of the rounded sizes.
+        size: the new size, an integer or one for each axis. Pass either this or `scale_factor`.
+        scale_factor: the factor from the old size to the new size, a number or a tuple.
+        mode: "nearest", "linear", "bilinear", "bicubic" or "trilinear", or another mode of `interpolate`.
+        align_corners: True keeps the centres of the corner pixels in place.
+        recompute_scale_factor: True interpolates by the ratio of the rounded sizes, not by `scale_factor`.
 
-    Shapes: input `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)`; output the same with the new size.
+    Shapes: input `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)`; output `(N, C, *size)`.
 
     Raises:
-        ValueError: if arguments do not go together, or do not fit an input.
+        ValueError: if arguments exclude each other, or do not fit an input.
 
     Source: torch.nn.Upsample.
 
@@ -135,19 +135,19 @@ class UpsamplingBilinear2d(Upsample):
 
 
 class Unfold(Module):
-    """The blocks that a convolution's kernel would see, as columns (im2col).
+    """The blocks of an image that a convolution's kernel covers, as columns (im2col).
 
     Args:
-        kernel_size: of the blocks, a number or one for each axis, as the next ones are.
-        dilation: how far apart the numbers of a block are.
-        padding: zeros on both sides of each axis.
-        stride: how far apart the blocks are.
+        kernel_size: the size of the blocks. This and the next three arguments are an integer, or one for each axis.
+        dilation: the distance between the elements of a block.
+        padding: the number of zeros on both sides of each axis.
+        stride: the distance between the blocks.
 
-    Shapes: input `(N, C, H, W)` or `(C, H, W)`, output `(N, C kernel height kernel width, L)` for L blocks, or without N.
+    Shapes: input `(N, C, H, W)`, output `(N, C kernel height kernel width, L)` for L blocks; or both without N.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers.
+        TypeError: if a size is not an integer.
 
     Source: torch.nn.Unfold.
 
@@ -173,16 +173,16 @@ class Unfold(Module):
 
 
 class Fold(Unfold):
-    """Adds blocks up to an image (col2im): the transpose of `Unfold`, not its inverse.
+    """Adds overlapping blocks up to an image (col2im). It is the transpose of `Unfold`, not its inverse.
 
     Args:
-        output_size: of the image, a number or one for each axis; the other arguments are those of `Unfold`.
+        output_size: the size of the image, an integer or one for each axis. The other arguments are those of `Unfold`.
 
-    Shapes: input `(N, C kernel height kernel width, L)` or without N, floating; output `(N, C, *output_size)`.
+    Shapes: input `(N, C kernel height kernel width, L)`, floating, output `(N, C, *output_size)`; or both without N.
 
     Raises:
         ValueError: if a number is out of its range, or an input does not fit.
-        TypeError: if a size is not made of integers, or an input is not floating.
+        TypeError: if a size is not an integer, or an input is not floating.
 
     Source: torch.nn.Fold.
 

@@ -1,4 +1,4 @@
-"""The stateless forms of layers and losses, as in torch.nn.functional."""
+"""Layers and losses as stateless functions, as in torch.nn.functional."""
 
 from ...module import callers_memory as _eager
 from .activation import celu as celu

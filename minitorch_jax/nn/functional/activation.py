@@ -1,4 +1,4 @@
-"""Activations as functions. `inplace` is accepted as in torch and changes nothing: arrays are immutable."""
+"""Activations as functions. They accept `inplace` as torch does, but it has no effect: arrays are immutable."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ def rrelu(
     *,
     key: Any = None,
 ) -> jax.Array:
-    """A leaky ReLU whose slopes are drawn from U(lower, upper), one for each element; their mean if not `training`.
+    """A leaky ReLU with a random slope for each element, drawn from U(lower, upper). If not `training`, their mean.
 
     Args:
         input: any shape, floating.
         lower: the smallest slope.
         upper: the largest slope.
-        training: whether to draw.
-        inplace: accepted as in torch, changes nothing.
-        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`). None is drawn if not
-            `training`, nor if lower == upper.
+        training: True draws the slopes; False uses (lower + upper) / 2.
+        inplace: accepted as in torch; it has no effect.
+        key: a `jax.random` key. By default, the next key of the current stream (`mt.seed`, `mt.rng`). No key is used if
+            not `training`, or if lower == upper.
 
     Raises:
         ValueError: if lower > upper.
@@ -95,11 +95,11 @@ def prelu(input: jax.Array, weight: jax.Array) -> jax.Array:
     """x where x > 0, w x elsewhere.
 
     Args:
-        input: any shape; its axis 1 is that of the channels.
+        input: any shape; axis 1 holds the channels.
         weight: the slopes, `()`, `(1,)` or one for each channel.
 
     Raises:
-        ValueError: if there are several slopes, but not one for each channel.
+        ValueError: if there are several slopes, and their number is not that of the channels.
         TypeError: if the dtypes differ, or are not floating.
 
     Example:
@@ -125,7 +125,7 @@ def elu(input: jax.Array, alpha: float = 1.0, inplace: bool = False) -> jax.Arra
 
 
 def selu(input: jax.Array, inplace: bool = False) -> jax.Array:
-    """scale elu(x, alpha), whose two constants keep mean 0 and variance 1 (Klambauer et al., 2017)."""
+    """scale elu(x, alpha), with the constants that keep mean 0 and variance 1 (Klambauer et al., 2017)."""
     floating(input, "selu")
     return jax.nn.selu(input)
 
@@ -133,7 +133,7 @@ def selu(input: jax.Array, inplace: bool = False) -> jax.Array:
 def celu(input: jax.Array, alpha: float = 1.0, inplace: bool = False) -> jax.Array:
     """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron, 2017)."""
     if alpha == 0:
-        raise ValueError("celu divides by alpha, which must not be 0")
+        raise ValueError("celu divides by alpha, which must not be 0; got alpha=0. Use relu for the limit.")
     floating(input, "celu")
     return jax.nn.celu(input, alpha)
 
@@ -147,7 +147,7 @@ def gelu(input: jax.Array, approximate: str = "none") -> jax.Array:
 
     Raises:
         ValueError: for another `approximate`.
-        TypeError: if the input is not floating, as most activations do.
+        TypeError: if the input is not floating. Most activations raise it.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh'; got {approximate!r}")

@@ -1,4 +1,4 @@
-"""Pooling to a given size, and with random windows, as functions."""
+"""Adaptive pooling (to a given output size) and fractional pooling (random windows), as functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SomeSize = int | None | Sequence[int | None]
 
 
 def _target(output_size: Any, shape: Sequence[int], name: str) -> tuple[int, ...]:
-    """`output_size` as numbers; None is the input's size."""
+    """`output_size` as one integer for each axis. None stands for the input's size."""
     given = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * len(shape)
     given = given * len(shape) if len(given) == 1 else given
     if len(given) == len(shape):
@@ -32,21 +32,21 @@ def _target(output_size: Any, shape: Sequence[int], name: str) -> tuple[int, ...
 
 
 def _rows(size: int, count: int) -> np.ndarray:
-    """The places of each of `count` windows that cover an axis, (count, longest); shorter ones repeat their last."""
+    """The indices of `count` windows that cover an axis, (count, longest). Shorter windows repeat their last index."""
     starts = np.arange(count) * size // count
     ends = -(-(np.arange(1, count + 1) * size) // count)
     return np.minimum(starts[:, None] + np.arange((ends - starts).max()), ends[:, None] - 1)
 
 
 def _divided(shape: Sequence[int], target: Sequence[int]) -> tuple[int, ...] | None:
-    """The windows' size, where all are alike."""
+    """The size of the windows if all have the same size, else None."""
     if any(n % t for n, t in zip(shape, target, strict=True)):
         return None
     return tuple(n // t for n, t in zip(shape, target, strict=True))
 
 
 def adaptive_avg_pool(ndim: int, input: jax.Array, output_size: Any) -> jax.Array:
-    """Means of as many windows as wanted, over `ndim` axes."""
+    """The means of `output_size` windows over `ndim` axes."""
     name = f"adaptive_avg_pool{ndim}d"
     floating(input, name)
 
@@ -56,7 +56,7 @@ def adaptive_avg_pool(ndim: int, input: jax.Array, output_size: Any) -> jax.Arra
         if set(target) == {1}:
             return x.mean(tuple(range(2, x.ndim)), keepdims=True)
         kernel = _divided(shape, target)
-        if kernel is not None and x.size:  # other windows need an image and channels
+        if kernel is not None and x.size:  # the windows of `pooling` need an image and channels
             return avg_pool(ndim, x, kernel, None, 0, False, True)
         sums: Any = x.astype(wide(x.dtype))
         for axis, (n, t) in enumerate(zip(shape, target, strict=True), 2):
@@ -72,7 +72,7 @@ def adaptive_avg_pool(ndim: int, input: jax.Array, output_size: Any) -> jax.Arra
 
 
 def adaptive_max_pool(ndim: int, input: jax.Array, output_size: Any, return_indices: bool) -> Any:
-    """Maxima of as many windows as wanted, over `ndim` axes."""
+    """The maxima of `output_size` windows over `ndim` axes."""
     name = f"adaptive_max_pool{ndim}d"
     not_empty(input, name, input.ndim - 1)
 
@@ -80,7 +80,7 @@ def adaptive_max_pool(ndim: int, input: jax.Array, output_size: Any, return_indi
         shape = x.shape[2:]
         target = _target(output_size, shape, name)
         kernel = _divided(shape, target)
-        if kernel is not None and x.size:  # other windows need an image and channels
+        if kernel is not None and x.size:  # the windows of `pooling` need an image and channels
             return max_pool(ndim, x, kernel, None, 0, 1, False, return_indices)
         found = _with_places(x, target)
         return found if return_indices else found[0]
@@ -95,7 +95,7 @@ def _with_places(x: jax.Array, target: tuple[int, ...]) -> tuple[jax.Array, jax.
 
 
 def fractional_size(name: str, ndim: int, output_size: Any, output_ratio: Any) -> tuple[Any, Any]:
-    """The two settings, one of them None, checked."""
+    """Check the two settings and return them. Exactly one of them is None."""
     if (output_size is None) == (output_ratio is None):
         raise ValueError(f"{name} takes either output_size or output_ratio; got {output_size!r} and {output_ratio!r}")
     if output_size is not None:
@@ -116,7 +116,7 @@ def fractional_max_pool(
     samples: Any,
     key: Any,
 ) -> Any:
-    """Maxima of windows that are a random distance apart, over `ndim` axes."""
+    """The maxima of windows at random distances, over `ndim` axes."""
     name = f"fractional_max_pool{ndim}d"
     not_empty(input, name, input.ndim - 1)
     kernel = sizes(kernel_size, ndim, "kernel_size", 1)
@@ -133,7 +133,7 @@ def fractional_max_pool(
         of_one_dtype(name, input=input, _random_samples=samples)
         if (
             drawn.ndim != 3 or drawn.shape[0] < len(x) or drawn.shape[1:] != expected[1:]
-        ):  # more are left over, as in torch
+        ):  # torch also ignores samples beyond the batch
             raise ValueError(f"{name} takes _random_samples of shape {expected} here; got {tuple(drawn.shape)}")
         found = _at_random(x, drawn[: len(x)], kernel, target)
         return found if return_indices else found[0]
@@ -146,7 +146,9 @@ def _at_random(
     x: jax.Array, samples: jax.Array, kernel: tuple[int, ...], target: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     ndim = len(kernel)
-    order = range(ndim) if ndim == 3 else reversed(range(ndim))  # torch's samples begin with the last of two axes
+    order = (
+        range(ndim) if ndim == 3 else reversed(range(ndim))
+    )  # for two axes, torch's samples start with the last axis
     rows = [
         _spread(samples[..., i].astype(jnp.float32), n, k, t)
         for i, n, k, t in zip(order, x.shape[2:], kernel, target, strict=True)
@@ -155,7 +157,7 @@ def _at_random(
 
 
 def _spread(sample: jax.Array, size: int, kernel: int, count: int) -> jax.Array:
-    """The places of windows, (N, C, count, kernel): starts grow by one of two whole steps, and the last ends the axis."""
+    """The indices of windows, (N, C, count, kernel). Starts are about `step` apart; the last window ends the axis."""
     step = (size - kernel) / max(count - 1, 1)
     i = jnp.arange(count - 1, dtype=sample.dtype).reshape(1, 1, -1)
     sample = sample[..., None]
@@ -165,16 +167,16 @@ def _spread(sample: jax.Array, size: int, kernel: int, count: int) -> jax.Array:
 
 
 def adaptive_avg_pool1d(input: jax.Array, output_size: SomeSize) -> jax.Array:
-    """Means over one axis, to a given size; arguments as in `adaptive_avg_pool2d`."""
+    """Average pooling over one axis to a given size; arguments as in `adaptive_avg_pool2d`."""
     return adaptive_avg_pool(1, input, output_size)
 
 
 def adaptive_avg_pool2d(input: jax.Array, output_size: SomeSize) -> jax.Array:
-    """Means over two axes, to a given size: window i of n covers floor(i H / n) up to ceil((i + 1) H / n).
+    """Average pooling over two axes to a given size. Window i of n covers floor(i H / n) to ceil((i + 1) H / n) - 1.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`, floating.
-        output_size: a number, or one for each axis; None is the input's size.
+        output_size: an integer, or one for each axis; None stands for the input's size.
 
     Raises:
         ValueError: if shapes do not fit, or a size is less than 1.
@@ -190,22 +192,22 @@ def adaptive_avg_pool2d(input: jax.Array, output_size: SomeSize) -> jax.Array:
 
 
 def adaptive_avg_pool3d(input: jax.Array, output_size: SomeSize) -> jax.Array:
-    """Means over three axes, to a given size; arguments as in `adaptive_avg_pool2d`."""
+    """Average pooling over three axes to a given size; arguments as in `adaptive_avg_pool2d`."""
     return adaptive_avg_pool(3, input, output_size)
 
 
 def adaptive_max_pool1d(input: jax.Array, output_size: SomeSize, return_indices: bool = False) -> Any:
-    """Maxima over one axis, to a given size; arguments as in `adaptive_max_pool2d`."""
+    """Max pooling over one axis to a given size; arguments as in `adaptive_max_pool2d`."""
     return adaptive_max_pool(1, input, output_size, return_indices)
 
 
 def adaptive_max_pool2d(input: jax.Array, output_size: SomeSize, return_indices: bool = False) -> Any:
-    """Maxima over two axes, to a given size, of the windows of `adaptive_avg_pool2d`.
+    """Max pooling over two axes to a given size, with the windows of `adaptive_avg_pool2d`.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
-        output_size: a number, or one for each axis; None is the input's size.
-        return_indices: whether to give the places of the maxima as well, int32, in the flattened H W.
+        output_size: an integer, or one for each axis; None stands for the input's size.
+        return_indices: True also returns the indices of the maxima in the flattened H W, int32.
 
     Raises:
         ValueError: if shapes do not fit, or a size is less than 1.
@@ -221,7 +223,7 @@ def adaptive_max_pool2d(input: jax.Array, output_size: SomeSize, return_indices:
 
 
 def adaptive_max_pool3d(input: jax.Array, output_size: SomeSize, return_indices: bool = False) -> Any:
-    """Maxima over three axes, to a given size; arguments as in `adaptive_max_pool2d`."""
+    """Max pooling over three axes to a given size; arguments as in `adaptive_max_pool2d`."""
     return adaptive_max_pool(3, input, output_size, return_indices)
 
 
@@ -235,15 +237,15 @@ def fractional_max_pool2d(
     *,
     key: Any = None,
 ) -> Any:
-    """The maxima of windows over two axes that are a random distance apart, anew for each image and channel.
+    """Max pooling over two axes with windows at random distances, drawn for each image and channel.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`, floating.
-        kernel_size: of the windows, a number or one for each axis.
-        output_size: how many windows there are, a number or one for each axis.
-        output_ratio: the same as a part of the input's size, between 0 and 1; one of the two is given.
-        return_indices: whether to give the places of the maxima as well, int32, in the flattened H W.
-        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`).
+        kernel_size: the size of the windows, an integer or one for each axis.
+        output_size: the number of windows, an integer or one for each axis.
+        output_ratio: the output size divided by the input size, between 0 and 1. Pass either this or `output_size`.
+        return_indices: True also returns the indices of the maxima in the flattened H W, int32.
+        key: a `jax.random` key. By default, the next key of the current stream (`mt.seed`, `mt.rng`).
 
     Raises:
         ValueError: if shapes do not fit, or a number is out of its range.
@@ -268,5 +270,5 @@ def fractional_max_pool3d(
     *,
     key: Any = None,
 ) -> Any:
-    """The maxima of windows over three axes, a random distance apart; arguments as in `fractional_max_pool2d`."""
+    """Max pooling over three axes with windows at random distances; arguments as in `fractional_max_pool2d`."""
     return fractional_max_pool(3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples, key)

@@ -16,13 +16,13 @@ from .spatial import floating
 
 @jax.custom_jvp
 def _logits(query: jax.Array, key: jax.Array) -> jax.Array:
-    """q k^T, in float32 at least."""
+    """q k^T, in float32 or wider."""
     return jnp.einsum("...le,...se->...ls", query, key, preferred_element_type=wide_dtype(query.dtype))
 
 
 @_logits.defjvp
 def _logits_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Products in the inputs' own dtype: JAX's rule would have the backward pass of bfloat16 multiply in float32."""
+    """The backward pass multiplies in the inputs' own dtype. JAX's rule would multiply bfloat16 in float32."""
     (query, key), (d_query, d_key) = primals, tangents
     logits = _logits(query, key)
     d_logits = jnp.einsum("...le,...se->...ls", d_query, key) + jnp.einsum("...le,...se->...ls", query, d_key)
@@ -41,18 +41,18 @@ def attention(
     dropout_key: Any = None,
     empty_rows: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """What `scaled_dot_product_attention` and `MultiheadAttention` compute, and the weights, dropped as they are used.
+    """The attention of `scaled_dot_product_attention` and `MultiheadAttention`, and its weights after dropout.
 
     Args:
-        query: `(..., L, E)`; key: `(..., S, E)`; value: `(..., S, E_v)`. The query's last leading axis, of heads, may be
-            a multiple of the key's.
-        masks: each broadcastable to the weights' shape `(..., L, S)`, of the same rank: booleans, True where a key takes
-            part, or numbers to add.
-        empty_rows: whether a query that every key is masked for gets 0; otherwise NaN.
+        query: `(..., L, E)`; key: `(..., S, E)`; value: `(..., S, E_v)`. The number of the query's heads (axis -3) may
+            be a multiple of the number of the key's.
+        masks: each of the rank of the weights and broadcastable to their shape `(..., L, S)`. Booleans are True where
+            a key takes part; floats are added to the logits.
+        empty_rows: True returns 0 for a query whose keys are all masked; False returns NaN.
     """
     length, heads = query.shape[-2], query.shape[-3:-2]
     grouped = heads > key.shape[-3:-2] == value.shape[-3:-2] != ()
-    if grouped:  # the heads that share a key are rows of one product
+    if grouped:  # heads that share a key become rows of one matrix product
         query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
     logits = _logits(query, key)
     rows = logits.shape
@@ -85,18 +85,21 @@ def scaled_dot_product_attention(
 ) -> jax.Array:
     """softmax(q k^T scale + mask) v.
 
-    Logits and softmax are computed in float32 at least. A query that every key is masked for gets 0.
+    Logits and softmax are computed in float32 or wider. The result is 0 for a query whose keys are all masked.
 
     Args:
         query: `(N, ..., H, L, E)`, or only `(L, E)`.
         key: `(N, ..., H, S, E)`.
         value: `(N, ..., H, S, E_v)`.
-        attn_mask: broadcastable to `(N, ..., H, L, S)`: booleans, True where a key takes part, or numbers to add.
-        dropout_p: the probability of dropping a weight; unlike a layer, a function knows no `eval()` mode.
-        is_causal: whether query i sees keys 0 to i only.
+        attn_mask: broadcastable to `(N, ..., H, L, S)`. Booleans are True where a key takes part; floats are added to
+            the logits.
+        dropout_p: the probability of dropping a weight. A function has no `eval()` mode: pass 0 for inference.
+        is_causal: True lets query i see the keys 0 to i only.
         scale: 1 / sqrt(E) by default.
-        enable_gqa: whether key and value may have fewer heads than the query, each for a group of its heads.
-        dropout_key: a `jax.random` key for the dropout; without it, the next of the current stream (`mt.seed`, `mt.rng`).
+        enable_gqa: True allows key and value to have fewer heads than the query. Each of their heads then serves a
+            group of the query's heads.
+        dropout_key: a `jax.random` key for the dropout. By default, the next key of the current stream (`mt.seed`,
+            `mt.rng`).
 
     Returns:
         `(N, ..., H, L, E_v)`.

@@ -1,4 +1,4 @@
-"""Normalisation that can keep running statistics, as functions; see normalization.py for what they share."""
+"""batch_norm and instance_norm, which can use running statistics. normalization.py holds what they share."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ def _per_channel(array: jax.Array | None, ndim: int) -> Any:
 def _refuse_update(name: str, running_mean: Any, running_var: Any) -> None:
     if running_mean is not None or running_var is not None:
         raise ValueError(
-            f"{name} cannot update running_mean and running_var in place: arrays are immutable. Pass None for them where"
-            " the input's own statistics are used, and update them yourself, or use the layer, which does both."
+            f"{name} cannot update running_mean and running_var in place: arrays are immutable. Pass None for both to use"
+            " the input's own statistics, and update the running ones yourself. Or use the layer, which does both."
         )
 
 
 def _by_running(
     name: str, input: jax.Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
 ) -> jax.Array:
-    """The input normalised by running statistics."""
+    """Normalise the input by running statistics."""
     if running_mean is None or running_var is None:
-        raise ValueError(f"{name} needs running_mean and running_var where the input's own statistics are not used")
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(
+            f"{name} needs running_mean and running_var unless the input's own statistics are used; {missing} is None"
+        )
     input = jnp.asarray(input)
     check_channels(name, input, eps, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     x = wide(input)
@@ -41,7 +44,10 @@ def _by_running(
 def _by_input(
     name: str, input: jax.Array, weight: Any, bias: Any, eps: float, axes: tuple[int, ...], what: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The input normalised by its own statistics along `axes`; the mean and the unbiased variance of each channel."""
+    """Normalise the input by its own statistics along `axes`.
+
+    Returns the result, the mean and the unbiased variance of each channel.
+    """
     input = jnp.asarray(input)
     check_channels(name, input, eps, weight=weight, bias=bias)
     count = math.prod(input.shape[axis] for axis in axes)
@@ -50,7 +56,7 @@ def _by_input(
     x = wide(input)
     if count:
         mean, var = moments(x, axes)
-    else:  # NaN would reach the gradients of weight and bias
+    else:  # the mean of no element is NaN, and would make the gradients of weight and bias NaN
         mean = var = jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], x.dtype)
     out = scaled(x, mean, var, _per_channel(weight, x.ndim), _per_channel(bias, x.ndim), eps, input.dtype)
     rest = tuple(axis for axis in range(x.ndim) if axis != 1)
@@ -58,7 +64,7 @@ def _by_input(
 
 
 def batch_norm_by_input(input: jax.Array, weight: Any, bias: Any, eps: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """batch_norm in training, and the mean and the unbiased variance of each channel."""
+    """batch_norm in training. Returns the result, the mean and the unbiased variance of each channel."""
     if eps == 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     axes = (0, *range(2, input.ndim))
@@ -68,7 +74,7 @@ def batch_norm_by_input(input: jax.Array, weight: Any, bias: Any, eps: float) ->
 def instance_norm_by_input(
     input: jax.Array, weight: Any, bias: Any, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """instance_norm by the input's statistics, and their averages over the batch."""
+    """instance_norm by the input's statistics. Returns the result and the statistics, averaged over the batch."""
     return _by_input("instance_norm", input, weight, bias, eps, tuple(range(2, input.ndim)), "spatial element")
 
 
@@ -90,13 +96,14 @@ def batch_norm(
         running_var: `(C,)`; None in training.
         weight: `(C,)`.
         bias: `(C,)`.
-        training: whether mean and (biased) variance are those of the input, over all but the channels.
-        momentum: of the update that torch makes; the layers make it here.
+        training: True normalises by the mean and the (biased) variance of the input, over all axes but the channels.
+            False normalises by the running ones.
+        momentum: accepted as in torch; it has no effect. The layers update the running statistics.
         eps: added to the variance.
 
     Raises:
-        ValueError: if shapes do not fit; in training, if running statistics are given, since arrays are immutable, or a
-            channel has only one number.
+        ValueError: if shapes do not fit. In training, also if running statistics are passed (arrays are immutable), or if
+            a channel has only one element.
         TypeError: if the input is not floating.
 
     Source: torch.nn.functional.batch_norm; Ioffe and Szegedy, "Batch normalization", 2015. Differs from PyTorch:
@@ -131,13 +138,13 @@ def instance_norm(
         running_var: `(C,)`; None with `use_input_stats`.
         weight: `(C,)`.
         bias: `(C,)`.
-        use_input_stats: whether mean and (biased) variance are those of the input; else the running ones.
-        momentum: of the update that torch makes; the layers make it here.
+        use_input_stats: True normalises by the mean and the (biased) variance of the input, False by the running ones.
+        momentum: accepted as in torch; it has no effect. The layers update the running statistics.
         eps: added to the variance.
 
     Raises:
-        ValueError: if shapes do not fit; with `use_input_stats`, if running statistics are given, since arrays are
-            immutable, or a channel has only one number.
+        ValueError: if shapes do not fit. With `use_input_stats`, also if running statistics are passed (arrays are
+            immutable), or if a channel has only one element.
         TypeError: if the input is not floating.
 
     Source: torch.nn.functional.instance_norm; Ulyanov et al., "Instance normalization", 2016. Differs from PyTorch:

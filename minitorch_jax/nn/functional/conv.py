@@ -13,15 +13,15 @@ from .spatial import Size, over_batch, sizes
 
 
 def margins(padding: Any, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Any:
-    """What to add before and after each axis."""
+    """The padding of each axis, as (before, after)."""
     if not isinstance(padding, str):
         return tuple((p, p) for p in sizes(padding, len(kernel), "padding", 0))
     if padding not in ("same", "valid"):
-        raise ValueError(f"padding must be numbers, 'same' or 'valid'; got {padding!r}")
+        raise ValueError(f"padding must be integers, 'same' or 'valid'; got {padding!r}")
     if padding == "valid":
         return ((0, 0),) * len(kernel)
     if any(s != 1 for s in stride):
-        raise ValueError(f"padding='same' is for stride 1; got stride {tuple(stride)}. Give the padding as numbers.")
+        raise ValueError(f"padding='same' needs stride 1; got stride {tuple(stride)}. Pass the padding as integers.")
     reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     return tuple((r // 2, r - r // 2) for r in reach)
 
@@ -52,7 +52,7 @@ def _convolved(
     dilation: Sequence[int] | None = None,
     spread: Sequence[int] | None = None,
 ) -> jax.Array:
-    """The sum of products, of an input whose numbers are first set `spread` apart."""
+    """The convolution of an input whose elements are first set `spread` apart, with zeros between them."""
     ndim = weight.ndim - 2
     ones = (1,) * ndim
     stride, dilation, spread = stride or ones, dilation or ones, spread or ones
@@ -62,7 +62,8 @@ def _convolved(
             raise ValueError(f"{name} takes {channels[0]} channels here; got an input of shape {tuple(input.shape)}")
         if 0 in x.shape[2:]:
             raise ValueError(
-                f"{name} takes a batch of none or no channels, but no empty image; got {tuple(input.shape)}"
+                f"{name} takes no empty image; got an input of shape {tuple(input.shape)}. Only the batch and the"
+                " channels may have size 0."
             )
         settings = zip(x.shape[2:], weight.shape[2:], dilation, spread, pads, strict=True)
         if any((n - 1) * between + sum(pad) < d * (k - 1) for n, k, d, between, pad in settings):
@@ -158,11 +159,11 @@ def conv2d(
         input: `(N, C, H, W)` or `(C, H, W)`.
         weight: `(out, C / groups, kernel height, kernel width)`.
         bias: `(out,)`.
-        stride: how far the kernel moves, a number or one for each axis.
-        padding: zeros on both sides of each axis, a number or one for each; or "valid", none, or "same", as many as give
-            the output the input's size (for stride 1).
-        dilation: how far apart the kernel's numbers are, a number or one for each axis.
-        groups: how many parts the channels are divided in; each part of the output sees one part of the input.
+        stride: the step of the kernel, an integer or one for each axis.
+        padding: the number of zeros on both sides of each axis, an integer or one for each axis. "valid" adds none;
+            "same" (for stride 1) adds as many as the output needs to have the input's size.
+        dilation: the distance between the kernel's elements, an integer or one for each axis.
+        groups: the number of groups of channels. Each group of the output sees one group of the input.
 
     Returns:
         `(N, out, H', W')` or `(out, H', W')`, with H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1.
@@ -218,18 +219,18 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Size = 1,
 ) -> jax.Array:
-    """The gradient of `conv2d` with respect to its input, as a map of its own: each number is spread over a kernel.
+    """The gradient of `conv2d` with respect to its input: each element of the input adds a multiple of the kernel.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
         weight: `(C, out / groups, kernel height, kernel width)`.
         bias: `(out,)`.
-        stride: how far apart the spread kernels are, a number or one for each axis.
-        padding: how much of the result is cut off on both sides of each axis.
-        output_padding: how much is added after each axis: strides above 1 bring inputs of several sizes to one size, and
-            this says which one is meant. Smaller than `stride` or `dilation`.
-        groups: how many parts the channels are divided in; each part of the output sees one part of the input.
-        dilation: how far apart the kernel's numbers are, a number or one for each axis.
+        stride: the distance between the kernels in the output, an integer or one for each axis.
+        padding: the number of elements cut off on both sides of each axis.
+        output_padding: the number of elements added at the end of each axis, smaller than `stride` or `dilation`. With a
+            stride above 1, `conv2d` maps several input sizes to one output size; `output_padding` selects one of them.
+        groups: the number of groups of channels. Each group of the output sees one group of the input.
+        dilation: the distance between the kernel's elements, an integer or one for each axis.
 
     Returns:
         `(N, out, H', W')` or `(out, H', W')`, with

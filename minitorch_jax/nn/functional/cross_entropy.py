@@ -1,4 +1,4 @@
-"""Losses of scores or log-probabilities against classes, as functions."""
+"""Losses that compare scores or log-probabilities with classes, as functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .spatial import floating
 
 
 def class_mask(target: jax.Array, classes: int, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Which class each target is, along a new axis, and whether it is one at all."""
+    """Two masks: True at the class of each target, along a new axis; and True where the target is a class at all."""
     across = [classes if i == axis else 1 for i in range(target.ndim + 1)]
     mask = jnp.expand_dims(target, axis) == jnp.arange(classes, dtype=target.dtype).reshape(across)
     return mask, (target >= 0) & (target < classes)
@@ -30,7 +30,7 @@ def _class_axis(input: jax.Array, name: str) -> int:
 
 
 def _class_weights(input: jax.Array, weight: jax.Array | None, axis: int) -> jax.Array:
-    """Of shape (C,), with as many axes as the input, in float32 at least."""
+    """The class weights, shaped to broadcast with the input, in float32 or wider. Ones if `weight` is None."""
     across = [n if i == axis else 1 for i, n in enumerate(input.shape)]
     if weight is None:
         return jnp.ones(across, wide_dtype(input.dtype))
@@ -48,7 +48,7 @@ def _of_classes(
     smoothing: float,
     reduction: str,
 ) -> jax.Array:
-    """The loss for class numbers."""
+    """The loss for targets that are class numbers."""
     class_shape = log_p.shape[:axis] + log_p.shape[axis + 1 :]
     if target.shape != class_shape or not jnp.issubdtype(target.dtype, jnp.integer):
         raise ValueError(
@@ -83,12 +83,12 @@ def nll_loss(
         input: log-probabilities, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
         target: class numbers (integers), `()`, `(N,)` or `(N, d1, …)`. Unlike torch, a class number out of range cannot
             raise in compiled code: it makes the loss NaN.
-        weight: of each class, `(C,)`.
-        ignore_index: a class number that counts for nothing.
-        reduction: "mean" (over what is not ignored, weighted), "sum" or "none".
+        weight: the weight of each class, `(C,)`.
+        ignore_index: targets of this class number do not count.
+        reduction: "mean" (the weighted mean of the targets that count), "sum" or "none".
 
     Returns:
-        The loss, `()`; with "none", of the shape of the class numbers.
+        The loss, `()`. With "none", one loss for each class number.
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
@@ -122,18 +122,18 @@ def cross_entropy(
         input: scores, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
         target: class numbers (integers), `()`, `(N,)` or `(N, d1, …)`; or probabilities of the input's shape. Unlike
             torch, a class number out of range cannot raise in compiled code: it makes the loss NaN.
-        weight: of each class, `(C,)`.
-        ignore_index: a class number that counts for nothing.
-        reduction: "mean" (over what is not ignored, weighted), "sum" or "none".
-        label_smoothing: between 0 and 1, the share of a uniform target.
+        weight: the weight of each class, `(C,)`.
+        ignore_index: targets of this class number do not count.
+        reduction: "mean" (the weighted mean of the targets that count), "sum" or "none".
+        label_smoothing: the share of a uniform target, between 0 and 1.
 
     Returns:
-        The loss, `()`; with "none", of the shape of the class numbers.
+        The loss, `()`. With "none", one loss for each class number.
 
     Raises:
         ValueError: if shapes do not fit, or an argument is out of range.
-        TypeError: if the input is not floating, or, for class numbers, the weight has another dtype. With probabilities, the
-            result has the dtype that all promote to.
+        TypeError: if the input is not floating. For class numbers, also if the weight has another dtype. For
+            probabilities, the result has the dtype that all arguments promote to.
 
     Source: torch.nn.functional.cross_entropy.
 
@@ -151,9 +151,11 @@ def cross_entropy(
         log_p = log_softmax_of(input, axis)
         return _of_classes(log_p, target, weights, axis, ignore_index, label_smoothing, reduction)
     if target.shape != input.shape:
-        raise ValueError(f"probabilities must have the input's shape {input.shape}; got {target.shape}")
+        raise ValueError(f"target probabilities must have the input's shape {input.shape}; got {target.shape}")
     if ignore_index >= 0:
-        raise ValueError("ignore_index is for class numbers; these targets are probabilities")
+        raise ValueError(
+            f"ignore_index is for class numbers; the targets are probabilities; got ignore_index={ignore_index}"
+        )
     input, target = promoted(input, target)
     dtype = input.dtype if weight is None else promoted_dtype(input, weight)
     weights, log_p, target = promoted(_class_weights(input, weight, axis), log_softmax_of(input, axis), target)
@@ -180,15 +182,15 @@ def linear_cross_entropy(
         linear_weight: `(C, in_features)`, or `(C, d1, …, in_features)` for a batch.
         target: class numbers, `()`, `(N,)` or `(N, d1, …)`; or probabilities, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
         linear_bias: `(C,)` or `(C, d1, …)`.
-        weight: of each class, `(C,)`.
+        weight: the weight of each class, `(C,)`.
         reduction: "mean", "sum" or "none".
-        ignore_index: a class number that counts for nothing, -100 without it; not for probabilities.
-        label_smoothing: between 0 and 1, the share of a uniform target.
+        ignore_index: targets of this class number do not count; -100 by default. Not allowed for probabilities.
+        label_smoothing: the share of a uniform target, between 0 and 1.
 
     Raises:
         ValueError: if shapes do not fit, or an argument is out of range.
 
-    Source: torch.nn.functional.linear_cross_entropy. Differs from PyTorch: there are no `options` (of chunking).
+    Source: torch.nn.functional.linear_cross_entropy. Differs from PyTorch: it has no `options` (torch's chunking).
 
     Example:
         >>> linear_cross_entropy(jnp.ones((2, 3)), jnp.zeros((4, 3)), jnp.array([0, 3]))
@@ -201,7 +203,10 @@ def linear_cross_entropy(
             f" (C, ..., in_features); got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
         )
     if len(shape) > 1 and input.ndim == 1:
-        raise ValueError(f"a linear_weight of shape {tuple(linear_weight.shape)} needs a batch of inputs; got one")
+        raise ValueError(
+            f"a linear_weight of shape {tuple(linear_weight.shape)} needs an input (N, in_features); got shape"
+            f" {tuple(input.shape)}"
+        )
     if linear_bias is not None and linear_bias.shape != shape:
         raise ValueError(f"linear_bias must have shape {tuple(shape)}; got {tuple(linear_bias.shape)}")
     flat: Any = None if linear_bias is None else linear_bias.reshape(-1)
@@ -209,7 +214,9 @@ def linear_cross_entropy(
         input.shape[:-1] + shape
     )
     if ignore_index is not None and jnp.shape(target) == scores.shape:
-        raise ValueError("ignore_index is for class numbers; these targets are probabilities")
+        raise ValueError(
+            f"ignore_index is for class numbers; the targets are probabilities; got ignore_index={ignore_index}"
+        )
     return cross_entropy(
         scores,
         target,

@@ -12,7 +12,7 @@ import numpy as np
 from .dtypes import wide
 from .loss import reduced
 
-_NEVER = -1e30  # the logarithm of 0: finite, so that gradients hold no NaN, and beyond every real one
+_NEVER = -1e30  # stands for log(0): finite, so that gradients hold no NaN, and below every real log-probability
 
 
 def ctc_loss(
@@ -24,31 +24,32 @@ def ctc_loss(
     reduction: str = "mean",
     zero_infinity: bool = False,
 ) -> jax.Array:
-    """-log of the probability of all alignments of a sequence of labels with a longer sequence of predictions.
+    """-log of the total probability of all alignments of a label sequence with a longer sequence of predictions.
 
-    The recursion over time runs in float32 at least, as one `lax.scan`.
+    The recursion over time is one `lax.scan` in float32 or wider.
 
     Args:
         log_probs: log-probabilities (of `log_softmax`), `(T, N, C)`, or `(T, C)`.
-        targets: labels, not the blank; `(N, S)`, padded by anything, or one after another, `(sum(target_lengths),)`.
-        input_lengths: of the predictions, `(N,)` or `()`: an array, or a tuple of ints.
-        target_lengths: of the labels, likewise. For labels one after another, a tuple or a NumPy array makes a smaller
-            program than a JAX array, whose values are not known to it.
-        blank: the number of the blank.
-        reduction: "mean" (of the losses divided by the lengths of their targets), "sum" or "none".
-        zero_infinity: whether a loss is 0, not infinite, where the input is too short for the labels.
+        targets: the labels, without blanks. Either `(N, S)`, padded with any values, or concatenated,
+            `(sum(target_lengths),)`.
+        input_lengths: the lengths of the predictions, `(N,)` or `()`: an array, or a tuple of ints.
+        target_lengths: the lengths of the labels, of the same type. For concatenated labels, pass a tuple or a NumPy
+            array: its values are known while tracing, and the program is smaller than for a JAX array.
+        blank: the class number of the blank.
+        reduction: "mean" (the mean of loss / target length), "sum" or "none".
+        zero_infinity: True returns 0 where the input is too short for the labels; False returns infinity.
 
     Returns:
         The loss, `()`; with "none", `(N,)` or `()`.
 
     Raises:
-        ValueError: if shapes do not fit, or there is no such blank. Unlike torch, a length or a label out of range
+        ValueError: if shapes do not fit, or `blank` is not a class. Unlike torch, a length or a label out of range
             cannot raise in compiled code: it makes the loss NaN.
 
     Source: torch.nn.functional.ctc_loss; Graves et al., "Connectionist temporal classification", 2006.
 
-    Differs from PyTorch: gradients are the true ones, with respect to any `log_probs`; torch's are those where these
-    come from `log_softmax`. After one, both are the same. An infinite loss has no gradient, where torch's is NaN.
+    Differs from PyTorch: the gradient is exact for any `log_probs`. Torch's gradient assumes that they come from
+    `log_softmax`; if they do, both are equal. The gradient of an infinite loss is 0; torch's is NaN.
 
     Example:
         >>> log_probs = jax.nn.log_softmax(jnp.zeros((2, 1, 3)), axis=2)
@@ -86,7 +87,7 @@ def _lengths(value: Any, batch: int, name: str) -> jax.Array:
     lengths = jnp.asarray(value)
     shape = lengths.shape
     if shape not in ((batch,), ()) or (shape == () and batch != 1):
-        raise ValueError(f"{name} must hold one length for each of the {batch} sequences; got shape {shape}")
+        raise ValueError(f"{name} must hold one length for each of the {batch} sequences; got shape {tuple(shape)}")
     return lengths.astype(jnp.int32).reshape(batch)
 
 
@@ -100,19 +101,19 @@ def _padded(targets: jax.Array, given: Any, lengths: jax.Array) -> jax.Array:
     size = targets.shape[0]
     if not any(isinstance(length, jax.Array) for length in jax.tree.leaves(given)):
         if np.sum(given) != size:
-            raise ValueError(f"targets holds {size} labels, but target_lengths add up to {np.sum(given)}")
+            raise ValueError(f"targets must hold sum(target_lengths) = {np.sum(given)} labels; got {size} labels")
         size = int(np.max(given, initial=0))
-    if not size:  # `take` has nothing to take from
+    if not size:  # `take` fails on an empty array
         return jnp.zeros((batch, 0), targets.dtype)
     places = (jnp.cumsum(lengths) - lengths)[:, None] + jnp.arange(size)[None]
     return jnp.take(targets, places, mode="fill", fill_value=-1)
 
 
-@partial(jax.jit, static_argnums=4)  # JAX compiles an eager scan anew for each new function, as its step is
+@partial(jax.jit, static_argnums=4)  # without it, an eager scan compiles at each call: its step is a new function
 def _negative_log_likelihood(
     log_probs: jax.Array, labels: jax.Array, input_lengths: jax.Array, target_lengths: jax.Array, blank: int
 ) -> jax.Array:
-    """The forward recursion over the states "blank, label, blank, label, …, blank"."""
+    """Run the forward recursion over the states "blank, label, blank, label, …, blank"."""
     batch, size = labels.shape
     states = jnp.full((batch, 2 * size + 1), blank, labels.dtype).at[:, 1::2].set(labels)
     before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :-2]

@@ -1,4 +1,4 @@
-"""Distances and similarities as functions. Gradients are torch's where a norm is 0: zeros, no NaN."""
+"""Distances and similarities as functions. The gradient of a norm at 0 is 0, as in torch, not NaN."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from .spatial import floating
 
 
 def magnitude(x: jax.Array) -> jax.Array:
-    """|x|, whose derivative at 0 is 0, as torch's; that of `abs` is 1 there."""
+    """|x| with derivative 0 at 0, as in torch. The derivative of `jnp.abs` is 1 there."""
     return x * jnp.sign(x)
 
 
 def norm(x: jax.Array, p: float, axis: Any, keepdims: bool = False) -> jax.Array:
-    """sum(|x|^p)^(1/p) along axes; the number of nonzeros for p = 0, the largest for p = inf, the least for p = -inf."""
+    """sum(|x|^p)^(1/p) along axes. p = 0 counts nonzeros; inf and -inf return the largest and the smallest |x|."""
     axis = (axis,) if np.ndim(axis) == 0 else tuple(axis) or tuple(range(x.ndim))
     if x.ndim == 0 and axis in ((0,), (-1,)):  # as in torch, a scalar has one axis
         axis = ()
     if (p < 0 or p == math.inf) and 0 in [x.shape[i] for i in axis]:
-        raise ValueError(f"a norm with p={p} needs numbers along axis {axis}; got an array of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"a norm with p={p} needs at least one element along axis {axis}; got an array of shape {tuple(x.shape)}"
+        )
     dtype, x = x.dtype, wide(x)
     return _norm(x, p, axis, keepdims).astype(dtype)
 
 
 def _norm(x: jax.Array, p: float, axis: Any, keepdims: bool) -> jax.Array:
     size = magnitude(x)
-    if p < 0:  # 0 where any number is, and the gradient with it
+    if p < 0:  # where any element is 0, the norm and its gradient are 0
         none = size == 0
         inverse = norm(1 / jnp.where(none, 1, size), -p, axis, keepdims)
         return jnp.where(none.any(axis, keepdims=keepdims), 0, 1 / inverse)
@@ -42,9 +44,9 @@ def _norm(x: jax.Array, p: float, axis: Any, keepdims: bool) -> jax.Array:
         return size.sum(axis, keepdims=keepdims)
     if p == math.inf:
         return largest(size, axis, keepdims)
-    least = 16 * float(jnp.finfo(x.dtype).tiny)  # whose reciprocal is no subnormal number, which XLA makes 0
+    least = 16 * float(jnp.finfo(x.dtype).tiny)  # 1 / least is not subnormal: XLA flushes subnormal numbers to 0
     unit = jnp.clip(jax.lax.stop_gradient(size).max(axis, keepdims=True, initial=0), least, 1 / least)
-    if p == 2:  # in this unit, no power overflows
+    if p == 2:  # divided by `unit`, no power overflows
         total = ((x / unit) ** 2).sum(axis, keepdims=True)
     else:
         size = size / unit
@@ -61,16 +63,16 @@ def pairwise_distance(
 
     Args:
         x1: `(*, D)`.
-        x2: a shape that broadcasts with it.
-        p: of the norm, `math.inf` and `-math.inf` included.
+        x2: a shape that broadcasts with that of `x1`.
+        p: the exponent of the norm; `math.inf` and `-math.inf` are allowed.
         eps: added to every difference.
-        keepdim: whether to keep the last axis, of size 1.
+        keepdim: True keeps the last axis, with size 1.
 
     Returns:
         `(*)`, or `(*, 1)`.
 
     Raises:
-        ValueError: if the shapes do not broadcast, or for a p < 0 or infinite of vectors without numbers.
+        ValueError: if the shapes do not broadcast, or if p < 0 or p is infinite and the last axis is empty.
 
     Source: torch.nn.functional.pairwise_distance.
 
@@ -88,15 +90,15 @@ def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1
 
     Args:
         x1: any shape.
-        x2: a shape that broadcasts with it.
-        dim: the axis of their common shape.
+        x2: a shape that broadcasts with that of `x1`.
+        dim: an axis of the broadcast shape.
         eps: the smallest norm to divide by.
 
     Returns:
-        The common shape without the axis.
+        The broadcast shape without this axis.
 
     Raises:
-        ValueError: if the shapes do not broadcast, or there is no such axis.
+        ValueError: if the shapes do not broadcast, or the axis does not exist.
 
     Source: torch.nn.functional.cosine_similarity.
 
@@ -111,7 +113,7 @@ def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1
     if not -x1.ndim <= dim < x1.ndim:
         raise ValueError(f"cosine_similarity has no axis {dim} in inputs whose common shape is {tuple(x1.shape)}")
 
-    def length(x: jax.Array) -> jax.Array:  # torch's gradient is that of the norm, even where eps replaces it
+    def length(x: jax.Array) -> jax.Array:  # in torch the gradient is the norm's, even where eps replaces the norm
         plain = norm(x, 2, dim, keepdims=True)
         return jnp.where(plain < eps, eps + (plain - jax.lax.stop_gradient(plain)), plain)
 
@@ -124,13 +126,13 @@ def pdist(input: jax.Array, p: float = 2.0) -> jax.Array:
 
     Args:
         input: `(N, M)`.
-        p: of the norm, at least 0, `math.inf` included.
+        p: the exponent of the norm, at least 0; `math.inf` is allowed.
 
     Returns:
         `(N (N - 1) / 2,)`.
 
     Raises:
-        ValueError: if the input has not two dimensions, or p < 0.
+        ValueError: if the input does not have two dimensions, or p < 0.
 
     Source: torch.nn.functional.pdist.
 
@@ -144,5 +146,5 @@ def pdist(input: jax.Array, p: float = 2.0) -> jax.Array:
     if p < 0:
         raise ValueError(f"pdist needs p >= 0; got p={p}")
     x = wide(input)
-    every = norm(x[:, None] - x[None], p, -1).astype(input.dtype)  # fused: the differences are never stored
+    every = norm(x[:, None] - x[None], p, -1).astype(input.dtype)  # XLA fuses this: the differences are never stored
     return every[np.triu_indices(len(input), 1)]

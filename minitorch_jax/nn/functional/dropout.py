@@ -15,14 +15,14 @@ _SELU_SATURATION = 1.7580993408473766  # minus the limit of SELU at -inf
 
 
 def probability(p: float) -> float:
-    """`p` as a float, or the error that says why it is no probability of dropout."""
+    """`p` as a float. Raises ValueError unless it is in [0, 1]."""
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return float(p)
 
 
 def _drops(name: str, input: jax.Array, p: float, training: bool) -> bool:
-    """Whether anything may be dropped, from an input that must be floating then."""
+    """True if anything may be dropped. Raises TypeError if so and the input is not floating."""
     if not training or p == 0.0:
         return False
     if not jnp.issubdtype(input.dtype, jnp.inexact):
@@ -31,7 +31,7 @@ def _drops(name: str, input: jax.Array, p: float, training: bool) -> bool:
 
 
 def _dropped(input: jax.Array, p: float, key: Any, channels: int | None = None) -> jax.Array:
-    """The input with zeros for what is dropped: single numbers, or all that lies beyond the first `channels` axes."""
+    """The input with single elements set to 0. With `channels`, everything beyond the first `channels` axes is one unit."""
     if p == 1.0:
         return jnp.zeros_like(input)
     return jnp.where(_kept(input, p, key, channels), input / (1.0 - p), 0)
@@ -46,21 +46,21 @@ def _kept(input: jax.Array, p: float, key: Any, channels: int | None) -> jax.Arr
 def dropout(
     input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
 ) -> jax.Array:
-    """Zeroes each element with probability `p`, scales the others by 1 / (1 - p); the input itself if not `training`.
+    """Sets each element to 0 with probability `p` and scales the others by 1 / (1 - p). Without `training`, no change.
 
     Args:
         input: any shape, floating; its dtype is kept.
         p: a number in [0, 1], static.
-        training: whether to drop anything.
-        inplace: accepted as in torch; arrays are immutable, the result is the same.
-        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`). None is drawn if not
-            `training`, at p = 0 and at p = 1.
+        training: True drops elements; False returns the input.
+        inplace: accepted as in torch; it has no effect, since arrays are immutable.
+        key: a `jax.random` key. By default, the next key of the current stream (`mt.seed`, `mt.rng`). No key is used if
+            not `training`, at p = 0 and at p = 1.
 
     Raises:
         ValueError: if `p` is not in [0, 1].
-        TypeError: if it is not a number, or something is to be dropped from an input that is not floating.
+        TypeError: if `p` is not a number, or if elements would be dropped from an input that is not floating.
 
-    Source: torch.nn.functional.dropout. Differs from PyTorch: takes `key`.
+    Source: torch.nn.functional.dropout. Differs from PyTorch: it takes `key`.
 
     Example:
         >>> dropout(jnp.ones(6), p=0.5, key=jax.random.key(0))
@@ -71,12 +71,12 @@ def dropout(
 
 
 def _channel_dropout(name: str, input: jax.Array, p: float, training: bool, key: Any, ndim: int) -> jax.Array:
-    """Dropout of the channels of an input `(N, C, …)` with `ndim` axes more, or of one `(C, …)`."""
+    """Dropout of whole channels. The input is `(N, C, …)` or `(C, …)`, with `ndim` axes after C."""
     p = probability(p)
     if input.ndim not in (ndim + 1, ndim + 2):
         raise ValueError(
             f"{name}: expected {ndim + 1}D or {ndim + 2}D input, but received a {input.ndim}D input, of shape"
-            f" {tuple(input.shape)}. To drop single elements, use dropout."
+            f" {tuple(input.shape)}. Use dropout to drop single elements."
         )
     return _dropped(input, p, key, input.ndim - ndim) if _drops(name, input, p, training) else input
 
@@ -84,14 +84,14 @@ def _channel_dropout(name: str, input: jax.Array, p: float, training: bool, key:
 def dropout1d(
     input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
 ) -> jax.Array:
-    """Zeroes each channel with probability `p`, scales the others by 1 / (1 - p); the input itself if not `training`.
+    """Sets each channel to 0 with probability `p` and scales the others by 1 / (1 - p). Without `training`, no change.
 
     Args:
         input: `(N, C, L)` or `(C, L)`, floating.
-        p, training, inplace, key: as `dropout`'s.
+        p, training, inplace, key: as in `dropout`.
 
     Raises:
-        ValueError, TypeError: as `dropout`; for an input of another shape.
+        ValueError, TypeError: as `dropout`. ValueError also for an input with another number of axes.
 
     Source: torch.nn.functional.dropout1d.
 
@@ -107,14 +107,14 @@ def dropout1d(
 def dropout2d(
     input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
 ) -> jax.Array:
-    """As dropout1d, of an input `(N, C, H, W)`; one of three axes is `(N, C, L)`, with a warning, as in torch.
+    """As dropout1d, for an input `(N, C, H, W)`. Three axes mean `(N, C, L)`, with a warning, as in torch.
 
-    Source: torch.nn.functional.dropout2d. Differs from PyTorch: what it deprecates, other numbers of axes, is an error.
+    Source: torch.nn.functional.dropout2d. Differs from PyTorch: other numbers of axes are an error; torch deprecates them.
     """
     if input.ndim == 3:
         warnings.warn(
-            "dropout2d takes an input of three axes as (N, C, L), as torch does, not as (C, H, W); use dropout1d to say"
-            " so, or give it a batch of one",
+            f"dropout2d takes an input of three axes as (N, C, L), as torch does, not as (C, H, W); got shape"
+            f" {tuple(input.shape)}. Use dropout1d for (N, C, L), or add a batch axis for (C, H, W).",
             stacklevel=2,
         )
         return _channel_dropout("dropout2d", input, p, training, key, 1)
@@ -124,9 +124,9 @@ def dropout2d(
 def dropout3d(
     input: jax.Array, p: float = 0.5, training: bool = True, inplace: bool = False, *, key: Any = None
 ) -> jax.Array:
-    """As dropout1d, of an input `(N, C, D, H, W)` or `(C, D, H, W)`.
+    """As dropout1d, for an input `(N, C, D, H, W)` or `(C, D, H, W)`.
 
-    Source: torch.nn.functional.dropout3d. Differs from PyTorch: what it deprecates, other numbers of axes, is an error.
+    Source: torch.nn.functional.dropout3d. Differs from PyTorch: other numbers of axes are an error; torch deprecates them.
     """
     return _channel_dropout("dropout3d", input, p, training, key, 3)
 
@@ -134,12 +134,12 @@ def dropout3d(
 def alpha_dropout(
     input: jax.Array, p: float = 0.5, training: bool = False, inplace: bool = False, *, key: Any = None
 ) -> jax.Array:
-    """Dropout that keeps mean 0 and variance 1: puts SELU's limit for what it drops, then scales and shifts everything.
+    """Dropout that keeps mean 0 and variance 1. Dropped elements become SELU's limit at -inf; all are scaled and shifted.
 
     Args:
         input: any shape, floating.
-        p, inplace, key: as `dropout`'s.
-        training: whether to drop anything; unlike `dropout`, not by default, as in torch.
+        p, inplace, key: as in `dropout`.
+        training: True drops elements. The default is False, as in torch, unlike in `dropout`.
 
     Raises:
         ValueError, TypeError: as `dropout`.
@@ -157,7 +157,7 @@ def alpha_dropout(
 def feature_alpha_dropout(
     input: jax.Array, p: float = 0.5, training: bool = False, inplace: bool = False, *, key: Any = None
 ) -> jax.Array:
-    """alpha_dropout of whole channels of an input `(N, C, *)`.
+    """alpha_dropout of whole channels, for an input `(N, C, *)`.
 
     Source: torch.nn.functional.feature_alpha_dropout.
     """

@@ -1,4 +1,4 @@
-"""Dtypes as torch treats them: which are promoted, and which must be the same."""
+"""Torch's dtype rules: which functions promote their arguments, and which need one dtype."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from ...state.containers import describe
 
 
 class DtypeMismatch(TypeError, ValueError):
-    """Arrays of several dtypes where one is needed: torch has a RuntimeError or a ValueError here."""
+    """The arrays have several dtypes, and the function needs one. Torch raises a RuntimeError or a ValueError here."""
 
 
 def _own_dtype(array: Any) -> Any:
-    """The dtype that JAX gives an array; None for numbers and weakly typed arrays, which follow the others."""
+    """The dtype of an array in JAX. None for numbers and weakly typed arrays, which take the dtype of the others."""
     if not hasattr(array, "dtype") or getattr(getattr(array, "aval", None), "weak_type", False):
         return None
     return _dtype(array)
 
 
 def _dtype(array: Any) -> Any:
-    """That of a jax array; of a NumPy array, the one that JAX makes of it, float32 of float64 where its 64 bits are off."""
+    """The dtype of a jax array. For a NumPy array, the dtype after conversion: float64 becomes float32 unless x64 is on."""
     return array.dtype if isinstance(array, jax.Array) else jax.dtypes.canonicalize_dtype(array.dtype)
 
 
 def wide(array: Any) -> jax.Array:
-    """The array in float32 at least, so that squares, powers and long sums of half precision do not overflow."""
+    """The array in float32 or wider, so that squares, powers and long sums of half precision do not overflow."""
     return jnp.asarray(array, wide_dtype(_dtype(array)))
 
 
 def _are_alike(arrays: Iterable[Any]) -> bool:
-    """True if all that is not None has one dtype: nearly always, and quickly found out."""
+    """True if all arrays that are not None have one dtype. This is the usual case, and the check is cheap."""
     return len({getattr(array, "dtype", None) for array in arrays if array is not None}) == 1
 
 
 def promoted_dtype(*arrays: Any) -> Any:
-    """The dtype that arrays, dtypes and numbers have in common by torch's rules.
+    """The dtype that torch promotes these arrays, dtypes and numbers to.
 
-    They are JAX's standard ones, but that the weak type of `jnp.full(3, 0.1)` counts: only scalars follow other arrays.
+    The rules are JAX's standard ones, with one exception: a weakly typed array such as `jnp.full(3, 0.1)` counts as a
+    typed one. Only scalars take the dtype of the other arrays.
     """
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(_dtype(array) if getattr(array, "shape", ()) else array for array in arrays))
 
 
 def promoted(*arrays: Any) -> list[jax.Array]:
-    """The arrays in the dtype that they have in common."""
+    """The arrays, converted to `promoted_dtype`."""
     if _are_alike(arrays) and all(isinstance(array, jax.Array) for array in arrays):
         return list(arrays)
     dtype = promoted_dtype(*arrays)
@@ -56,7 +57,7 @@ def promoted(*arrays: Any) -> list[jax.Array]:
 
 
 def promoted_to_floats(*arrays: Any) -> list[jax.Array]:
-    """`promoted`; integers become floats of the default dtype, as where torch divides or takes logarithms."""
+    """As `promoted`, and integers become floats of the default dtype, as in torch's divisions and logarithms."""
     arrays = tuple(promoted(*arrays))
     if jnp.issubdtype(arrays[0].dtype, jnp.floating):
         return list(arrays)
@@ -64,7 +65,7 @@ def promoted_to_floats(*arrays: Any) -> list[jax.Array]:
 
 
 def of_one_dtype(name: str, **arrays: Any) -> list[Any]:
-    """The arrays, or None for None, if all are of one dtype; numbers and weakly typed arrays take that of the others."""
+    """The arrays, if all have one dtype. Numbers and weakly typed arrays take the dtype of the others; None stays None."""
     if _are_alike(arrays.values()):
         return list(arrays.values())
     dtypes = {dtype for array in arrays.values() if (dtype := _own_dtype(array)) is not None}
@@ -74,14 +75,14 @@ def of_one_dtype(name: str, **arrays: Any) -> list[Any]:
 
 
 def with_dtype(array: Any, dtype: Any = None) -> Any:
-    """A jax array of a dtype, if JAX would make one of that dtype, or let it follow; else, or for None, as it is."""
+    """`array` as a jax array of `dtype`, if it has that dtype or is weakly typed. Otherwise `array` unchanged."""
     if array is None or dtype is None or _own_dtype(array) not in (None, dtype):
         return array
     return array if isinstance(array, jax.Array) and array.dtype == dtype else jnp.asarray(array, dtype)
 
 
 def check_parameters(name: str, input: jax.Array, **arrays: Any) -> None:
-    """Raise unless the parameters of a normalisation have the input's dtype, or float32 where the input has fewer bits."""
+    """Raise unless the parameters have the input's dtype. For an input of half precision, float32 is allowed too."""
     if _are_alike((input, *arrays.values())):
         return
     own = _own_dtype(input)

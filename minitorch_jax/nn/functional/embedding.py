@@ -1,6 +1,6 @@
 """Lookups in tables as functions.
 
-Torch raises for an index out of range, which compiled code cannot: what is looked up there is NaN.
+Torch raises for an index out of range. Compiled code cannot raise: the result for such an index is NaN.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _with_value.defjvps(lambda tangent, out, x, value: tangent, None)
 
 
 def row_number(padding_idx: int | None, rows: int) -> int | None:
-    """`padding_idx` counted from the start, or the error that says that there is no such row."""
+    """`padding_idx` counted from the start. Raises ValueError if the table does not have this row."""
     if padding_idx is None:
         return None
     if not -rows <= padding_idx < rows:
@@ -37,7 +37,7 @@ def row_number(padding_idx: int | None, rows: int) -> int | None:
 
 
 def check_dense(sparse: bool) -> None:
-    """Raise if gradients are asked for that are not dense."""
+    """Raise ValueError if `sparse` is True."""
     if sparse:
         raise ValueError("sparse=True is not supported: gradients are dense arrays here; use sparse=False")
 
@@ -55,14 +55,14 @@ def _rows(input: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _limited(rows: jax.Array, max_norm: float, norm_type: float) -> jax.Array:
-    """Rows whose norm is larger than `max_norm` scaled to have it."""
+    """The rows, with those of a norm above `max_norm` scaled to the norm `max_norm`."""
     wide = rows.astype(wide_dtype(rows.dtype))
     size = norm(wide, norm_type, -1, keepdims=True)
     return jnp.where(size > max_norm, wide * (max_norm / (size + 1e-7)), wide).astype(rows.dtype)
 
 
 def renormalized(input: jax.Array, weight: jax.Array, max_norm: float, norm_type: float) -> jax.Array:
-    """The weight after torch's renormalisation in place of the rows looked up; derivatives are as if it were the old one."""
+    """The weight with the looked-up rows renormalised, as torch does in place. Its derivative is that of the old weight."""
     new = _limited(_rows(input, weight), max_norm, norm_type)
     return _with_value(weight, jax.lax.stop_gradient(weight).at[input].set(new, wrap_negative_indices=False))
 
@@ -90,24 +90,24 @@ def embedding(
     """The rows of `weight` at some indices.
 
     Args:
-        input: indices, integers of any shape `(*)`. One that is negative or too large gives NaN.
+        input: indices, integers of any shape `(*)`. The row for a negative or too large index is NaN.
         weight: `(num_embeddings, embedding_dim)`.
-        padding_idx: a row that gets no gradient; negative ones count from the end.
-        max_norm: what rows of a larger norm are scaled to, without an effect on gradients.
-        norm_type: the p of that norm.
-        scale_grad_by_freq: whether to divide a row's gradient by how often it was looked up.
+        padding_idx: the index of a row that gets no gradient. A negative index counts from the end.
+        max_norm: rows of a larger norm are scaled to this norm. The scaling does not affect gradients.
+        norm_type: the exponent p of that norm.
+        scale_grad_by_freq: True divides a row's gradient by the number of times that the row is looked up.
         sparse: must be False.
 
     Returns:
         `(*, embedding_dim)`.
 
     Raises:
-        TypeError: if `input` is not of integers.
-        ValueError: if `weight` is no matrix, `padding_idx` is out of range, or `sparse` is True.
+        TypeError: if `input` does not hold integers.
+        ValueError: if `weight` is not a matrix, `padding_idx` is out of range, or `sparse` is True.
 
-    Source: torch.nn.functional.embedding. Differs from PyTorch: gradients are dense, an index out of range cannot raise
-    in compiled code, and with `max_norm` the weight itself stays as it is, since arrays are immutable (nn.Embedding
-    changes its own).
+    Source: torch.nn.functional.embedding. Differs from PyTorch: gradients are dense. An index out of range cannot raise
+    in compiled code. With `max_norm`, the weight itself does not change, since arrays are immutable; nn.Embedding
+    updates its weight.
 
     Example:
         >>> embedding(jnp.array([1, 0, 2]), jnp.array([[1.0], [2.0]]))
@@ -137,31 +137,33 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> jax.Array:
-    """Sums, means or maxima of the rows of `weight` in bags of indices; zeros for an empty bag.
+    """The sum, mean or maximum of the rows of `weight` in each bag of indices; zeros for an empty bag.
 
     Args:
-        input: indices, `(B, N)` for B bags, or `(N,)`. One that is negative or too large makes its bag NaN.
+        input: indices, `(B, N)` for B bags, or `(N,)`. A negative or too large index makes its bag NaN.
         weight: `(num_embeddings, embedding_dim)`.
-        offsets: for `(N,)`, where each bag begins, `(B,)`, in order from 0. Others make everything NaN.
-        max_norm: what rows of a larger norm are scaled to, without an effect on gradients.
-        norm_type: the p of that norm.
-        scale_grad_by_freq: whether to divide a row's gradient by how often it was looked up; not with "max".
+        offsets: for an input `(N,)`, the position where each bag starts, `(B,)`, ascending from 0. Other offsets make
+            the whole result NaN.
+        max_norm: rows of a larger norm are scaled to this norm. The scaling does not affect gradients.
+        norm_type: the exponent p of that norm.
+        scale_grad_by_freq: True divides a row's gradient by the number of times that the row is looked up. Not allowed
+            with "max".
         mode: "sum", "mean" or "max".
         sparse: must be False.
-        per_sample_weights: what each row is multiplied by, of the shape of `input`; with "sum" only.
-        include_last_offset: whether `offsets` has one more, where the last bag ends.
-        padding_idx: a row that is left out, and gets no gradient; negative ones count from the end.
+        per_sample_weights: a factor for each row, of the shape of `input`; with "sum" only.
+        include_last_offset: True if `offsets` has one more entry, the position where the last bag ends.
+        padding_idx: the index of a row that is left out and gets no gradient. A negative index counts from the end.
 
     Returns:
         `(B, embedding_dim)`.
 
     Raises:
-        TypeError: if `input` or `offsets` are not of integers, the weight is, or `per_sample_weights` have
-            another dtype than it.
+        TypeError: if `input` or `offsets` do not hold integers, if `weight` is not floating, or if `per_sample_weights`
+            has another dtype than `weight`.
         ValueError: if shapes do not fit, `padding_idx` is out of range, or options exclude each other.
 
-    Source: torch.nn.functional.embedding_bag. Differs from PyTorch as `embedding` does; and the gradient of a maximum
-    that several different rows have is shared by them.
+    Source: torch.nn.functional.embedding_bag. Differs from PyTorch as `embedding` does. Also, if several rows of a bag
+    share the maximum, they share its gradient.
 
     Example:
         >>> embedding_bag(jnp.array([0, 1, 1]), jnp.array([[1.0], [2.0]]), jnp.array([0, 2]), mode="sum")
@@ -173,7 +175,7 @@ def embedding_bag(
     check_dense(sparse)
     check_mode(mode, scale_grad_by_freq)
     if per_sample_weights is not None and mode != "sum":
-        raise ValueError(f"per_sample_weights go with mode='sum' only; got mode={mode!r}")
+        raise ValueError(f"per_sample_weights need mode='sum'; got mode={mode!r}")
     if per_sample_weights is not None and per_sample_weights.shape != input.shape:
         raise ValueError(
             f"per_sample_weights must have the shape of the input, {tuple(input.shape)}; got"
@@ -198,7 +200,7 @@ def embedding_bag(
 
 
 def check_mode(mode: str, scale_grad_by_freq: bool) -> None:
-    """Raise for what is no way to make one row of a bag."""
+    """Raise ValueError for an unknown mode, and for a mode that cannot scale gradients by frequency."""
     if mode not in ("sum", "mean", "max"):
         raise ValueError(f"mode has to be one of 'sum', 'mean' or 'max'; got {mode!r}")
     if mode == "max" and scale_grad_by_freq:
@@ -206,14 +208,15 @@ def check_mode(mode: str, scale_grad_by_freq: bool) -> None:
 
 
 class _Bags:
-    """Which rows lie in which bag, and reductions of each bag's."""
+    """The bag of each row, and reductions over the rows of each bag."""
 
     def __init__(self, input: jax.Array, offsets: jax.Array | None, include_last_offset: bool) -> None:
         self.segments: jax.Array | None = None
         if input.ndim == 2:
             if offsets is not None:
                 raise ValueError(
-                    f"an input of shape (B, N) has bags of N, without offsets; got some for {tuple(input.shape)}"
+                    "embedding_bag takes no offsets with an input (B, N), whose rows are the bags; got offsets for an"
+                    f" input of shape {tuple(input.shape)}"
                 )
             return
         if input.ndim != 1 or offsets is None or offsets.ndim != 1:
@@ -224,7 +227,7 @@ class _Bags:
         if not jnp.issubdtype(offsets.dtype, jnp.integer):
             raise TypeError(f"embedding_bag takes offsets that are integers; got {offsets.dtype}")
         if include_last_offset and offsets.shape[0] == 0:
-            raise ValueError("include_last_offset needs one offset at least; got none")
+            raise ValueError("include_last_offset needs at least one offset; got none")
         self.count = offsets.shape[0] - include_last_offset
         places = jnp.arange(input.shape[0], dtype=offsets.dtype)
         self.segments = jnp.searchsorted(offsets, places, side="right") - 1
@@ -246,25 +249,25 @@ class _Bags:
         return jax.ops.segment_max(rows, self.segments, self.count, indices_are_sorted=True)
 
     def checked(self, out: jax.Array) -> jax.Array:
-        """NaN for offsets that are none."""
+        """`out`, or NaN if the offsets do not ascend from 0."""
         return out if self.segments is None else jnp.where(self.valid, out, jnp.nan)
 
 
 def one_hot(tensor: jax.Array, num_classes: int = -1) -> jax.Array:
-    """1 at the place that each class number gives, 0 at the others of a new last axis.
+    """A new last axis with 1 at each class number and 0 elsewhere.
 
     Args:
-        tensor: class numbers, integers of any shape `(*)`. One that is negative or too large gives zeros only, where torch
-            raises, as compiled code cannot.
-        num_classes: the size of the new axis; -1 is one more than the largest class number, which compiled code does not
-            know.
+        tensor: class numbers, integers of any shape `(*)`. For a negative or too large one the row is all zeros; torch
+            raises, but compiled code cannot.
+        num_classes: the size of the new axis. -1 means one more than the largest class number; compiled code does not
+            know it.
 
     Returns:
         `(*, num_classes)`, integers.
 
     Raises:
-        TypeError: if `tensor` is not of integers.
-        ValueError: if `num_classes` is neither -1 nor positive; for -1, in compiled code, or without any class number.
+        TypeError: if `tensor` does not hold integers.
+        ValueError: if `num_classes` is neither -1 nor positive. For -1, also in compiled code and for an empty `tensor`.
 
     Source: torch.nn.functional.one_hot.
 
@@ -277,7 +280,10 @@ def one_hot(tensor: jax.Array, num_classes: int = -1) -> jax.Array:
         raise TypeError(f"one_hot takes class numbers, which are integers; got {tensor.dtype}")
     if num_classes == -1:
         if isinstance(tensor, jax.core.Tracer) or tensor.size == 0:
-            raise ValueError("one_hot cannot infer num_classes in compiled code, or of nothing: pass the number")
+            raise ValueError(
+                "one_hot cannot infer num_classes in compiled code or from an empty array; got num_classes=-1. Pass the"
+                " number of classes."
+            )
         num_classes = int(tensor.max()) + 1
     if num_classes < 1:
         raise ValueError(f"one_hot needs num_classes > 0, or -1; got {num_classes}")

@@ -34,7 +34,7 @@ def linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -
 
 
 def bilinear(input1: jax.Array, input2: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x1^T A x2 + b, for each output feature a matrix A.
+    """x1^T A x2 + b, with one matrix A for each output feature.
 
     Args:
         input1: `(*, in1_features)`.

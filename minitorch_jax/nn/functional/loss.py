@@ -1,4 +1,4 @@
-"""Losses of numbers against numbers, as functions."""
+"""Regression losses, divergences and binary cross-entropies, as functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .spatial import floating
 
 
 def reduced(loss: jax.Array, reduction: str, dtype: Any = None) -> jax.Array:
-    """The mean or the sum of the losses, or the losses; in `dtype`, if one is given."""
+    """The mean or the sum of the losses, or the losses themselves. The result has dtype `dtype`, if it is not None."""
     dtype = loss.dtype if dtype is None else dtype
     if reduction == "none":
         return loss.astype(dtype)
@@ -28,14 +28,14 @@ def reduced(loss: jax.Array, reduction: str, dtype: Any = None) -> jax.Array:
 
 
 def alike(name: str, *arrays: Any) -> tuple[list[jax.Array], Any]:
-    """Arrays with their common shape, in float32 at least, and the dtype of the result, floating: that of their promotion."""
+    """The arrays, broadcast and in float32 or wider, and the dtype of the result, to which the arrays promote."""
     arrays = tuple(promoted(*arrays))
     floating(arrays[0], name)
     return [wide(array) for array in jnp.broadcast_arrays(*arrays)], arrays[0].dtype
 
 
 def expanded(weight: Any, like: jax.Array, name: str = "weight") -> jax.Array:
-    """`weight` with the shape of `like`, in float32 at least."""
+    """`weight`, broadcast to the shape of `like`, in float32 or wider."""
     shape = np.shape(weight)
     if len(shape) > like.ndim or any(n not in (1, m) for n, m in zip(shape[::-1], like.shape[::-1], strict=False)):
         raise ValueError(f"{name} must have a shape that broadcasts to the input's, {tuple(like.shape)}; got {shape}")
@@ -47,8 +47,8 @@ def _warned(input: jax.Array, target: Any, name: str) -> tuple[list[jax.Array], 
     """`alike`, with torch's warning if the shapes differ."""
     if input.shape != np.shape(target):
         warnings.warn(
-            f"{name}: the target's shape {np.shape(target)} differs from the input's {input.shape}: they are broadcast,"
-            " which is seldom what was meant",
+            f"{name}: the target's shape {np.shape(target)} differs from the input's shape {input.shape}. They are"
+            " broadcast, which is usually a mistake: pass arrays of one shape.",
             stacklevel=3,
         )
     return alike(name, input, target)
@@ -60,7 +60,7 @@ def _times(one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _weighted(loss: jax.Array, dtype: Any, input: jax.Array, weight: Any) -> tuple[jax.Array, Any, jax.Array | None]:
-    """The losses times weights of the input's shape, the dtype of the result, which the weights take part in, and them."""
+    """Multiply the losses by weights of the input's shape. Returns losses, the dtype of the result, and the weights."""
     if weight is None:
         return loss, dtype, None
     if np.shape(weight) != input.shape:
@@ -71,7 +71,7 @@ def _weighted(loss: jax.Array, dtype: Any, input: jax.Array, weight: Any) -> tup
 
 
 def _weighted_mean(loss: jax.Array, dtype: Any, input: jax.Array, weight: Any, reduction: str) -> jax.Array:
-    """Reduced, with weights of the input's shape, by whose sum the mean divides."""
+    """Reduce the losses with weights of the input's shape. The mean divides by the sum of the weights."""
     loss, dtype, weight = _weighted(loss, dtype, input, weight)
     if weight is not None and reduction == "mean":
         return (loss.sum() / weight.sum()).astype(dtype)
@@ -98,12 +98,12 @@ def mse_loss(
 
     Args:
         input: any shape.
-        target: the same shape; another one is broadcast, with a warning, as in torch.
+        target: the same shape. Another shape is broadcast, with a warning, as in torch.
         reduction: "mean", "sum" or "none".
-        weight: of each element, of the input's shape; the mean divides by its sum.
+        weight: a weight for each element, of the input's shape. The mean divides by the sum of the weights.
 
-    Dtypes are promoted as torch's are, here and in most losses: float32 with bfloat16 gives float32, integers with bfloat16
-    give bfloat16. Half precision is computed with in float32, and only the result is rounded.
+    Most losses promote dtypes as torch does: float32 and bfloat16 to float32, integers and bfloat16 to bfloat16. Half
+    precision is computed in float32, and only the result is rounded.
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
@@ -124,9 +124,9 @@ def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mea
 
     Args:
         input: any shape.
-        target: the same shape; another one is broadcast, with a warning, as in torch.
+        target: the same shape. Another shape is broadcast, with a warning, as in torch.
         reduction: "mean", "sum" or "none".
-        beta: where the parabola ends, at least 0.
+        beta: the distance at which the parabola ends, at least 0.
 
     Raises:
         ValueError: if shapes do not fit, beta < 0, or for another reduction.
@@ -142,7 +142,7 @@ def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mea
     d = magnitude(x - y)
     if beta == 0:
         return reduced(d, reduction, dtype)
-    near = jnp.where(d < beta, d, 0)  # the square of another would overflow, and give a gradient of NaN
+    near = jnp.where(d < beta, d, 0)  # the square of a large d would overflow and make the gradient NaN
     return reduced(jnp.where(d < beta, 0.5 / beta * near * near, d - 0.5 * beta), reduction, dtype)
 
 
@@ -157,14 +157,14 @@ def huber_loss(
 
     Args:
         input: any shape.
-        target: the same shape; another one is broadcast, with a warning, as in torch.
+        target: the same shape. Another shape is broadcast, with a warning, as in torch.
         reduction: "mean", "sum" or "none".
-        delta: where the parabola ends, above 0.
-        weight: of each element, of the input's shape; the mean divides by the number of elements, as in torch.
+        delta: the distance at which the parabola ends, above 0.
+        weight: a weight for each element, of the input's shape. The mean divides by the number of elements, as in torch.
 
     Raises:
         ValueError: if shapes do not fit, delta <= 0, or for another reduction.
-        TypeError: if the input is not floating. The result has its dtype, whatever the target's, as in torch.
+        TypeError: if the input is not floating. The result has the input's dtype, as in torch.
 
     Example:
         >>> huber_loss(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]), delta=2.0, reduction="none")
@@ -195,8 +195,8 @@ def poisson_nll_loss(
     Args:
         input: the logarithms of the expected counts; or, with `log_input=False`, the expected counts.
         target: the counts; shapes broadcast.
-        log_input: what the input is.
-        full: whether to add Stirling's approximation of log(y!), for y > 1.
+        log_input: True if the input holds logarithms.
+        full: True adds Stirling's approximation of log(y!), for y > 1.
         eps: added to an expected count before its logarithm is taken.
         reduction: "mean", "sum" or "none".
 
@@ -222,15 +222,15 @@ def gaussian_nll_loss(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> jax.Array:
-    """The negative log-likelihood of numbers under normal distributions, (log(v) + (x - y)² / v) / 2.
+    """The negative log-likelihood of samples under normal distributions, (log(v) + (x - y)² / v) / 2.
 
     Args:
         input: the means, `(*, D)`.
-        target: the numbers; a shape that broadcasts.
+        target: the samples; a shape that broadcasts with that of `input`.
         var: the variances: a number, an array of the input's shape, of that shape without its last axis, or with one
             axis of size 1.
-        full: whether to add log(2π) / 2.
-        eps: smaller variances are taken for it; their gradients pass, as in torch.
+        full: True adds log(2π) / 2.
+        eps: the smallest variance. Smaller ones are replaced by it, but keep their gradients, as in torch.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -247,7 +247,7 @@ def gaussian_nll_loss(
     if not isinstance(var, int | float):
         floating(var, "gaussian_nll_loss", "var")
     elif var < 0:
-        raise ValueError(f"var must not be negative; got {var}")
+        raise ValueError(f"var must be at least 0; got {var}")
     (x, y), dtype = alike("gaussian_nll_loss", promoted_to_floats(input)[0], target)
     dtype = promoted_dtype(dtype, var)
     v = jnp.asarray(var, x.dtype if isinstance(var, int | float) else None)
@@ -256,8 +256,8 @@ def gaussian_nll_loss(
     off = [n for n, m in zip(v.shape, input.shape, strict=False) if n != m]
     if v.ndim and (v.ndim != input.ndim or off not in ([], [1])):
         raise ValueError(
-            f"var must have the input's shape {tuple(input.shape)}, that shape without its last axis or with one axis"
-            f" of size 1, or be a number; got {np.shape(var)}"
+            f"var must be a number, or have the input's shape {tuple(input.shape)}, that shape without its last axis, or"
+            f" that shape with one axis of size 1; got {np.shape(var)}"
         )
     x, y, v = promoted(x, y, expanded(v, x, "var"))
     clamped = jnp.where(v < 0, jnp.nan, jnp.maximum(v, eps))
@@ -272,9 +272,9 @@ def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_
     Args:
         input: the logarithms of p, any shape.
         target: q, or its logarithms; shapes broadcast.
-        reduction: "batchmean" (the divergence: the sum divided by the size of axis 0), "mean" (over all elements, with
-            torch's warning), "sum" or "none".
-        log_target: whether the target holds logarithms.
+        reduction: "batchmean" (the sum divided by the size of axis 0, which is the divergence), "mean" (over all
+            elements, with torch's warning), "sum" or "none".
+        log_target: True if the target holds logarithms.
 
     Raises:
         ValueError: if shapes do not broadcast, or for another reduction.
@@ -289,8 +289,8 @@ def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_
     """
     if reduction == "mean":
         warnings.warn(
-            "kl_div: reduction='mean' divides by the number of elements; 'batchmean' divides by the batch size, as the"
-            " definition of the divergence does",
+            "kl_div: reduction='mean' divides by the number of elements, not by the batch size as the divergence is"
+            " defined. Pass reduction='batchmean' for the divergence.",
             stacklevel=2,
         )
     floating(input, "kl_div")
@@ -313,7 +313,7 @@ def _cross_entropy_of(p: jax.Array, y: jax.Array) -> jax.Array:
 @_cross_entropy_of.defjvp
 def _tangent(primals: Any, tangents: Any) -> Any:
     (p, y), (dp, dy) = primals, tangents
-    by_p = (p - y) / jnp.maximum(p * (1 - p), 1e-12)  # torch's: finite at p = 0 and p = 1
+    by_p = (p - y) / jnp.maximum(p * (1 - p), 1e-12)  # as in torch: finite at p = 0 and p = 1
     by_y = jnp.maximum(jnp.log1p(-p), -100) - jnp.maximum(jnp.log(p), -100)
     return _cross_entropy_of(p, y), by_p * dp + by_y * dy
 
@@ -335,12 +335,12 @@ def binary_cross_entropy(
         input: probabilities, any shape. Unlike torch, numbers outside [0, 1] cannot raise in compiled code: they make
             the loss NaN.
         target: numbers in [0, 1], of the same shape.
-        weight: of each element; a shape that broadcasts to the input's.
+        weight: a weight for each element; a shape that broadcasts to the input's.
         reduction: "mean", "sum" or "none".
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
-        TypeError: if the input and the target are not of one floating dtype, as in torch.
+        TypeError: if the input and the target do not have the same floating dtype, as in torch.
 
     Source: torch.nn.functional.binary_cross_entropy.
 
@@ -367,16 +367,16 @@ def binary_cross_entropy_with_logits(
     Args:
         input: scores, any shape.
         target: numbers in [0, 1], of the same shape.
-        weight: of each element; a shape that broadcasts to the input's.
+        weight: a weight for each element; a shape that broadcasts to the input's.
         reduction: "mean", "sum" or "none".
-        pos_weight: what positive examples count, a shape that broadcasts to the input's.
+        pos_weight: the weight of positive examples; a shape that broadcasts to the input's.
 
     Raises:
         ValueError: if shapes do not fit, or for another reduction.
         TypeError: if the input or the target is not floating, as in torch: class numbers need `.astype(float)`.
 
-    Source: torch.nn.functional.binary_cross_entropy_with_logits. Differs from PyTorch: the result has the dtype that both
-    promote to, where torch gives it the target's.
+    Source: torch.nn.functional.binary_cross_entropy_with_logits. Differs from PyTorch: the result has the dtype that
+    input and target promote to. In torch it has the target's.
 
     Example:
         >>> binary_cross_entropy_with_logits(jnp.array([0.0, 1000.0]), jnp.array([1.0, 1.0]), reduction="none")

@@ -1,4 +1,4 @@
-"""Losses that ask for a margin, as functions."""
+"""Margin losses, as functions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .spatial import floating
 
 
 def _positive(x: jax.Array) -> jax.Array:
-    """max(x, 0); its derivative at 0 is 1, as that of torch's clamp."""
+    """max(x, 0) with derivative 1 at 0, as torch's clamp."""
     return jnp.where(x < 0, 0, x)
 
 
 def _is(target: jax.Array, sign: int) -> jax.Array:
-    """Where the target is 1 or -1, in its own dtype: 255 is uint8's -1, as in torch."""
+    """True where the target equals `sign` (1 or -1) in the target's dtype: 255 is uint8's -1, as in torch."""
     return target == jnp.asarray(sign).astype(target.dtype)
 
 
@@ -33,12 +33,12 @@ def margin_ranking_loss(
     Args:
         input1: scores, any shape.
         input2: scores; shapes of the same number of dimensions broadcast.
-        target: 1 where the first must be larger, -1 where the second must.
-        margin: by how much.
+        target: 1 where `input1` must be larger, -1 where `input2` must be larger.
+        margin: the required difference.
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: if numbers of dimensions differ.
+        ValueError: if the arrays do not have the same number of dimensions.
 
     Source: torch.nn.functional.margin_ranking_loss.
 
@@ -48,7 +48,7 @@ def margin_ranking_loss(
     """
     shapes = [tuple(jnp.shape(x)) for x in (input1, input2, target)]
     if len({len(shape) for shape in shapes}) > 1:
-        raise ValueError(f"margin_ranking_loss needs as many dimensions in all three arrays; got {shapes}")
+        raise ValueError(f"margin_ranking_loss needs three arrays of the same number of dimensions; got {shapes}")
     (x1, x2, y), dtype = alike("margin_ranking_loss", *promoted_to_floats(input1, input2, target))
     return reduced(_positive(margin - y * (x1 - x2)), reduction, dtype)
 
@@ -56,12 +56,12 @@ def margin_ranking_loss(
 def hinge_embedding_loss(
     input: jax.Array, target: jax.Array, margin: float = 1.0, *, reduction: str = "mean"
 ) -> jax.Array:
-    """x where y = 1, max(0, margin - x) where y = -1: for distances of similar and of dissimilar pairs.
+    """x where y = 1, max(0, margin - x) where y = -1.
 
     Args:
-        input: distances, any shape.
-        target: 1 or -1; shapes broadcast.
-        margin: from which distance on the dissimilar cost nothing.
+        input: distances of pairs, any shape.
+        target: 1 for similar pairs, -1 for dissimilar pairs; shapes broadcast.
+        margin: dissimilar pairs at this distance or more have loss 0.
         reduction: "mean", "sum" or "none".
 
     Source: torch.nn.functional.hinge_embedding_loss.
@@ -78,7 +78,7 @@ def hinge_embedding_loss(
 
 
 def soft_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
-    """log(1 + exp(-y x)), where y is 1 or -1; shapes broadcast.
+    """log(1 + exp(-y x)), where y, the target, is 1 or -1; shapes broadcast.
 
     Example:
         >>> soft_margin_loss(jnp.array([0.0, 1000.0]), jnp.array([1, -1]), reduction="none")
@@ -98,8 +98,8 @@ def multilabel_soft_margin_loss(
     Args:
         input: scores, `(*, C)`.
         target: 1 for each class that applies, else 0; shapes broadcast.
-        weight: of each class, `(C,)`, or any shape that broadcasts to the input's.
-        reduction: "mean", "sum" or "none", of what the last axis has left.
+        weight: the weight of each class, `(C,)`, or any shape that broadcasts to the input's.
+        reduction: "mean", "sum" or "none", over the remaining axes.
 
     Source: torch.nn.functional.multilabel_soft_margin_loss.
 
@@ -120,12 +120,12 @@ def multilabel_soft_margin_loss(
 
 
 def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
-    """sum over j, i of max(0, 1 - (x[y[j]] - x[i])) / C, where j are the classes that apply, and i those that do not.
+    """sum over j, i of max(0, 1 - (x[y[j]] - x[i])) / C, where the classes y[j] apply and the classes i do not.
 
     Args:
         input: scores, `(C,)` or `(N, C)`.
-        target: of the same shape; each row holds the numbers of the classes that apply, then -1 (the rest is not
-            looked at). Unlike torch, a number out of range cannot raise in compiled code: it makes the loss NaN.
+        target: the same shape. Each row holds the numbers of the classes that apply, then -1; anything after -1 is
+            ignored. Unlike torch, a number out of range cannot raise in compiled code: it makes the loss NaN.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -173,8 +173,8 @@ def multi_margin_loss(
         target: class numbers, `()` or `(N,)`. Unlike torch, a class number out of range cannot raise in compiled code:
             it makes the loss NaN.
         p: 1 or 2.
-        margin: by how much the right class must lead.
-        weight: of each class, `(C,)`.
+        margin: the required difference between the score of the target class and the others.
+        weight: the weight of each class, `(C,)`.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -219,7 +219,7 @@ def cosine_embedding_loss(
         input1: vectors, `(D,)` or `(N, D)`.
         input2: vectors of the same shape.
         target: 1 or -1, `()` or `(N,)`.
-        margin: between -1 and 1, up to which cosine the dissimilar cost nothing.
+        margin: dissimilar vectors of this cosine or less have loss 0; between -1 and 1.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -240,7 +240,7 @@ def cosine_embedding_loss(
         )
     (x1, x2), dtype = alike("cosine_embedding_loss", *promoted_to_floats(input1), *promoted_to_floats(input2))
 
-    def unit(x: jax.Array) -> jax.Array:  # x / sqrt(x² + 1e-12), of whatever size x is
+    def unit(x: jax.Array) -> jax.Array:  # x / sqrt(x² + 1e-12), without overflow
         return x / norm(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)], constant_values=1e-6), 2, -1, keepdims=True)
 
     cosine, y = jnp.broadcast_arrays((unit(x1) * unit(x2)).sum(-1), y)
@@ -263,12 +263,12 @@ def triplet_margin_loss(
 
     Args:
         anchor: vectors, `(D,)` or `(N, D)`.
-        positive: what must be near, of as many dimensions.
-        negative: what must be far, of as many dimensions.
-        margin: by how much, above 0.
-        p: of the norm.
-        eps: of the norm.
-        swap: whether to take d(p, n) for d(a, n) where it is smaller (Balntas et al., 2016).
+        positive: vectors that must be near the anchor, with as many dimensions.
+        negative: vectors that must be far from the anchor, with as many dimensions.
+        margin: the required difference of the two distances, above 0.
+        p: the exponent of the norm.
+        eps: added to every difference.
+        swap: True replaces d(a, n) by d(p, n) where that is smaller (Balntas et al., 2016).
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -304,15 +304,15 @@ def triplet_margin_with_distance_loss(
 
     Args:
         anchor: any shape that the distance takes.
-        positive: what must be near, of as many dimensions.
-        negative: what must be far, of as many dimensions.
-        distance_function: d, a function of two arrays; `pairwise_distance` without it.
-        margin: by how much, above 0.
-        swap: whether to take d(p, n) for d(a, n) where it is smaller (Balntas et al., 2016).
+        positive: samples that must be near the anchor, with as many dimensions.
+        negative: samples that must be far from the anchor, with as many dimensions.
+        distance_function: d, a function of two arrays; `pairwise_distance` by default.
+        margin: the required difference of the two distances, above 0.
+        swap: True replaces d(a, n) by d(p, n) where that is smaller (Balntas et al., 2016).
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: if numbers of dimensions differ, or margin <= 0.
+        ValueError: if the arrays do not have the same number of dimensions, or margin <= 0.
 
     Source: torch.nn.functional.triplet_margin_with_distance_loss.
 
@@ -325,7 +325,7 @@ def triplet_margin_with_distance_loss(
         raise ValueError(f"margin must be greater than 0; got {margin}")
     if not anchor.ndim == positive.ndim == negative.ndim:
         raise ValueError(
-            "anchor, positive and negative must have as many dimensions; got shapes"
+            "anchor, positive and negative must have the same number of dimensions; got shapes"
             f" {tuple(anchor.shape)}, {tuple(positive.shape)} and {tuple(negative.shape)}"
         )
     distance = distance_function or pairwise_distance

@@ -1,4 +1,4 @@
-"""Normalisation as functions. Inputs of less than 32 bits are computed with in float32; outputs have their dtype."""
+"""Normalisation as functions. Half precision is computed in float32; the output has the input's dtype."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .spatial import floating
 
 
 def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance along `axes`, which are kept with size 1.
+    """The mean and the biased variance along `axes`, which keep size 1.
 
-    Var[x] = E[d²] - E[d]², d = x - s, for any constant s; so close to the mean nothing cancels, and derivatives, of whatever
-    order, need not pass through it.
+    Var[x] = E[d²] - E[d]² with d = x - s holds for any constant s. With s close to the mean, nothing cancels. Since s is
+    a constant, derivatives of any order need not pass through it.
     """
     s = jax.lax.stop_gradient(x.mean(axes, keepdims=True)) if x.size else 0.0
     d = x - s
@@ -26,7 +26,7 @@ def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 
 def scaled(x: jax.Array, mean: Any, var: jax.Array, weight: Any, bias: Any, eps: float, dtype: Any) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) * weight + bias, of arrays that broadcast, in `dtype`."""
+    """(x - mean) / sqrt(var + eps) * weight + bias, for arrays that broadcast; the result has dtype `dtype`."""
     scale = jax.lax.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight.astype(x.dtype)
@@ -35,7 +35,7 @@ def scaled(x: jax.Array, mean: Any, var: jax.Array, weight: Any, bias: Any, eps:
 
 
 def check_channels(name: str, input: jax.Array, eps: float, **arrays: jax.Array | None) -> None:
-    """Raise unless `input` is floating, with channels on axis 1, and each array has one number for each of them."""
+    """Raise unless `input` is floating with channels on axis 1, and each array has one element for each channel."""
     floating(input, name)
     if input.ndim < 2:
         raise ValueError(f"{name} needs an input of shape (N, C, ...); got {tuple(input.shape)}")
@@ -55,11 +55,11 @@ def group_norm(
     bias: jax.Array | None = None,
     eps: float = 1e-5,
 ) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) * weight + bias, with a mean and a variance for each group of channels of a sample.
+    """(x - mean) / sqrt(var + eps) * weight + bias. Each group of channels of a sample has its own mean and variance.
 
     Args:
         input: `(N, C, *)`, floating.
-        num_groups: how many groups of neighbouring channels there are; a divisor of C.
+        num_groups: the number of groups of neighbouring channels; it divides C.
         weight: `(C,)`.
         bias: `(C,)`.
         eps: added to the (biased) variance.
@@ -90,15 +90,15 @@ def group_norm(
 
 
 def _last_axes(name: str, input: jax.Array, normalized_shape: Sequence[int], **arrays: Any) -> tuple[int, ...]:
-    """The axes of `normalized_shape`, the last ones."""
+    """The numbers of the last axes, which `normalized_shape` describes. Raises if the shapes do not fit."""
     floating(input, name)
-    if name == "layer_norm":  # rms_norm of any dtypes has the input's, in torch too
+    if name == "layer_norm":  # rms_norm takes a weight of any dtype and returns the input's, as in torch
         check_parameters(name, input, **arrays)
     shape = tuple(normalized_shape)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise ValueError(
-            f"{name} with normalized_shape={list(shape)} needs an input that has these last axes, at least one; got"
-            f" {tuple(input.shape)}"
+            f"{name} with normalized_shape={list(shape)} needs an input whose last axes have these sizes, and at least"
+            f" one size; got {tuple(input.shape)}"
         )
     for argument, array in arrays.items():
         if array is not None and array.shape != shape:
@@ -107,7 +107,7 @@ def _last_axes(name: str, input: jax.Array, normalized_shape: Sequence[int], **a
 
 
 def _with_axes(array: jax.Array | None, ndim: int) -> Any:
-    """`array` with `ndim` axes, new ones first."""
+    """`array` with new leading axes, `ndim` axes in all."""
     return None if array is None else jnp.expand_dims(array, tuple(range(ndim - array.ndim)))
 
 
@@ -156,7 +156,7 @@ def rms_norm(
         input: `(*, *normalized_shape)`, floating.
         normalized_shape: the sizes of the last axes.
         weight: of shape `normalized_shape`.
-        eps: added to the mean; None is the machine epsilon of float32, for float64 its own.
+        eps: added to the mean. None stands for the machine epsilon of float32, or of float64 for an input of float64.
 
     Raises:
         ValueError: if shapes do not fit.
@@ -183,7 +183,7 @@ def local_response_norm(
 
     Args:
         input: `(N, C, L, *)`, floating.
-        size: how many channels, the larger half of the others before.
+        size: the number of channels in the mean. If it is even, one more channel comes from before than from after.
         alpha: multiplies the mean.
         beta: the exponent.
         k: added to the mean.
@@ -217,16 +217,16 @@ def normalize(input: jax.Array, p: float = 2.0, dim: Any = 1, eps: float = 1e-12
 
     Args:
         input: any shape, floating.
-        p: the exponent of the norm; 0 counts what is not 0, `math.inf` gives the largest absolute value, `-math.inf` the
-            smallest.
+        p: the exponent of the norm. 0 counts the nonzero elements; `math.inf` takes the largest absolute value, and
+            `-math.inf` the smallest.
         dim: an axis, or several.
-        eps: the least divisor.
+        eps: the smallest divisor.
 
     Raises:
         TypeError: if the input is not floating.
-        ValueError: if there is no such axis, or for a p < 0 or infinite of an axis without numbers.
+        ValueError: if the axis does not exist, or if p < 0 or p is infinite and the axis is empty.
 
-    Source: torch.nn.functional.normalize. Differs from PyTorch: there is no `out`, since arrays are immutable.
+    Source: torch.nn.functional.normalize. Differs from PyTorch: it has no `out`, since arrays are immutable.
 
     Example:
         >>> normalize(jnp.array([[3.0, 4.0]]))

@@ -82,7 +82,7 @@ def avg_pool(
             return (sums / divisor_override).astype(x.dtype)
         counts = np.ones((1, 1))
         for axis, (size, (before, _)) in enumerate(zip(shape, frame.pads, strict=True)):
-            # what `ceil_mode` adds after the padding never counts
+            # elements that `ceil_mode` adds after the padding never count
             low, high = (0, size + 2 * before) if count_include_pad else (before, before + size)
             rows = frame.rows(axis)
             counts = counts[..., None] * ((rows >= low) & (rows < high)).sum(1)
@@ -101,7 +101,7 @@ def lp_pool(
     if math.isinf(norm_type):
         sign = 1 if norm_type > 0 else -1
         return sign * max_pool(ndim, sign * jnp.abs(input), kernel_size, stride, 0, 1, ceil_mode, False)
-    power = int(norm_type) if norm_type == int(norm_type) else float(norm_type)  # a whole power is a product
+    power = int(norm_type) if norm_type == int(norm_type) else float(norm_type)  # an integer power is a product
     x = input.astype(wide(input.dtype)) if jnp.issubdtype(input.dtype, jnp.floating) else input
     means = avg_pool(ndim, x**power, kernel_size, stride, 0, ceil_mode, True)
     sums = means * math.prod(sizes(kernel_size, ndim, "kernel_size", 1))
@@ -118,7 +118,7 @@ def max_pool1d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """The maxima of windows over one axis; arguments as in `max_pool2d`.
+    """Max pooling over one axis; arguments as in `max_pool2d`.
 
     Example:
         >>> max_pool1d(jnp.array([[1.0, 3.0, 2.0, 0.0]]), 2)
@@ -136,20 +136,22 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """The maxima of windows over two axes; the gradient goes to the first of equal ones.
+    """Max pooling over two axes. If several elements of a window are the maximum, the first one gets the gradient.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
-        kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None, or (), is `kernel_size`.
-        padding: how far they reach over the edges, where nothing is; at most half of the windows.
-        dilation: how far apart the numbers of a window are.
-        ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
-        return_indices: whether to give the places of the maxima as well.
+        kernel_size: the size of the windows. This and the next three arguments are an integer, or one for each axis.
+        stride: the step of the windows; None or () stands for `kernel_size`.
+        padding: the number of elements that windows reach beyond each edge, at most half of `kernel_size`. They never
+            are the maximum.
+        dilation: the distance between the elements of a window.
+        ceil_mode: True adds a last window that reaches beyond the end, if it starts in the input or in the padding
+            before it.
+        return_indices: True also returns the indices of the maxima.
 
     Returns:
-        `(N, C, H', W')` or `(C, H', W')`; with `return_indices`, a pair of it and of int32 places in the flattened
-        H W, the first of equal maxima, of the same shape.
+        `(N, C, H', W')` or `(C, H', W')`. With `return_indices`, a pair of this array and an int32 array of the same
+        shape: the index of each window's first maximum in the flattened H W.
 
     Raises:
         ValueError: if shapes do not fit, or a number is out of its range.
@@ -173,7 +175,7 @@ def max_pool3d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """The maxima of windows over three axes; arguments as in `max_pool2d`."""
+    """Max pooling over three axes; arguments as in `max_pool2d`."""
     return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
@@ -185,7 +187,7 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> jax.Array:
-    """The means of windows over one axis; arguments as in `avg_pool2d`."""
+    """Average pooling over one axis; arguments as in `avg_pool2d`."""
     return avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
@@ -198,16 +200,17 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> jax.Array:
-    """The means of windows over two axes.
+    """Average pooling over two axes.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`, floating.
-        kernel_size: of the windows, a number or one for each axis, as the next ones are.
-        stride: how far the windows move; None, or (), is `kernel_size`.
-        padding: zeros on both sides of each axis; at most half of the windows.
-        ceil_mode: whether a last window may reach over the end, as long as it begins in the input or before.
-        count_include_pad: whether the zeros count in the mean.
-        divisor_override: what to divide the sums by, instead of how many numbers a window has.
+        kernel_size: the size of the windows. This and the next two arguments are an integer, or one for each axis.
+        stride: the step of the windows; None or () stands for `kernel_size`.
+        padding: the number of zeros on both sides of each axis, at most half of `kernel_size`.
+        ceil_mode: True adds a last window that reaches beyond the end, if it starts in the input or in the padding
+            before it.
+        count_include_pad: True counts the zeros of the padding in the mean.
+        divisor_override: the divisor of the sums, instead of the number of elements of a window.
 
     Returns:
         `(N, C, H', W')` or `(C, H', W')`.
@@ -235,34 +238,34 @@ def avg_pool3d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> jax.Array:
-    """The means of windows over three axes; arguments as in `avg_pool2d`."""
+    """Average pooling over three axes; arguments as in `avg_pool2d`."""
     return avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def lp_pool1d(
     input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
 ) -> jax.Array:
-    """The p-norms of windows over one axis; arguments as in `lp_pool2d`."""
+    """Power-average pooling over one axis; arguments as in `lp_pool2d`."""
     return lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool2d(
     input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
 ) -> jax.Array:
-    """(Σ x^p)^(1/p) of windows over two axes; where the sum is 0, its gradient is 0 too.
+    """Power-average pooling over two axes: (Σ x^p)^(1/p) of each window. Where the sum is 0, its gradient is 0.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`, floating.
-        norm_type: p, not 0; infinity gives the maximum of |x|, minus infinity the minimum.
-        kernel_size: of the windows, a number or one for each axis.
-        stride: how far the windows move; None, or (), is `kernel_size`.
-        ceil_mode: whether a last window may reach over the end.
+        norm_type: p, not 0. Infinity takes the maximum of |x|, minus infinity the minimum.
+        kernel_size: the size of the windows, an integer or one for each axis.
+        stride: the step of the windows; None or () stands for `kernel_size`.
+        ceil_mode: True adds a last window that reaches beyond the end.
 
     Raises:
         ValueError: if shapes do not fit, or a number is out of its range.
         TypeError: if the input is not floating.
 
-    Source: torch.nn.functional.lp_pool2d. As there, x^p keeps its sign, so that odd powers may cancel out.
+    Source: torch.nn.functional.lp_pool2d. As in torch, x^p keeps its sign, so odd powers may cancel out.
 
     Example:
         >>> lp_pool2d(jnp.array([[[3.0, 4.0]]]), 2, (1, 2))
@@ -274,5 +277,5 @@ def lp_pool2d(
 def lp_pool3d(
     input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
 ) -> jax.Array:
-    """The p-norms of windows over three axes; arguments as in `lp_pool2d`."""
+    """Power-average pooling over three axes; arguments as in `lp_pool2d`."""
     return lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)

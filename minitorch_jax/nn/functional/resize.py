@@ -1,4 +1,4 @@
-"""Changing the size of images, as a function."""
+"""Resizing images, as a function."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> jax.Array:
-    """Brings images to another size.
+    """Resizes images.
 
     Args:
-        input: `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)`; floating, but for the nearest modes.
-        size: the new size, a number or one for each axis.
-        scale_factor: or by how much to multiply the size, rounded down, a number or one for each axis.
+        input: `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)`. Floating, except for the nearest modes.
+        size: the new size, an integer or one for each axis. Pass either this or `scale_factor`.
+        scale_factor: the factor from the old size to the new size, which is rounded down; a number or one for each axis.
         mode: "nearest" (with the rounding of old OpenCV), "nearest-exact", "area" (as `adaptive_avg_pool2d`), "linear"
             for one axis, "bilinear" and "bicubic" for two, "trilinear" for three, "lanczos" for two with `antialias`.
-        align_corners: whether the centres of the corner pixels keep their places, and not the outer edges of the image;
-            for the linear and cubic modes, where None is False.
-        recompute_scale_factor: whether to interpolate by the ratio of the rounded sizes, and not by `scale_factor`.
-        antialias: whether to widen the kernel when the image shrinks, for "bilinear", "bicubic" and "lanczos".
+        align_corners: True keeps the centres of the corner pixels in place; False keeps the outer edges of the image.
+            For the linear and cubic modes; None stands for False.
+        recompute_scale_factor: True interpolates by the ratio of the rounded sizes, not by `scale_factor`.
+        antialias: True widens the kernel when the image shrinks, for "bilinear", "bicubic" and "lanczos".
 
     Returns:
         `(N, C, *size)`.
 
     Raises:
-        ValueError: if arguments do not go together, or do not fit the input.
-        TypeError: if the input is not floating, where it must be.
+        ValueError: if arguments exclude each other, or do not fit the input.
+        TypeError: if the input is not floating and the mode needs it to be.
 
     Source: torch.nn.functional.interpolate.
 
@@ -56,7 +56,7 @@ def interpolate(
         raise ValueError(f"mode must be one of {', '.join(map(repr, _MODES))}; got {mode!r}")
     if ndim not in _DIMENSIONS.get(mode, (1, 2, 3)):
         raise ValueError(
-            f"interpolate with mode={mode!r} takes an input with N, C and {_DIMENSIONS.get(mode, (1, 2, 3))} axes more;"
+            f"interpolate with mode={mode!r} takes an input with {_DIMENSIONS.get(mode, (1, 2, 3))} axes after N and C;"
             f" got shape {tuple(input.shape)}"
         )
     if align_corners is not None and mode not in _DIMENSIONS:
@@ -64,11 +64,14 @@ def interpolate(
     if antialias and mode not in ("bilinear", "bicubic", "lanczos"):
         raise ValueError(f"antialias is for the modes 'bilinear', 'bicubic' and 'lanczos'; got {mode!r}")
     if mode == "lanczos" and (align_corners or not antialias):
-        raise ValueError("mode='lanczos' needs antialias=True and has no align_corners")
+        raise ValueError(
+            "mode='lanczos' needs antialias=True and takes no align_corners; got"
+            f" antialias={antialias} and align_corners={align_corners}"
+        )
     shape = input.shape[2:]
     target, factors = _target(shape, size, scale_factor, recompute_scale_factor)
     if min((*shape, *target)) < 1:
-        raise ValueError(f"interpolate cannot bring axes of {tuple(shape)} to {target}: sizes must be positive")
+        raise ValueError(f"interpolate needs positive sizes; got {target} for an input of sizes {tuple(shape)}")
     if mode == "area":
         return adaptive_avg_pool(ndim, input, target)
     not_empty(input, f"interpolate with mode={mode!r}", ndim + 1)
@@ -93,13 +96,13 @@ def interpolate(
 def _target(
     shape: Sequence[int], size: Any, scale_factor: Any, recompute: bool | None
 ) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
-    """The new size, and the factors to interpolate by if these are not the ratios of the sizes."""
+    """The new size, and the factor to interpolate by for each axis. None stands for the ratio of the two sizes."""
     ndim = len(shape)
     if (size is None) == (scale_factor is None):
         raise ValueError(f"interpolate takes either size or scale_factor; got {size!r} and {scale_factor!r}")
     if size is not None:
         if recompute:
-            raise ValueError("recompute_scale_factor is for scale_factor; with size there is nothing to compute")
+            raise ValueError("recompute_scale_factor needs scale_factor; got size. Leave recompute_scale_factor out.")
         return sizes(size, ndim, "size", 1), (None,) * ndim
     factors = tuple(scale_factor) if isinstance(scale_factor, tuple | list) else (scale_factor,) * ndim
     if len(factors) != ndim or not all(factor > 0 for factor in factors):
@@ -109,7 +112,7 @@ def _target(
 
 
 def _step(n: int, m: int, factor: float | None) -> np.float32:
-    """How far apart two numbers of the result are in the input; in float32 as torch, for the same rounding."""
+    """The distance in the input between two neighbours of the result. In float32 as in torch, to round as torch does."""
     return np.float32(n) / np.float32(m) if factor is None else np.float32(1.0 / factor)
 
 
@@ -123,7 +126,7 @@ def _nearest(x: jax.Array, axis: int, n: int, m: int, factor: float | None, exac
 
 
 def _weights(n: int, m: int, factor: float | None, mode: str, align: bool, antialias: bool) -> np.ndarray:
-    """How much each number of the input counts for each of the result, (m, n)."""
+    """The weight of each of n input elements in each of m output elements, (m, n)."""
     if align:
         step, offset = np.float32((n - 1) / (m - 1) if m > 1 else 0.0), np.float32(0.0)
     else:
@@ -145,7 +148,7 @@ def _weights(n: int, m: int, factor: float | None, mode: str, align: bool, antia
 
 
 def _widened(n: int, m: int, step: float, mode: str) -> np.ndarray:
-    """`_weights` with a kernel that is as wide as a number of the result."""
+    """As `_weights`, with a kernel widened to the spacing of the output elements."""
     radius, kernel = {"bilinear": (1, _triangle), "bicubic": (2, _cubic(-0.5)), "lanczos": (3, _lanczos)}[mode]
     scale = max(step, 1.0)
     centres = step * (np.arange(m) + 0.5)

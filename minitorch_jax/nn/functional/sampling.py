@@ -1,4 +1,4 @@
-"""Sampling images at given places, as functions."""
+"""Sampling images at given coordinates, as functions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .spatial import floating, wide
 
 
 def affine_grid(theta: jax.Array, size: Sequence[int], align_corners: bool | None = None) -> jax.Array:
-    """The places that affine maps take the pixels of an image to, for `grid_sample`.
+    """The coordinates to which affine maps take the pixels of an image, for `grid_sample`.
 
     Args:
         theta: the maps, `(N, 2, 3)`, or `(N, 3, 4)` for volumes.
-        size: of the image, `(N, C, H, W)` or `(N, C, D, H, W)`.
-        align_corners: whether -1 and 1 are the centres of the corner pixels, and not the outer edges of the image; None
-            is False.
+        size: the shape of the image, `(N, C, H, W)` or `(N, C, D, H, W)`.
+        align_corners: True if -1 and 1 are the centres of the corner pixels, False if they are the outer edges of the
+            image. None stands for False.
 
     Returns:
-        `(N, H, W, 2)` or `(N, D, H, W, 3)`; the last axis has x first.
+        `(N, H, W, 2)` or `(N, D, H, W, 3)`. The last axis starts with x.
 
     Raises:
         ValueError: if shapes do not fit.
@@ -44,7 +44,7 @@ def affine_grid(theta: jax.Array, size: Sequence[int], align_corners: bool | Non
         raise ValueError(f"affine_grid takes a size (N, C, H, W) or (N, C, D, H, W), positive; got {tuple(size)}")
     if theta.shape != (size[0], ndim, ndim + 1):
         raise ValueError(
-            f"affine_grid takes theta of shape {(size[0], ndim, ndim + 1)} for size {tuple(size)}; got"
+            f"affine_grid takes a theta of shape {(size[0], ndim, ndim + 1)} for size {tuple(size)}; got"
             f" {tuple(theta.shape)}"
         )
     axes = [np.linspace(-1, 1, n) * (1 if align_corners else (n - 1) / n) if n > 1 else np.zeros(1) for n in size[2:]]
@@ -61,15 +61,16 @@ def grid_sample(
     padding_mode: str = "zeros",
     align_corners: bool | None = None,
 ) -> jax.Array:
-    """Reads images at given places.
+    """Interpolates images at given coordinates.
 
     Args:
         input: `(N, C, H, W)` or `(N, C, D, H, W)`, floating.
-        grid: the places, `(N, H', W', 2)` or `(N, D', H', W', 3)`, x first, from -1 to 1; of the input's dtype.
-        mode: "bilinear" (in volumes as well), "nearest" or, for images only, "bicubic".
-        padding_mode: what is outside: "zeros", "border" (the nearest pixel) or "reflection".
-        align_corners: whether -1 and 1 are the centres of the corner pixels, and not the outer edges of the image; None
-            is False.
+        grid: the coordinates, `(N, H', W', 2)` or `(N, D', H', W', 3)`, from -1 to 1, starting with x. The dtype is
+            that of `input`.
+        mode: "bilinear" (for volumes too), "nearest" or, for images only, "bicubic".
+        padding_mode: the values outside the image: "zeros", "border" (the nearest pixel) or "reflection".
+        align_corners: True if -1 and 1 are the centres of the corner pixels, False if they are the outer edges of the
+            image. None stands for False.
 
     Returns:
         `(N, C, H', W')` or `(N, C, D', H', W')`.
@@ -130,7 +131,7 @@ def _sampled(input: jax.Array, grid: jax.Array, mode: str, padding_mode: str, al
 
 
 def _taps(places: jax.Array, n: int, mode: str, padding_mode: str, aligned: bool) -> list[tuple[jax.Array, jax.Array]]:
-    """The indices on one axis that a place is read from, and their weights (0 for what is outside)."""
+    """The indices on one axis that each coordinate is interpolated from, and their weights (0 outside the image)."""
     x = (places + 1) * ((n - 1) / 2) if aligned else ((places + 1) * n - 1) / 2
 
     def tap(index: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,12 +152,12 @@ def _taps(places: jax.Array, n: int, mode: str, padding_mode: str, aligned: bool
 
 
 def _cubic(x: jax.Array, near: bool) -> jax.Array:
-    """Keys's cubic convolution with a = -0.75, at distances below 1 or from 1 to 2."""
+    """Keys's cubic convolution with a = -0.75, for distances below 1 (`near`) or from 1 to 2."""
     return (1.25 * x - 2.25) * x * x + 1 if near else (((x - 5) * x + 8) * x - 4) * -0.75
 
 
 def _brought_inside(x: jax.Array, n: int, padding_mode: str, aligned: bool) -> jax.Array:
-    """Places moved to what is read in their stead."""
+    """Coordinates outside the image, moved inside by `padding_mode`."""
     if padding_mode == "zeros":
         return x
     if padding_mode == "reflection":
@@ -166,4 +167,4 @@ def _brought_inside(x: jax.Array, n: int, padding_mode: str, aligned: bool) -> j
         away = jnp.abs(x - low)
         turns, rest = jnp.floor(away / span), jnp.fmod(away, span)
         x = jnp.where(jnp.fmod(turns, 2.0) == 0, rest + low, span + low - rest)
-    return jnp.where(x > 0, jnp.where(x < n - 1, x, n - 1.0), 0.0)  # no gradient from the edge on, as in torch
+    return jnp.where(x > 0, jnp.where(x < n - 1, x, n - 1.0), 0.0)  # no gradient at the edge and outside, as in torch

@@ -1,4 +1,4 @@
-"""Softmax and its relatives as functions."""
+"""Softmax, log-softmax, softmin and Gumbel-softmax, as functions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from .spatial import floating
 
 
 def _prepared(input: jax.Array, dim: int | None, dtype: Any, name: str) -> tuple[jax.Array, int]:
-    """The input in the dtype asked for, and the axis."""
+    """The input, converted to `dtype`, and the axis. Without `dim`, torch's old rule selects it, with a warning."""
     if dim is None:
         dim = 0 if input.ndim in (0, 1, 3) else 1
-        warnings.warn(f"{name} without dim takes {dim} here, as torch does; pass dim={dim} to say so", stacklevel=3)
+        warnings.warn(
+            f"{name} got no dim and uses dim={dim}, as torch does for {input.ndim} axes; pass dim={dim}", stacklevel=3
+        )
     input = jnp.asarray(input, dtype)
     floating(input, name)
     return input, dim
 
 
 def log_softmax_of(input: jax.Array, axis: int) -> jax.Array:
-    """log(softmax(x)) along one axis, whose sums are in float32 at least."""
+    """log(softmax(x)) along one axis, with sums in float32 or wider."""
     return _narrow_log_softmax(input, axis) if is_narrow(input) else jax.nn.log_softmax(input, axis=axis)
 
 
@@ -37,7 +39,7 @@ def _narrow_log_softmax(input: jax.Array, axis: int) -> jax.Array:
 
 @_narrow_log_softmax.defjvp
 def _narrow_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """By the result, so that nothing is kept in float32."""
+    """The derivative is computed from the result, so the backward pass keeps no float32 array."""
     (x,), (dx,) = primals, tangents
     out = _narrow_log_softmax(x, axis)
     mean = (jnp.exp(wide(out)) * wide(dx)).sum(axis, keepdims=True)
@@ -45,7 +47,7 @@ def _narrow_log_softmax_jvp(axis: int, primals: Any, tangents: Any) -> tuple[jax
 
 
 def _along(function: Any, input: jax.Array, dim: int) -> jax.Array:
-    """`function` along an axis, where a scalar is one number on axis 0, as in torch."""
+    """`function` along an axis. A scalar counts as one element on axis 0, as in torch."""
     return function(input[None], axis=dim)[0] if input.ndim == 0 and dim in (0, -1) else function(input, axis=dim)
 
 
@@ -54,11 +56,11 @@ def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> j
 
     Args:
         input: any shape, floating unless `dtype` is given.
-        dim: the axis that sums to 1; without it torch's old rule chooses, with a warning.
-        dtype: what the input is converted to first.
+        dim: the axis that sums to 1. Without it, torch's old rule selects the axis, with a warning.
+        dtype: the input is converted to this dtype first.
 
     Raises:
-        TypeError: if the input is not floating, and no `dtype` is given.
+        TypeError: if the input is not floating and `dtype` is None.
 
     Example:
         >>> softmax(jnp.zeros((1, 4)), dim=1)
@@ -88,10 +90,10 @@ def gumbel_softmax(
     Args:
         logits: log-probabilities up to a constant, any shape, floating.
         tau: the temperature.
-        hard: whether to give one-hot vectors, which still have the gradient of the soft sample.
+        hard: True returns one-hot vectors with the gradient of the soft sample.
         eps: has no effect, as in torch.
         dim: the axis of the categories.
-        key: a `jax.random` key; without it, the next of the current stream (`mt.seed`, `mt.rng`).
+        key: a `jax.random` key. By default, the next key of the current stream (`mt.seed`, `mt.rng`).
 
     Source: torch.nn.functional.gumbel_softmax; Jang et al., 2016; Maddison et al., 2016.
 
@@ -100,7 +102,9 @@ def gumbel_softmax(
         Array([0., 1., 0.], dtype=float32)
     """
     if eps != 1e-10:
-        warnings.warn("gumbel_softmax: `eps` is deprecated in torch and has no effect", stacklevel=2)
+        warnings.warn(
+            f"gumbel_softmax: `eps` has no effect and torch deprecates it; got eps={eps}. Leave it out.", stacklevel=2
+        )
     if logits.ndim == 0 and dim in (0, -1):
         return gumbel_softmax(logits[None], tau, hard, dim=0, key=key)[0]
     noise = random.draw(
@@ -111,4 +115,4 @@ def gumbel_softmax(
         return soft
     largest = jnp.argmax(soft, axis=dim)
     one_hot = jax.nn.one_hot(largest, logits.shape[dim], dtype=soft.dtype, axis=dim % logits.ndim)
-    return one_hot + (soft - jax.lax.stop_gradient(soft))  # in this order, exactly one-hot
+    return one_hot + (soft - jax.lax.stop_gradient(soft))  # added in this order, the result is exactly one-hot

@@ -1,4 +1,4 @@
-"""What functions of images share: sizes given as one number or as one for each axis, and inputs without a batch."""
+"""Shared by the functions on images: sizes as one integer or one for each axis, and inputs without a batch axis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Size = int | Sequence[int]
 
 
 def sizes(value: Any, ndim: int, name: str, low: int | None = None) -> tuple[int, ...]:
-    """`value`, an integer or `ndim` of them, as `ndim` integers, none of them below `low`."""
+    """`value`, an integer or `ndim` of them, as `ndim` integers. Raises if one is below `low`."""
     given = tuple(value) if isinstance(value, tuple | list) else (value,)
     try:
         numbers = tuple(map(operator.index, given if len(given) != 1 else given * ndim))
@@ -27,24 +27,26 @@ def sizes(value: Any, ndim: int, name: str, low: int | None = None) -> tuple[int
 
 
 def static(value: Any) -> Any:
-    """A size as a module keeps it: a list could not be hashed."""
+    """A size as modules store it: a list becomes a tuple, which is hashable."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def step_of(stride: Any, kernel_size: Size) -> Any:
-    """How far windows move: without a stride, None or an empty one, by their own size, as in torch."""
+    """The step of windows. As in torch, it is `kernel_size` if `stride` is None or empty."""
     given = stride is not None and not (isinstance(stride, tuple | list) and not stride)
     return stride if given else kernel_size
 
 
 def not_empty(input: jax.Array, name: str, ndim: int) -> None:
-    """An error unless a batch of none is all that is missing from an input whose last `ndim` axes are no batch."""
+    """Raise if one of the last `ndim` axes has size 0. A batch of size 0 is allowed."""
     if 0 in input.shape[-ndim:]:
-        raise ValueError(f"{name} takes an input that is not empty, or a batch of none; got shape {tuple(input.shape)}")
+        raise ValueError(
+            f"{name} takes an input that is not empty (only the batch may have size 0); got shape {tuple(input.shape)}"
+        )
 
 
 def over_batch(function: Callable[..., Any], input: jax.Array, ndim: int, name: str) -> Any:
-    """`function(input)` for an input `(N, C, …)` of `ndim` axes more, or `(C, …)`, whose results have no batch either."""
+    """`function(input)` for `(N, C, …)` or `(C, …)`, with `ndim` axes after C. For `(C, …)` the result has no batch axis."""
     if input.ndim not in (ndim + 1, ndim + 2):
         raise ValueError(
             f"{name} takes an input of {ndim + 1} or {ndim + 2} dimensions, (C, ...) or (N, C, ...); got shape"
@@ -56,12 +58,12 @@ def over_batch(function: Callable[..., Any], input: jax.Array, ndim: int, name: 
 
 
 def floating(input: Any, name: str, what: str = "input") -> None:
-    """An error for an input of integers."""
+    """Raise TypeError unless `input` is floating."""
     dtype = input.dtype if isinstance(input, jax.Array) else jnp.result_type(input)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name} takes a floating {what}; got {dtype}. Convert it with `.astype(float)`.")
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype to add many numbers in: float32 for those of half precision."""
+    """The dtype for sums of many elements: float32 for half precision, else `dtype`."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

@@ -27,7 +27,9 @@ def max_unpool(
     pads = sizes(padding, ndim, "padding", 0)
     not_empty(input, name, input.ndim - 1)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(f"{name} takes integer indices, as max_pool{ndim}d gives them; got {indices.dtype}")
+        raise TypeError(
+            f"{name} takes integer indices, as max_pool{ndim}d returns with return_indices=True; got {indices.dtype}"
+        )
     if indices.shape != input.shape:
         raise ValueError(
             f"{name} takes indices of the input's shape; got {tuple(indices.shape)} for {tuple(input.shape)}"
@@ -41,8 +43,8 @@ def max_unpool(
                 not n - s < g < n + s for n, s, g in zip(shape, step, given, strict=True)
             ):
                 raise ValueError(
-                    f"{name}: output_size must have {ndim} or {ndim + 2} numbers, of the axes each less than the stride"
-                    f" {step} away from {shape}; got {tuple(output_size)}"
+                    f"{name}: output_size must have {ndim} or {ndim + 2} integers, and its last {ndim} must differ from"
+                    f" {shape} by less than the stride {step}; got {tuple(output_size)}"
                 )
             shape = given
         if min(shape) < 0:
@@ -66,7 +68,7 @@ def max_unpool1d(
     padding: Size = 0,
     output_size: Sequence[int] | None = None,
 ) -> jax.Array:
-    """Puts maxima back over one axis; arguments as in `max_unpool2d`."""
+    """The partial inverse of max pooling over one axis; arguments as in `max_unpool2d`."""
     return max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
 
@@ -78,15 +80,16 @@ def max_unpool2d(
     padding: Size = 0,
     output_size: Sequence[int] | None = None,
 ) -> jax.Array:
-    """Puts the maxima of `max_pool2d` back in their places; zeros elsewhere.
+    """Puts the maxima of `max_pool2d` back at their indices, with zeros elsewhere.
 
     Args:
         input: the maxima, `(N, C, H, W)` or `(C, H, W)`.
-        indices: their places, integers of the same shape.
-        kernel_size: that of the pooling, as `stride` and `padding`.
-        stride: None is `kernel_size`.
-        padding: 0.
-        output_size: the pooling's input size, of the two axes or the whole shape, if the above do not give it.
+        indices: the indices of the maxima, integers of the same shape.
+        kernel_size: the `kernel_size` of the pooling.
+        stride: the `stride` of the pooling; None stands for `kernel_size`.
+        padding: the `padding` of the pooling.
+        output_size: the size of the pooling's input: its last two axes, or its whole shape. Needed where the size H'
+            below is not that of the pooling's input.
 
     Returns:
         `(N, C, H', W')` or `(C, H', W')`, with H' = (H - 1) stride - 2 padding + kernel, or `output_size`.
@@ -95,8 +98,8 @@ def max_unpool2d(
         ValueError: if shapes do not fit, or a number is out of its range.
         TypeError: if `indices` are not integers.
 
-    Source: torch.nn.functional.max_unpool2d. Differs from PyTorch: a place out of range cannot raise in compiled code;
-    it makes the nearest place NaN. Where windows overlap and share a maximum, its gradient goes to one of them.
+    Source: torch.nn.functional.max_unpool2d. Differs from PyTorch: an index out of range cannot raise in compiled code;
+    it makes the element at the nearest index NaN. If overlapping windows share a maximum, one of them gets its gradient.
 
     Example:
         >>> max_unpool2d(jnp.array([[[7.0]]]), jnp.array([[[2]]]), 2)
@@ -114,5 +117,5 @@ def max_unpool3d(
     padding: Size = 0,
     output_size: Sequence[int] | None = None,
 ) -> jax.Array:
-    """Puts maxima back over three axes; arguments as in `max_unpool2d`."""
+    """The partial inverse of max pooling over three axes; arguments as in `max_unpool2d`."""
     return max_unpool(3, input, indices, kernel_size, stride, padding, output_size)

@@ -1,4 +1,4 @@
-"""Rearranging the numbers of images, as functions."""
+"""Rearranging the elements of images, as functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .spatial import Size, floating, not_empty, sizes
 
 
 def pixel_shuffle(input: jax.Array, upscale_factor: int) -> jax.Array:
-    """Makes r^2 channels one that is r times as large in both directions.
+    """Turns r^2 channels into one channel of r times the height and width.
 
     Args:
         input: `(*, C r^2, H, W)`.
@@ -63,11 +63,11 @@ def pixel_unshuffle(input: jax.Array, downscale_factor: int) -> jax.Array:
 
 
 def channel_shuffle(input: jax.Array, groups: int) -> jax.Array:
-    """Deals the channels out like cards: the first of each group, then the second of each, and so on.
+    """Interleaves groups of channels: the first channel of each group, then the second of each group, and so on.
 
     Args:
         input: `(N, C, *)`.
-        groups: how many groups of channels lie one after another; divides C.
+        groups: the number of groups of consecutive channels; it divides C.
 
     Raises:
         ValueError: if the input does not fit.
@@ -91,7 +91,7 @@ _Pair = tuple[int, ...]
 
 
 def _blocks(shape: _Pair, kernel: _Pair, dilation: _Pair, padding: _Pair, stride: _Pair, name: str) -> _Pair:
-    """How many blocks there are along each of two axes."""
+    """The number of blocks along each of two axes."""
     settings = zip(shape, kernel, dilation, padding, stride, strict=True)
     counts = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in settings)
     if min(counts) < 1:
@@ -100,14 +100,14 @@ def _blocks(shape: _Pair, kernel: _Pair, dilation: _Pair, padding: _Pair, stride
 
 
 def unfold(input: jax.Array, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1) -> jax.Array:
-    """The blocks that a convolution's kernel would see, as columns (im2col).
+    """The blocks of an image that a convolution's kernel covers, as columns (im2col).
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.
-        kernel_size: of the blocks, a number or one for each axis, as the next ones are.
-        dilation: how far apart the numbers of a block are.
-        padding: zeros on both sides of each axis.
-        stride: how far apart the blocks are.
+        kernel_size: the size of the blocks. This and the next three arguments are an integer, or one for each axis.
+        dilation: the distance between the elements of a block.
+        padding: the number of zeros on both sides of each axis.
+        stride: the distance between the blocks.
 
     Returns:
         `(N, C kernel height kernel width, L)` for L blocks, or the same without N.
@@ -145,15 +145,15 @@ def _columns(input: jax.Array, kernel: _Pair, dilation: _Pair, padding: _Pair, s
 def fold(
     input: jax.Array, output_size: Size, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1
 ) -> jax.Array:
-    """Adds blocks up to an image (col2im): the transpose of `unfold`, not its inverse.
+    """Adds overlapping blocks up to an image (col2im). It is the transpose of `unfold`, not its inverse.
 
     Args:
-        input: `(N, C kernel height kernel width, L)`, or without N.
-        output_size: of the image, a number or one for each axis, as the next ones are.
-        kernel_size: of the blocks.
-        dilation: how far apart the numbers of a block are.
-        padding: what is cut off on both sides of each axis.
-        stride: how far apart the blocks are.
+        input: `(N, C kernel height kernel width, L)`, or the same without N.
+        output_size: the size of the image. This and the next four arguments are an integer, or one for each axis.
+        kernel_size: the size of the blocks.
+        dilation: the distance between the elements of a block.
+        padding: the number of elements cut off on both sides of each axis.
+        stride: the distance between the blocks.
 
     Returns:
         `(N, C, *output_size)` or `(C, *output_size)`.

@@ -1,4 +1,4 @@
-"""Windows over an image, and their maxima: what all kinds of pooling share."""
+"""Windows over an image and their maxima. All kinds of pooling use them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .spatial import Size, sizes, step_of
 
 
 class Windows(NamedTuple):
-    """Where the windows of one kind of pooling lie on an image, a number for each axis."""
+    """The positions of the windows of a pooling on an image. Each field has one entry for each axis."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]  # before and after; `ceil_mode` may need more after than was asked for
+    pads: tuple[tuple[int, int], ...]  # (before, after); with `ceil_mode`, `after` may exceed the requested padding
     counts: tuple[int, ...]
 
     def rows(self, axis: int) -> np.ndarray:
-        """The places of each window's numbers on a padded axis, (count, kernel)."""
+        """The indices of each window's elements on a padded axis, (count, kernel)."""
         starts = np.arange(self.counts[axis])[:, None] * self.stride[axis]
         return starts + np.arange(self.kernel[axis]) * self.dilation[axis]
 
@@ -38,7 +38,7 @@ def windows(
     dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Windows:
-    """The windows over axes of this shape, by torch's rules."""
+    """The windows over axes of this shape, as torch places them."""
     ndim = len(shape)
     kernel = sizes(kernel_size, ndim, "kernel_size", 1)
     step = sizes(step_of(stride, kernel), ndim, "stride", 1)
@@ -58,7 +58,7 @@ def windows(
 
 
 def _pick(x: jax.Array, rows: Any, axis: int) -> jax.Array:
-    """The numbers at places `rows` of an axis, (count,) or, different in each image, (N, C, count)."""
+    """The elements at the indices `rows` of an axis: (count,), or (N, C, count) if each image has its own indices."""
     if isinstance(rows, jax.Array):
         shape = [rows.shape[2] if a == axis else 1 for a in range(2, x.ndim)]
         return jnp.take_along_axis(x, rows.reshape(*rows.shape[:2], *shape), axis, mode="promise_in_bounds")
@@ -69,10 +69,10 @@ def _pick(x: jax.Array, rows: Any, axis: int) -> jax.Array:
 
 
 def first_maxima(input: jax.Array, rows: Sequence[Any], pads: Sequence[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
-    """The maxima of windows of `(N, C, …)`, and their places in the flattened image.
+    """The maxima of the windows of `(N, C, …)`, and their indices in the flattened image.
 
-    One axis is reduced after the other, the last one first, so that the first of equal numbers wins in row-major order,
-    and an order of k^2 comparisons becomes 2 k.
+    The axes are reduced one after another, starting with the last. A k by k window then needs 2 k comparisons, not k^2.
+    Of equal elements, the first one in row-major order wins.
     """
     shape, x = input.shape[2:], lax.stop_gradient(input)
     places = lax.iota(jnp.int32, math.prod(shape)).reshape(1, 1, *shape)
@@ -92,12 +92,12 @@ def first_maxima(input: jax.Array, rows: Sequence[Any], pads: Sequence[tuple[int
 
 
 def at_places(input: jax.Array, places: jax.Array) -> jax.Array:
-    """The numbers of `(N, C, …)` at these places of the flattened images."""
+    """The elements of `(N, C, …)` at these indices of the flattened images."""
     flat, rows = (a.reshape(*a.shape[:2], math.prod(a.shape[2:])) for a in (input, places))
     return jnp.take_along_axis(flat, rows, 2, mode="promise_in_bounds").reshape(places.shape)
 
 
 def lowest(dtype: Any) -> Any:
-    """What is not above any number of this dtype."""
+    """The lowest value of this dtype: -inf, or the smallest integer."""
     floats = jnp.issubdtype(dtype, jnp.floating)
     return np.asarray(-np.inf if floats else jnp.iinfo(dtype).min, dtype)

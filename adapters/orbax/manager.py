@@ -1,11 +1,4 @@
-"""Checkpoints with orbax: written in the background, spread over devices and processes, the best or the latest kept.
-
-`Manager` saves what `mt.save` saves, to a folder with one checkpoint per step, and `restore` is as strict as `mt.load`:
-names, structure, shapes and dtypes are compared, all that differs is said at once, and nothing has changed then.
-
-In each step's folder orbax writes two items that it can also read by itself: `arrays`, all arrays by their path
-(`model.0.weight`), and `description`, what they belong to, and all else, in JSON.
-"""
+"""`Manager`: the checkpoints of one training run."""
 
 from __future__ import annotations
 
@@ -14,24 +7,18 @@ import math
 import operator
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from minitorch_jax.saving.checkpoint import bring_back, matched, snapshot, validated
 from minitorch_jax.saving.description import value_of
 
-from ._extra import missing
-
-try:
-    import orbax.checkpoint as ocp
-    import tensorstore
-except ImportError as error:
-    raise missing("orbax", error) from error
-
+from .arrays import arrays_of, read_arguments, stored_dtype, stored_form
+from .retention import Always, Retention
 
 _open: set[Manager] = set()
 
@@ -41,21 +28,22 @@ def _close_all() -> None:
         manager.close()
 
 
-# At the end of the program, before Python stops the threads that orbax writes with: `atexit` would come too late.
+# Close managers at the end of the program, before Python stops orbax's threads. `atexit` alone would run too late.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 class Manager:
-    """Checkpoints of one training run in one folder.
+    """The checkpoints of one training run in one folder.
 
-    Close it at the end, best by `with`; the end of the program closes it too.
+    Close it at the end, best by a `with` block. The end of the program closes it too.
 
     Args:
-        folder: of the checkpoints; made if it is not there. One process, or one group of them, may write to it at a time.
-        keep: how many checkpoints to keep; None keeps all.
-        best: a metric's name, and "min" or "max": keeps the `keep` best ones by it, and the latest one besides, to resume
-            from. A checkpoint whose metric is NaN is the worst. Without it the `keep` latest ones are kept.
-        every: `save` writes only steps that are multiples of it.
+        folder: the folder of the checkpoints. It is made if it does not exist. Only one process, or one group of
+            processes, may write to it at a time.
+        keep: the number of checkpoints to keep; None keeps all.
+        best: the name of a metric, and "min" or "max". The manager then keeps the `keep` best checkpoints by this
+            metric, and the latest one to resume from. NaN is the worst value. Without `best`, it keeps the `keep` latest.
+        every: `save` writes only steps that are multiples of this number.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -83,20 +71,22 @@ class Manager:
         every: int = 1,
     ) -> None:
         if keep is not None and _count(keep, "keep") < 1:
-            raise ValueError(f"Manager keeps at least one checkpoint: keep must be >= 1, or None for all; got {keep}")
+            raise ValueError(f"Manager needs keep >= 1, or keep=None to keep all checkpoints; got {keep}")
         if _count(every, "every") < 1:
-            raise ValueError(f"Manager saves every so many steps: every must be >= 1; got {every}")
+            raise ValueError(f"Manager needs every >= 1; got {every}")
         if best is not None and not (isinstance(best, tuple) and len(best) == 2 and best[1] in ("min", "max")):
-            raise ValueError(f'best must be a metric\'s name and "min" or "max", such as ("loss", "min"); got {best!r}')
+            raise ValueError(
+                f'best must be the name of a metric and "min" or "max", such as ("loss", "min"); got {best!r}'
+            )
         self.folder = os.fspath(folder) if "://" in str(folder) else os.path.abspath(folder)
         if os.path.isfile(self.folder):
-            raise NotADirectoryError(f"Manager keeps checkpoints in a folder, and {self.folder} is a file")
+            raise NotADirectoryError(f"Manager needs a folder for checkpoints; {self.folder} is a file")
         self.keep, self.best, self.every = keep, best, every
-        rule = _Rule(keep, best)
+        rule = Retention(keep, best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=rule,
             best_fn=rule.score,
-            save_decision_policy=_Always(),
+            save_decision_policy=Always(),
         )
         handlers = {"description": ocp.JsonCheckpointHandler(), "arrays": ocp.PyTreeCheckpointHandler()}
         self._orbax: Any = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -108,25 +98,25 @@ class Manager:
     def save(
         self, step: int, /, metrics: Mapping[str, Any] | None = None, *, force: bool = False, **objects: Any
     ) -> bool:
-        """Save objects as a step's checkpoint, in the background: returns as soon as it has what is to be written.
+        """Save objects as a step's checkpoint, in the background.
 
-        Training may go on at once: the next step copies the arrays that are still being written, and changes the copies.
-        A save waits for the one before it.
+        Training can continue at once: the next update of an array that is still being written makes a copy. A save waits
+        for the save before it.
 
         Args:
-            step: a number greater than that of all checkpoints in the folder.
-            metrics: numbers by name; among them that of `best`.
-            force: whether to save a step that `every` leaves out.
+            step: an integer greater than the steps of all checkpoints in the folder.
+            metrics: numbers by name, which include the metric of `best`.
+            force: True saves a step that `every` leaves out.
             **objects: as for `mt.save`: modules, optimizers, numbers, strings, arrays, random keys, and lists, tuples and
-                dicts of these. The random stream goes with them.
+                dicts of these. The random stream is saved with them.
 
         Returns:
-            Whether it is saved; False for a step that `every` leaves out.
+            True if the step is saved, False if `every` leaves it out.
 
         Raises:
-            TypeError: if something cannot be saved, naming it.
-            ValueError: if the step is not after all others, or metrics are wrong.
-            RuntimeError: if the save before it has failed (said at the next step that is saved), or the manager is closed.
+            TypeError: if an object cannot be saved; the message names it.
+            ValueError: if the step is not greater than all others, or metrics are wrong.
+            RuntimeError: if the save before this one has failed, or the manager is closed.
         """
         number, measured = _count(step, "step"), self._measured(metrics)
         self._check_open()
@@ -136,11 +126,11 @@ class Manager:
         latest = self.latest_step
         if number < 0 or (latest is not None and number <= latest):
             raise ValueError(
-                f"step {number} was not saved: it must be >= 0, and greater than {latest}, the latest one in {self.folder}."
-                " Go on from there, delete the steps that are not wanted any more (`delete(step)`), or use another folder"
+                f"step {number} was not saved: it must be >= 0, and greater than {latest}, the latest step in"
+                f" {self.folder}. Pass a greater step, delete steps (`delete(step)`), or use another folder"
             )
         whole, arrays = snapshot(objects)
-        stored = {place: _stored(array, place) for place, array in arrays.items() if array.size}
+        stored = {place: stored_form(array, place) for place, array in arrays.items() if array.size}
         items = {"description": ocp.args.JsonSave(whole)}
         if stored:
             items["arrays"] = ocp.args.PyTreeSave(stored)
@@ -161,22 +151,22 @@ class Manager:
             raise TypeError(f"save() takes metrics as a dict of numbers by name; got {metrics!r}: {error}") from error
         if self.best is not None and self.best[0] not in measured:
             raise ValueError(
-                f"this Manager keeps the best checkpoints by {self.best[0]!r}, which is not among the metrics: pass"
+                f"this Manager keeps the best checkpoints by {self.best[0]!r}, and needs this metric: pass"
                 f" metrics={{{self.best[0]!r}: ...}}; got {measured}"
             )
         return measured
 
     def _clean(self) -> None:
-        """Remove what processes that were killed, or saves that failed, have left unfinished."""
+        """Remove unfinished folders that failed saves and killed processes have left."""
         if jax.process_index() == 0:
             for path in self._orbax.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 path.rmtree()
 
     def wait(self) -> None:
-        """Wait until what was saved is on the disk.
+        """Wait until the last save is on the disk.
 
         Raises:
-            RuntimeError: if it could not be written, or the manager is closed.
+            RuntimeError: if the save failed, or the manager is closed.
         """
         self._check_open()
         number, self._writing = self._writing, None
@@ -193,21 +183,21 @@ class Manager:
     # -- restoring ----------------------------------------------------------------------------------------------------
 
     def restore(self, step: int | Literal["latest", "best"] = "latest", /, **objects: Any) -> dict[str, Any]:
-        """Bring objects to the state that was saved, in place, all of them or none; what was saved as it is, is returned.
+        """Restore the saved state of objects, in place: of all of them, or of none.
 
-        Arrays that are bound to a device, or spread over several, stay so: each process reads the parts that it needs,
-        however they were spread when they were saved.
+        Arrays that are bound to a device, or sharded over several, stay there. Each process reads the parts that it needs,
+        whatever the sharding was when they were saved.
 
         Args:
-            step: of the checkpoint: its number, "latest" or "best".
-            **objects: under the names that they were saved by, for all that have a state; None leaves one as it is.
+            step: the step of the checkpoint, "latest" or "best".
+            **objects: all objects with a state, under the names that they were saved by. None leaves one out.
 
         Returns:
-            The values without a state of their own (numbers, strings, arrays, …), by name; arrays as NumPy's.
+            The saved values that have no state of their own (numbers, strings, arrays, …), by name. Arrays are NumPy's.
 
         Raises:
-            ValueError: if there is no such checkpoint, it is damaged (as far as orbax can tell: it has no digest of the
-                numbers), or it does not fit the objects: one error that says all that differs. Nothing has changed then.
+            ValueError: if the checkpoint does not exist, is damaged, or does not fit the objects. One error lists all
+                differences, and nothing has changed. Orbax writes no digest of the values, so not all damage is found.
             RuntimeError: if a save before it has failed, or the manager is closed.
         """
         number = self._number(step)
@@ -215,10 +205,10 @@ class Manager:
         try:
             read = self._orbax.restore(number, args=ocp.args.Composite(description=ocp.args.JsonRestore()))
             saved = validated(read["description"])
-            places = {name: dict(_arrays_of(entry["value"])) for name, entry in saved.objects.items()}
+            places = {name: dict(arrays_of(entry["value"])) for name, entry in saved.objects.items()}
             there = dict(self._orbax.item_metadata(number).items()).get("arrays")
         except Exception as error:
-            raise ValueError(f"{source} cannot be read, or is not of Manager.save: {error!r}") from error
+            raise ValueError(f"{source} cannot be read, or Manager.save did not write it: {error!r}") from error
         targets, problems = matched(saved, objects)
         wanted = {name: held for name, held in places.items() if name in targets or not saved.objects[name]["stateful"]}
         mine = snapshot(targets)[1]
@@ -231,18 +221,18 @@ class Manager:
         return {name: value for name, value in values.items() if name not in targets}
 
     def _read(self, number: int, wanted: Mapping[str, Any], there: Any, mine: Mapping[str, Any]) -> dict[str, Any]:
-        """Arrays by place, those that the objects have on devices in their place there, the others as NumPy's."""
+        """The arrays by path. Those that the objects have on devices are read to these devices, the others to NumPy."""
         written = {place: array for place, array in wanted.items() if math.prod(array.shape)}
         tree = there.tree if there is not None else {}
-        for place, array in written.items():  # orbax by itself would give what there is
+        for place, array in written.items():  # orbax does not compare, and would return any array
             if place not in tree or (tuple(tree[place].shape), tree[place].dtype) != (
                 array.shape,
-                _stored_dtype(array),
+                stored_dtype(array),
             ):
-                raise ValueError(f"the array {place}, {array.dtype}{list(array.shape)}, is not what is there")
+                raise ValueError(f"the array {place} should be {array.dtype}{list(array.shape)}, and orbax has another")
         arrays: dict[str, Any] = {k: np.zeros(a.shape, a.dtype) for k, a in wanted.items() if k not in written}
         if written:
-            how = {place: _how(array, mine.get(place)) for place, array in written.items()}
+            how = {place: read_arguments(array, mine.get(place)) for place, array in written.items()}
             args = ocp.args.PyTreeRestore(item=dict.fromkeys(written, 0), restore_args=how, partial_restore=True)
             read = self._orbax.restore(number, args=ocp.args.Composite(arrays=args))["arrays"]
             arrays |= {k: a if isinstance(a, jax.Array) else np.asarray(a) for k, a in read.items()}
@@ -259,35 +249,35 @@ class Manager:
         steps = self.all_steps()
         if step == "best" and number is None and steps:
             raise ValueError(
-                f"no step in {self.folder} is the best: {self.best and self.best[0]} is not a number in any of {steps}"
+                f"no step in {self.folder} is the best: {self.best and self.best[0]} is NaN or missing in all of {steps}"
             )
         if number not in steps:
-            raise ValueError(f"there is no step {step} in {self.folder}, which has {steps or 'none'}")
+            raise ValueError(f"{self.folder} has no step {step}; it has {steps or 'none'}")
         return number
 
-    # -- what there is ------------------------------------------------------------------------------------------------
+    # -- the checkpoints ----------------------------------------------------------------------------------------------
 
     def all_steps(self) -> list[int]:
-        """The steps of all checkpoints, ascending, once those being saved are on the disk."""
+        """The steps of all checkpoints, ascending. Waits for running saves."""
         self.wait()
         self._orbax.reload()
         return sorted(self._orbax.all_steps())
 
     @property
     def latest_step(self) -> int | None:
-        """The greatest step of all checkpoints, once they are on the disk; None if there is none."""
+        """The greatest step of all checkpoints; None if there is none. Waits for running saves."""
         return max(self.all_steps(), default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The step whose metric is the best, of equal ones the latest; None if none has a number there.
+        """The step with the best metric; of equal ones, the latest. None if the metric of every step is NaN or missing.
 
         Raises:
-            ValueError: if the Manager was not told what is best.
+            ValueError: if the Manager was made without `best`.
         """
         if self.best is None:
-            raise ValueError('this Manager does not know what is best: make it with best=("loss", "min")')
-        rule = _Rule(self.keep, self.best)
+            raise ValueError('this Manager was made without `best`: pass a metric, such as best=("loss", "min")')
+        rule = Retention(self.keep, self.best)
         measured = {step: self.metrics(step) for step in self.all_steps()}
         ranked = [
             (rule.score(m), step) for step, m in measured.items() if not math.isnan(m.get(self.best[0], math.nan))
@@ -304,13 +294,13 @@ class Manager:
         number = self._number(step)
         self._orbax.delete(number)
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Wait for what is being saved, and end; once is enough, more is no error.
+        """Wait for running saves, and close the manager. Further calls have no effect.
 
         Raises:
-            RuntimeError: if the last save could not be written.
+            RuntimeError: if the last save failed.
         """
         if self._orbax is not None:
             try:
@@ -339,83 +329,3 @@ def _count(value: Any, name: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     return operator.index(value)
-
-
-# -- which are kept ----------------------------------------------------------------------------------------------------
-
-
-class _Rule(NamedTuple):
-    """Orbax's policy: which checkpoints stay."""
-
-    keep: int | None
-    best: tuple[str, str] | None
-
-    def score(self, metrics: Any) -> float:
-        """The greater, the better."""
-        if self.best is None:
-            return 0.0
-        value = float((metrics or {}).get(self.best[0], math.nan))
-        return -math.inf if math.isnan(value) else value if self.best[1] == "max" else -value
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = sorted(checkpoints, key=lambda c: (self.score(c.metrics), c.step), reverse=True)
-        kept = {c.step for c in steps[: self.keep]} | {max((c.step for c in checkpoints), default=0)}
-        return [c.step in kept for c in checkpoints]
-
-
-class _Always:
-    """Orbax's policy: which steps are saved. `Manager.save` has decided."""
-
-    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
-        return True
-
-
-# -- arrays as orbax takes them ----------------------------------------------------------------------------------------
-
-
-class _Array(NamedTuple):
-    dtype: Any
-    shape: tuple[int, ...]
-
-
-def _arrays_of(what: Any) -> Iterator[tuple[str, _Array]]:
-    """The places, dtypes and shapes of the arrays in a description."""
-    if isinstance(what, list):
-        for item in what:
-            yield from _arrays_of(item)
-    elif isinstance(what, dict):
-        if "array" in what:
-            yield what["array"], _Array(jnp.dtype(what["dtype"]), tuple(what["shape"]))
-        else:
-            children = what["dict"].values() if "dict" in what else what.values()
-            for item in children:
-                yield from _arrays_of(item)
-
-
-def _stored_dtype(array: Any) -> Any:
-    """The dtype in which orbax can write an array: its own, or its bits'."""
-    dtype = jnp.dtype(array.dtype)
-    try:
-        tensorstore.dtype(dtype.name)
-    except ValueError:
-        return np.dtype(np.uint8)
-    return dtype
-
-
-def _stored(array: Any, place: str) -> Any:
-    """An array as orbax can write it."""
-    if _stored_dtype(array) == array.dtype:
-        return array
-    if not (jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits == 8):
-        raise TypeError(
-            f"save(): {place} is of dtype {array.dtype.name}, which orbax cannot write; convert it to another"
-        )
-    return array.view(np.uint8)
-
-
-def _how(array: _Array, mine: Any) -> Any:
-    """How to read an array: to where the object has one that it can take the place of, or as NumPy's."""
-    stored = _stored_dtype(array)
-    if isinstance(mine, jax.Array) and mine.committed and (mine.shape, mine.dtype) == (array.shape, array.dtype):
-        return ocp.ArrayRestoreArgs(sharding=mine.sharding, global_shape=array.shape, dtype=stored)
-    return ocp.RestoreArgs(restore_type=np.ndarray, dtype=stored)
