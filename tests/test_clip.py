@@ -200,12 +200,12 @@ layer_outside = layer()
     [
         (lambda m: mt.clip_grad_norm(m.parameters(), 1.0), TypeError, "clip_grad_norm takes Modules; the list holds"),
         (lambda m: mt.clip_grad_norm(3, 1.0), TypeError, "takes a Module, a list of them, or an optimizer; got 3"),
-        (lambda m: mt.clip_grad_norm(m, -1.0), ValueError, "max_norm must be finite and >= 0; got -1.0"),
-        (lambda m: mt.clip_grad_norm(m, np.nan), ValueError, "max_norm must be finite"),
+        (lambda m: mt.clip_grad_norm(m, -1.0), ValueError, "max_norm must be a finite number >= 0; got -1.0"),
+        (lambda m: mt.clip_grad_norm(m, np.nan), ValueError, "max_norm must be a finite number"),
         (lambda m: mt.clip_grad_norm(m, "1"), TypeError, "max_norm must be a number; got '1'"),
         (lambda m: mt.clip_grad_norm(m, 1.0, 0), ValueError, "norm_type must be > 0; got 0"),
-        (lambda m: mt.clip_grad_value(m, -1.0), ValueError, "clip_value must be finite and >= 0"),
-        (lambda m: mt.scale_grads(m, np.inf), ValueError, "factor must be finite; got inf"),
+        (lambda m: mt.clip_grad_value(m, -1.0), ValueError, "clip_value must be a finite number >= 0"),
+        (lambda m: mt.scale_grads(m, np.inf), ValueError, "factor must be a finite number; got inf"),
     ],
 )
 def test_bad_arguments(call: Any, error: type[Exception], match: str) -> None:

@@ -431,14 +431,22 @@ class Own(optim.SGD):
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda s, o: mt.LossScaler(0.0), ValueError, "init_scale must be finite and > 0; got 0.0"),
-        (lambda s, o: mt.LossScaler(1e39), ValueError, "init_scale must be finite and > 0"),
+        (lambda s, o: mt.LossScaler(0.0), ValueError, "init_scale must be a finite number > 0; got 0.0"),
+        (lambda s, o: mt.LossScaler(1e39), ValueError, "init_scale must be a finite number > 0"),
         (lambda s, o: mt.LossScaler("1"), ValueError, "init_scale must be .* got '1'"),
-        (lambda s, o: mt.LossScaler(growth_factor=1.0), ValueError, "growth_factor must be finite and > 1; got 1.0"),
-        (lambda s, o: mt.LossScaler(backoff_factor=1.0), ValueError, r"backoff_factor must be in \(0, 1\); got 1.0"),
-        (lambda s, o: mt.LossScaler(growth_interval=0), ValueError, "growth_interval must be an integer >= 1; got 0"),
+        (
+            lambda s, o: mt.LossScaler(growth_factor=1.0),
+            ValueError,
+            "growth_factor must be a finite number > 1; got 1.0",
+        ),
+        (lambda s, o: mt.LossScaler(backoff_factor=1.0), ValueError, r"backoff_factor must be a finite number in \(0, 1\); got 1.0"),
+        (
+            lambda s, o: mt.LossScaler(growth_interval=0),
+            ValueError,
+            r"growth_interval must be an integer in \[1, 2147483647\]; got 0",
+        ),
         (lambda s, o: mt.LossScaler(growth_interval=1.5), ValueError, "growth_interval must be an integer"),
-        (lambda s, o: setattr(s, "scale", -1.0), ValueError, "scale must be finite and > 0; got -1.0"),
+        (lambda s, o: setattr(s, "scale", -1.0), ValueError, "scale must be a finite number > 0; got -1.0"),
         (lambda s, o: s.step(), ValueError, "LossScaler.step takes one or more optimizers; it was given none"),
         (lambda s, o: s.step(o.modules[0]), TypeError, r"LossScaler.step takes optimizers; got Linear"),
         (lambda s, o: s.unscale(o, o), ValueError, "LossScaler.unscale was given an optimizer twice"),

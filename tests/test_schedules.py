@@ -693,11 +693,11 @@ NOT_NEGATIVE = "must be a finite number >= 0; got "
     [
         ({"mode": "low"}, "ReduceOnPlateau: mode must be 'min' or 'max'; got 'low'"),
         ({"threshold_mode": "relative"}, "ReduceOnPlateau: threshold_mode must be 'rel' or 'abs'; got 'relative'"),
-        ({"factor": 1.0}, "ReduceOnPlateau: factor must be in [0, 1); got 1.0"),
-        ({"factor": -0.1}, f"ReduceOnPlateau: factor {NOT_NEGATIVE}-0.1"),
-        ({"patience": -1}, "ReduceOnPlateau: patience must be an integer >= 0; got -1"),
-        ({"patience": 1.5}, "ReduceOnPlateau: patience must be an integer >= 0; got 1.5"),
-        ({"cooldown": True}, "ReduceOnPlateau: cooldown must be an integer >= 0; got True"),
+        ({"factor": 1.0}, "ReduceOnPlateau: factor must be a finite number in [0, 1); got 1.0"),
+        ({"factor": -0.1}, "ReduceOnPlateau: factor must be a finite number in [0, 1); got -0.1"),
+        ({"patience": -1}, "ReduceOnPlateau: patience must be an integer in [0, 2147483647]; got -1"),
+        ({"patience": 1.5}, "ReduceOnPlateau: patience must be an integer in [0, 2147483647]; got 1.5"),
+        ({"cooldown": True}, "ReduceOnPlateau: cooldown must be an integer in [0, 2147483647]; got True"),
         ({"threshold": math.nan}, f"ReduceOnPlateau: threshold {NOT_NEGATIVE}nan"),
         ({"min_lr": [-0.1]}, f"ReduceOnPlateau: min_lr {NOT_NEGATIVE}-0.1"),
         ({"min_lr": [0.1, 0.2]}, "ReduceOnPlateau: min_lr must be a number or a list of 1; got (0.1, 0.2)"),
@@ -732,9 +732,9 @@ def test_plateau_loads_all_or_nothing() -> None:
     before = plateau.state_dict()
     for change, message in [
         ({"beast": 1}, "nothing was loaded: unexpected: beast"),
-        ({"factor": 2.0}, "factor must be in"),
+        ({"factor": 2.0}, "factor must be a finite number in"),
         ({"best": None}, "best must be a number; got None"),
-        ({"num_bad_epochs": -1}, "num_bad_epochs must be an integer >= 0; got -1"),
+        ({"num_bad_epochs": -1}, "num_bad_epochs must be an integer in"),
     ]:
         with pytest.raises(ValueError, match=message):
             plateau.load_state_dict({**before, "patience": 77, **change})

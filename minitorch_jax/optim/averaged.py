@@ -22,6 +22,7 @@ from ..state.containers import describe
 from ..state.packed import stored_cells
 from ..state.pytree import build
 from ..state.walk import Walk, walk_of
+from .checks import as_number
 
 
 class _Averages(Module):
@@ -86,7 +87,7 @@ class AveragedModel(Module):
             raise ValueError(
                 f"AveragedModel: the {type(model).__name__} holds no parameters, so there is nothing to average"
             )
-        self.decay = None if decay is None else _checked_decay(decay)
+        self.decay = None if decay is None else _checked(decay)
         self.use_buffers = bool(use_buffers)
         self.num_averaged = Buffer(jax.device_put(np.int32(0)))
         leaves = jax.tree.leaves(model)  # arrays are shared until the first update
@@ -113,7 +114,11 @@ class AveragedModel(Module):
         """
         if not isinstance(model, Module):
             raise TypeError(f"AveragedModel.update takes a Module; got {model!r} ({type(model).__name__})")
-        weight = 1.0 if self.decay is None else 1 - _checked_decay(self.decay)
+        weight = (
+            1.0
+            if self.decay is None
+            else 1 - as_number("AveragedModel", "decay", self.decay, 0, 1, what="None or a number")
+        )
         walks = walk_of(self), walk_of(model)
         plan: _Plan = remembered(walks, _Plan, partial(_Plan, self, model))
         if frames.is_eager():
@@ -264,11 +269,5 @@ def _devices(held: Iterable[Cell]) -> set[Any]:
     return {device for array in arrays if isinstance(array, jax.Array) for device in array.sharding.device_set}
 
 
-def _checked_decay(decay: Any) -> float:
-    try:
-        number = np.nan if isinstance(decay, bool | str) else float(decay)
-    except TypeError:
-        number = np.nan
-    if not 0 <= number <= 1:
-        raise ValueError(f"AveragedModel: decay must be None or a number in [0, 1]; got {decay!r}")
-    return number
+def _checked(decay: Any) -> float:
+    return as_number("AveragedModel", "decay", decay, 0, 1, what="None or a number")

@@ -20,6 +20,7 @@ from ..state import frame as frames
 from ..state.errors import TraceError
 from ..state.gradient import gradient
 from ..state.walk import Walk, walk_of
+from .checks import LARGEST, as_number
 
 
 def clip_grad_norm(
@@ -103,7 +104,7 @@ def scale_grads(modules: Any, factor: Any) -> None:
         Array([[2., 3.]], dtype=float32)
     """
     grads = _gradients("scale_grads", modules)
-    _scale(grads, _number("scale_grads", "factor", factor, low=None))
+    _scale(grads, _number("scale_grads", "factor", factor, low=-LARGEST))
 
 
 # -- what is done to gradients -----------------------------------------------------------------------------------------
@@ -194,18 +195,11 @@ class _About(NamedTuple):
     sizes: Sizes  # of packed ones
 
 
-def _number(name: str, argument: str, value: Any, low: float | None = 0.0) -> Any:
+def _number(name: str, argument: str, value: Any, low: float = 0.0) -> Any:
     """A number as data of type float32, so that a new one does not compile again."""
     if not isinstance(value, jax.core.Tracer):
-        try:
-            number = float(value)
-        except TypeError:
-            number = None
-        if isinstance(value, bool | str) or number is None:
+        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
             raise TypeError(f"{name}: {argument} must be a number; got {value!r}")
-        if not np.isfinite(number) or (low is not None and number < low):
-            raise ValueError(
-                f"{name}: {argument} must be finite{'' if low is None else f' and >= {low:g}'}; got {value!r}"
-            )
+        number = as_number(name, argument, value, low)
         return contexts.number(number) if frames.is_eager() else np.float32(number)
     return value.astype(jnp.float32)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-LARGEST = float(np.finfo(np.float32).max)
+from .checks import LARGEST
+
 NOT_NEGATIVE = (0.0, LARGEST)
 FINITE = (-3.4e38, 3.4e38)
 BELOW_ONE = (0.0, 0.99999994)  # [0, 1): up to the largest float32 below 1

@@ -18,7 +18,8 @@ from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.errors import TraceError
 from ..state.structure import Structure
-from .declaration import LARGEST, NOT_NEGATIVE
+from .checks import range_of
+from .declaration import NOT_NEGATIVE
 
 
 class Hyperparameters:
@@ -107,9 +108,8 @@ class Hyperparameters:
             except (TypeError, ValueError):
                 numbers = np.asarray(math.nan)
             if numbers.shape not in ((), self.members) or not ((low <= numbers) & (numbers <= high)).all():
-                span = f">= {low:g}" if high == LARGEST else f"in [{low:g}, {high:.8g}]"
                 what = "a finite number" if name != "lr" else "a finite number, or a schedule (a function of the step),"
-                raise ValueError(f"{self.owner}: {name} must be {what} {span}; got {value!r}")
+                raise ValueError(f"{self.owner}: {name} must be {what} {range_of(low, high)}; got {value!r}")
 
     def check_length(self, name: str, value: Any) -> None:
         """Raise ValueError for a number where there is a tuple of them, or the other way round."""

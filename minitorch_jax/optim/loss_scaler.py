@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import ref
@@ -19,6 +18,7 @@ from ..state.lending import lend, using
 from ..state.pytree import Builder, Stateful
 from ..state.structure import changed
 from ..state.walk import Node, Walker, join
+from .checks import LARGEST, as_count, as_number
 from .optimizer import Optimizer
 from .scaled_gradients import SKIPPED, TRACKER, backward_scaled, step_all, unscale_all
 
@@ -318,26 +318,14 @@ def _checked(settings: tuple[Any, ...]) -> tuple[float, float, int]:
     return growth, _number("backoff_factor", settings[1], 0.0, 1.0), _count("growth_interval", settings[2], 1)
 
 
-def _number(name: str, value: Any, low: float, high: float = np.inf) -> float:
-    try:
-        with np.errstate(over="ignore"):
-            number = np.nan if isinstance(value, bool | str) else float(np.float32(value))
-    except (TypeError, ValueError):
-        number = np.nan
-    if not low < number < high:
-        span = f"in ({low:g}, {high:g})" if high < np.inf else f"finite and > {low:g}"
-        raise ValueError(f"LossScaler: {name} must be {span}; got {value!r}")
-    return float(value)
+def _number(name: str, value: Any, low: float, high: float = LARGEST) -> float:
+    number = as_number("LossScaler", name, value, low, high, above=True, below=high < LARGEST)
+    as_number("LossScaler", name, float(np.float32(number)), low, high, above=True)  # as which it is computed with
+    return number
 
 
 def _count(name: str, value: Any, low: int) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if not low <= number < 2**31:
-        raise ValueError(f"LossScaler: {name} must be an integer >= {low}; got {value!r}")
-    return number
+    return as_count("LossScaler", name, value, low)
 
 
 def _plain(value: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import jax
 
+from .checks import as_count, as_number, as_one_of
 from .optimizer import Optimizer
 
 _SETTINGS = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
@@ -131,8 +131,12 @@ class ReduceOnPlateau:
             raise ValueError(f"state_dict does not fit ReduceOnPlateau; nothing was loaded: {', '.join(wrong)}")
         settings = _checked({name: state_dict[name] for name in _SETTINGS})
         self._floors(settings["min_lr"])
-        counts = {name: _as_count(name, state_dict[name]) for name in _STATE[1:]}
-        vars(self).update(settings, best=_as_number("best", state_dict["best"], -math.inf, math.inf), **counts)
+        counts = {name: as_count("ReduceOnPlateau", name, state_dict[name]) for name in _STATE[1:]}
+        vars(self).update(
+            settings,
+            best=as_number("ReduceOnPlateau", "best", state_dict["best"], -math.inf, math.inf, what="a number"),
+            **counts,
+        )
 
     def _is_better(self, value: float) -> bool:
         sign = -1.0 if self.mode == "min" else 1.0
@@ -182,38 +186,15 @@ class ReduceOnPlateau:
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as they are kept; ValueError if one is out of its range."""
-    for name, allowed in (("mode", ("min", "max")), ("threshold_mode", ("rel", "abs"))):
-        if settings[name] not in allowed:
-            raise ValueError(
-                f"ReduceOnPlateau: {name} must be {allowed[0]!r} or {allowed[1]!r}; got {settings[name]!r}"
-            )
-    factor = _as_number("factor", settings["factor"])
-    if factor >= 1:
-        raise ValueError(f"ReduceOnPlateau: factor must be in [0, 1); got {settings['factor']!r}")
-    numbers: dict[str, Any] = {name: _as_number(name, settings[name]) for name in ("threshold", "eps")}
+    owner = "ReduceOnPlateau"
+    as_one_of(owner, "mode", settings["mode"], ("min", "max"))
+    as_one_of(owner, "threshold_mode", settings["threshold_mode"], ("rel", "abs"))
+    factor = as_number(owner, "factor", settings["factor"], 0, 1, below=True)
+    numbers: dict[str, Any] = {name: as_number(owner, name, settings[name]) for name in ("threshold", "eps")}
     low = settings["min_lr"]
     several = isinstance(low, list | tuple)
-    numbers["min_lr"] = tuple(_as_number("min_lr", n) for n in low) if several else _as_number("min_lr", low)
-    counts = {name: _as_count(name, settings[name]) for name in ("patience", "cooldown")}
+    numbers["min_lr"] = (
+        tuple(as_number(owner, "min_lr", n) for n in low) if several else as_number(owner, "min_lr", low)
+    )
+    counts = {name: as_count(owner, name, settings[name]) for name in ("patience", "cooldown")}
     return {**settings, "factor": factor, **numbers, **counts}
-
-
-def _as_number(name: str, value: Any, low: float = 0.0, high: float = 3.4e38) -> float:
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not low <= number <= high:
-        span = "a finite number >= 0" if low == 0 else "a number"
-        raise ValueError(f"ReduceOnPlateau: {name} must be {span}; got {value!r}")
-    return number
-
-
-def _as_count(name: str, value: Any) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ValueError(f"ReduceOnPlateau: {name} must be an integer >= 0; got {value!r}")
-    return number

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..declaration import FINITE, LARGEST, Rate, setting
+from ..checks import LARGEST
+from ..declaration import FINITE, Rate, setting
 from ..optimizer import Optimizer
 from .pieces import ascended, decoupled
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LARGEST = float(np.finfo(np.float32).max)
-LAST = int(np.iinfo(np.int32).max)
+from ..checks import LARGEST, as_count, as_number, as_tuple
 
 
 class Schedule:
@@ -43,36 +40,6 @@ class Schedule:
     def _count(self, name: str, low: int = 1) -> int:
         """A field as an int >= low."""
         return as_count(type(self).__name__, name, getattr(self, name), low)
-
-
-def as_number(
-    owner: str, name: str, value: Any, low: float = 0.0, high: float = LARGEST, *, above: bool = False
-) -> float:
-    try:
-        number = math.nan if isinstance(value, bool | str) or np.shape(value) != () else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (low <= number <= high) or (above and number == low):
-        sign = ">" if above else ">="
-        span = f"{sign} {low:g}" if high == LARGEST else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"{owner}: {name} must be a finite number {span}; got {value!r}")
-    return number
-
-
-def as_count(owner: str, name: str, value: Any, low: int) -> int:
-    try:
-        number = low - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = low - 1
-    if not low <= number <= LAST:
-        raise ValueError(f"{owner}: {name} must be an integer in [{low}, {LAST}]; got {value!r}")
-    return number
-
-
-def as_tuple(owner: str, name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise ValueError(f"{owner}: {name} must be a list; got {value!r}")
-    return tuple(value)
 
 
 def as_steps(owner: str, name: str, value: Any, num_parts: int | None = None) -> tuple[int, ...]:

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import LAST
 from .arithmetic import done_and_left, half_cosine, piece, real
-from .base import LAST, Schedule
+from .base import Schedule
 
 
 @dataclass(frozen=True)

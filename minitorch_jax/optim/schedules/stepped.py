@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import as_number, as_tuple
 from .arithmetic import piece, power
-from .base import Schedule, as_number, as_steps, as_tuple
+from .base import Schedule, as_steps
 
 
 @dataclass(frozen=True)
