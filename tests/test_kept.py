@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import sys
 import weakref
 
 import jax.numpy as jnp
@@ -159,7 +158,6 @@ def lambda_of_scan(model, x):
 def test_what_is_defined_anew_in_a_loop_does_not_pile_up(what, monkeypatch):
     """With room for three of each kind, so that a few rounds show what a hundred would."""
     monkeypatch.setattr(Kept.__init__, "__defaults__", (3,))
-    monkeypatch.setattr(sys.modules["minitorch_jax.scan"], "_MOST_SCANS", 3)
     for kept in [plan._updates, plan._rules, train._function.programs]:
         monkeypatch.setattr(kept, "_most", 3)
     run = loops()[what]

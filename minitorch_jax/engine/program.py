@@ -99,6 +99,7 @@ class Program:
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # the gradients that a loss has written; views one by one
         self.structure = Structure()  # of its partition and options
+        self.mark = object()  # stands for the program in a key
         self.now = _Now()
         self.now.traced = traced
         self.inner = traced.inner
@@ -152,7 +153,7 @@ class Program:
             values = self.values_of(list(map(starting_value, lifted)), partition, owned, read)
             before = random_state(followed.generators)
             traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, self.inner)
-            self.compilations.note_draws(before, random_state(followed.generators))
+            self.compilations.note_draws(arguments.objects[0], before, random_state(followed.generators))
             needed = self._partition(traced, followed)
             if not partition.covers(needed):
                 if needed.dropped != partition.dropped:
