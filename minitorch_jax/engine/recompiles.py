@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 import weakref
 from collections import Counter
@@ -19,6 +20,7 @@ from ..state.id_map import IdMap
 from ..state.walk import join, walk_of
 from .arguments import DATA, OBJECT, Arguments
 from .followed import Followed
+from .libraries import top
 from .roots import root_of
 
 MANY = 6  # the number of programs of one function from which on each new one is explained
@@ -178,10 +180,18 @@ class Compilations:
         """Give the warnings that are due: now that the results are stored."""
         remarks, self._remarks = self._remarks, []
         for text in remarks:
-            warnings.warn(text, TracedOnceWarning, stacklevel=5)
+            warnings.warn(text, TracedOnceWarning, stacklevel=_level_of_the_user())
         if self._message is not None:
             message, self._message = self._message, None
-            warnings.warn(message, RecompileWarning, stacklevel=5)
+            warnings.warn(message, RecompileWarning, stacklevel=_level_of_the_user())
+
+
+def _level_of_the_user() -> int:
+    """How many frames up the first one outside of this package is, as `warnings.warn` counts them for the caller of this."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and top(frame.f_globals.get("__name__")) == "minitorch_jax":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _difference(known: list[Description], new: Description) -> tuple[str, frozenset[str]]:
