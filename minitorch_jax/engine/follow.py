@@ -242,7 +242,7 @@ class _Search:
             entries[path] = "partial"
             self.value(fn.func, f"{path}.func", None, depth, rule)
             for i, value in enumerate(fn.args):
-                self.value(value, f"{path}.args[{i}]", None, depth, rule)
+                self.value(value, f"{path}.args[{i}]", item(fn.args, i), depth, rule)
             for name, value in fn.keywords.items():
                 self.value(value, f"{path}.keywords.{name}", item(fn.keywords, name), depth, rule)
             return

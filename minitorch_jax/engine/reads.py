@@ -16,7 +16,7 @@ from .followed import Followed
 from .kept_with import kept_for
 from .libraries import is_library
 from .program import Partition
-from .roots import ARGUMENT, CLOSURE, DEFAULT, GLOBAL, Held, Outline, Root, root_of
+from .roots import ARGUMENT, CLOSURE, GLOBAL, Held, Outline, Root, root_of
 from .watch import BINARY, GONE, Place, Watch
 from .watch import itself as nothing
 
@@ -147,7 +147,7 @@ class _SortedOut:
         key = root.kind, root.key
         if self.is_function and CLOSURE <= root.kind <= GLOBAL:
             mine = [path for path, place in arrays.items() if place is root.place]
-            if root.kind == DEFAULT or mine or any(place is root.place for place in places):
+            if mine or any(place is root.place for place in places):
                 self.compared.add(key)
                 if root.kind == GLOBAL:
                     self.names[root.key] = None

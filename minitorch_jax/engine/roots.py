@@ -39,7 +39,7 @@ def roots_of(fn: types.FunctionType) -> Iterator[Root]:
             continue
         yield Root(CLOSURE, name, value, Place(contents, variable, None, value))
     for i, value in enumerate(fn.__defaults__ or ()):
-        yield Root(DEFAULT, i, value, None)
+        yield Root(DEFAULT, i, value, item(fn.__defaults__, i))
     for name, value in (fn.__kwdefaults__ or {}).items():
         yield Root(KEYWORD, name, value, item(fn.__kwdefaults__, name))
     names = names_in(fn.__code__)
