@@ -202,3 +202,48 @@ def test_every_layer_can_be_part_of_a_key():
     for act in (nn.functional.relu, nn.functional.relu, jnp.tanh):
         call(Net(act), X)
     assert call.num_compiles == 2
+
+
+@pytest.mark.parametrize("what", ["models", "rules", "functions", "lambdas"])
+@pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning")
+def test_what_is_defined_again_takes_the_place_of_what_was_before(what):
+    """As in a notebook, long before the bounds are reached."""
+    scope = {"mt": mt, "matrix": matrix, "X": X, "loss_of": loss_of, "train": train, "optim": optim, "stepped": stepped}
+    run = compile(DEFINED_AGAIN[what], "<cell>", "exec")
+    again = compile(DEFINED_AGAIN[what] + "\n", "<another cell>", "exec")
+    counts = []
+    for code in [run, again] * 3 if what != "lambdas" else [run] * 6:
+        exec(code, scope)
+        counts.append(program_count())
+    assert counts[-1] <= counts[1]
+
+
+DEFINED_AGAIN = {
+    "models": """class Net(mt.Module):
+    def __init__(self):
+        self.inner = matrix()
+    def forward(self, x):
+        return self.inner(x)
+net = Net()
+opt = optim.SGD([net])
+train(net, opt, loss_of, X)
+opt.zero_grad()
+mt.backward(loss_of, net, X)""",
+    "rules": """class Rule(mt.Optimizer):
+    @staticmethod
+    def update(p, g, s, h):
+        return p - h.lr * g, s
+stepped(Rule([matrix()], lr=0.1), X)""",
+    "functions": """model = matrix()
+def loss(x):
+    return (model(x) ** 2).mean()
+mt.backward(loss, X)
+step = mt.jit(loss)
+step(X)
+mt.scan(loss, X[None])""",
+    "lambdas": """model = matrix()
+for _ in range(10):
+    mt.backward(lambda x: (model(x) ** 2).mean(), X)
+    mt.jit(lambda x: (model(x) ** 2).mean())(X)
+    mt.scan(lambda x: (model(x) ** 2).mean(), X[None])""",
+}

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..module import random
@@ -307,6 +308,8 @@ class Function:
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
                     program = Program(self.name, self.purpose, self.compilations, traced, lifted, donated, followed)
+                    program.classes = frozenset(chain.from_iterable(walk.spec.classes() for walk in walks))
+                    self._drop_of_old_classes(program)
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
             binding.reads = Reads(args.fn, followed, reached.found, binding.partition)
@@ -315,6 +318,17 @@ class Function:
             kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
             _keep(binding, bindings, kept[0])
             return binding
+
+    def _drop_of_old_classes(self, new: Program) -> None:
+        """Let programs go whose objects have gone, and of which a class has been defined again, as in a notebook."""
+        now = {(cls.__module__, cls.__qualname__): cls for cls in new.classes}
+        used = {binding.program for binding in list(self.bound)}
+
+        def is_old(program: Program) -> bool:
+            again = any(now.get((cls.__module__, cls.__qualname__), cls) is not cls for cls in program.classes)
+            return again and program not in used
+
+        self.programs.drop(lambda entry: all(map(is_old, entry.value)))
 
     def _traced(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
         """Trace a call, add to its objects what the trace has met; note what values the function itself has changed."""

@@ -38,11 +38,16 @@ class Functions:
         return self._of_owner(fn)
 
     def _of_code(self, fn: types.FunctionType) -> Any:
-        code = fn.__code__
+        code, name = fn.__code__, (fn.__module__, fn.__qualname__)
         with self._lock:
-            known = self._by_code.get(Same(code))
+            known, _ = self._by_code.get(Same(code)) or _NOTHING
             if known is None:
-                known = self._by_code.set(Same(code), self._make(fn))
+                known = self._make(fn)
+                if (
+                    "<" not in fn.__qualname__
+                ):  # defined again, as in a notebook: the function before lies with its users
+                    self._by_code.drop(lambda entry: entry.value[1] == name)
+                self._by_code.set(Same(code), (known, name))
         kept_for(fn)[self] = code, known  # type: ignore[index]  # a function can keep things
         return known
 

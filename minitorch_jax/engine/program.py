@@ -99,6 +99,7 @@ class Program:
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # the gradients that a loss has written; views one by one
         self.structure = Structure()  # of its partition and options
+        self.classes: frozenset[type] = frozenset()  # of the objects
         self.mark = object()  # stands for the program in a key
         self.now = _Now()
         self.now.traced = traced
@@ -222,7 +223,7 @@ class Binding:
         self.cells = lifted
         self.stored = stored_cells(lifted)
         self.looked: object = None  # see `habits.look`
-        self.reads: Any = None  # what the function reads by name (`shortcut.Reads`), as long as there is the function
+        self.reads: Any = None  # what the function reads by name (`reads.Reads`), as long as there is the function
         self.regroup()
 
     def regroup(self) -> None:
