@@ -268,7 +268,7 @@ def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
     """`trace_with_all` within a run, but for what an earlier run of the same program has traced with inputs like these.
 
     What is around a loss may be traced again, when there are gradients already to which its own are to be added, say. The
-    user's code is not.
+    user's code is not, unless it reads arrays by name: those may have been rebound since.
     """
     frame: Any = frames.local.frame
     if frame is None or frame.inner is None:
@@ -283,7 +283,9 @@ def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
         return known, lifted
     traced, found = trace_with_all(args, purpose)
     repeats = found == lifted and not traced.changes_statics and not any(traced.settings)
-    if repeats and not any(isinstance(constant, jax.core.Tracer) for constant in traced.constants):
+    if repeats and not any(
+        isinstance(constant, jax.Array) for constant in traced.constants
+    ):  # others may be there then
         frame.inner[key] = traced
     return traced, found
 
