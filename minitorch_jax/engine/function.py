@@ -52,7 +52,7 @@ class Latest(threading.local):
         self.compiled = 0  # how many programs were compiled since this was set to 0
 
     def turn(self, number: int) -> None:
-        """Take the bindings of another number; a new one tries the last. (Whether one is right for a call, it knows itself.)"""
+        """Take the bindings of another number; a new one tries the last. (A binding knows whether it is right.)"""
         if len(self.others) >= _MOST_OTHERS:
             self.others.clear()
         self.others[self.number] = self.bindings

@@ -273,11 +273,12 @@ def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
     frame: Any = frames.local.frame
     if frame is None or frame.inner is None:
         return trace_with_all(args, purpose)
+    frame.losses += 1
     lifted, _ = unique_cells([walk_of(obj) for obj in args.objects], purpose.gradients)
     if any(cell not in frame.values for cell in lifted):
         return trace_with_all(args, purpose)
     inputs = jax.tree.leaves((list(map(starting_value, lifted)), args.data))
-    key = frames.places_of(lifted), tuple(map(jax.typeof, inputs))
+    key = frame.losses, frames.places_of(lifted), tuple(map(jax.typeof, inputs))
     known = frame.inner.get(key)
     if known is not None:
         return known, lifted
