@@ -15,7 +15,8 @@ import numpy as np
 from .engine import plain
 from .engine.arguments import Arguments, Static, unfold, unwrap_output, wrap_output
 from .engine.closures import stateful_objects
-from .engine.function import Function, Functions
+from .engine.function import Function
+from .engine.kept_with import Functions
 from .engine.tracing import Purpose, Settings, Traced, free_zeros, paths_of, settle, touch_all, trace_once
 from .module import random
 from .module.module import Module
@@ -195,7 +196,7 @@ def _differentiate(
 ) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
     """Within a trace: loss, aux, gradients by parameter, and the objects. What the loss changes is written to the cells."""
     call = Arguments(fn, args, kwargs)
-    call.objects += [*stateful_objects(fn)[0], random.current()]
+    call.objects += [*stateful_objects(fn).objects, random.current()]
     purpose = Purpose(_checking(name, has_aux))
     if plain.is_plain():
         loss, aux, grads, changes = plain.value_and_grad(call, purpose)

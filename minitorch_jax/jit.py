@@ -5,15 +5,20 @@ from __future__ import annotations
 import inspect
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from .engine.arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
-from .engine.function import Function, kept_for
+from .engine.function import Function
+from .engine.kept_with import Functions, kept_for
+from .engine.libraries import is_library
 from .engine.tracing import Purpose
+from .runtime.bounded_cache import Kept
 from .state.containers import holds_state
 from .state.frame import is_eager
 from .state.undo import all_or_nothing
@@ -57,10 +62,8 @@ class Jitted:
             options.static_nums or options.static_names or options.donate_nums or options.donate_names
         )
         target = _arranged(self._fn) if self._arranges else self._fn
-        count = _count_donated if options.donate_nums or options.donate_names else None
-        purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads, statics=False)
-        self._target, self._function = target, Function(target, purpose, count)
-        self._function.name = self._function.compilations.name = getattr(fn, "__name__", type(fn).__name__)
+        self._target, self._function = target, _function_for(fn, self._fn, options)
+        self._tally, self._me = _Tally(self._function), weakref.ref(self)
         self._changes_args = self._arranges or bool(self._before or self._kwargs)
         self._warned = False
 
@@ -69,7 +72,11 @@ class Jitted:
             return all_or_nothing(self.__wrapped__)(*args, **kwargs)  # part of the program that is being traced
         if self._changes_args:
             args, kwargs = self._arrange(args, kwargs)
+        latest = self._function.latest
+        latest.caller = self._me
         (out,), binding = self._function.run(self._target, args, kwargs)
+        if latest.compiled or (self._function.is_shared and binding is not None):
+            self._tally.add(binding, args, kwargs)
         if self._function.met and not self._warned:
             self._warn_of_met()
         return self._unwrap(out, args, kwargs) if binding is not None and binding.program.wraps else out
@@ -84,12 +91,15 @@ class Jitted:
     @property
     def num_compiles(self) -> int:
         """How many programs have been compiled: one for each structure, shape and dtype."""
-        return self._function.compilations.count
+        return self._tally.count
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The program for these arguments, not run: `.as_text()`, `.compile().cost_analysis()`; see `jax.stages`."""
         args, kwargs = self._arrange(args, kwargs)
-        return self._function.lower(self._target, args, kwargs)
+        self._function.latest.caller = self._me
+        lowered: jax.stages.Lowered = self._function.lower(self._target, args, kwargs)
+        self._tally.add(None, args, kwargs)
+        return lowered
 
     def _arrange(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the compiled function takes them: static ones marked, those to be donated first."""
@@ -119,6 +129,55 @@ class Jitted:
         )
 
     __name__: str
+
+
+class _Tally:
+    """How many programs one `Jitted` has. Others made from the same code may have compiled some of them."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._compiled = 0
+        self._taken = 0  # programs that another has compiled
+        self._known: set[Any] = set()  # for which program and data the calls were
+
+    @property
+    def count(self) -> int:
+        return self._compiled + self._taken
+
+    def add(self, binding: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count what a call has compiled, or run for the first time."""
+        compiled, self._function.latest.compiled = self._function.latest.compiled, 0
+        self._compiled += compiled
+        if binding is not None:
+            leaves = jax.tree.leaves((args, kwargs), is_leaf=holds_state)
+            data = [leaf if isinstance(leaf, jax.Array | np.ndarray | np.generic) else type(leaf) for leaf in leaves]
+            key = binding.program.mark, *[(a, None) if isinstance(a, type) else (a.shape, a.dtype) for a in data]
+            if key not in self._known:
+                self._known.add(key)
+                self._taken += not compiled
+
+
+def _function_for(fn: Any, inner: Any, options: _Options) -> Function:
+    """The programs of a function: those of its code, if it is the user's own (a lambda or a local function, say)."""
+
+    def make() -> Function:
+        count = _count_donated if options.donate_nums or options.donate_names else None
+        purpose = Purpose(wrap_output, gradients=True, keep_grads=options.keep_grads, statics=False)
+        function = Function(fn, purpose, count)
+        function.name = function.compilations.name = getattr(fn, "__name__", type(fn).__name__)
+        return function
+
+    if isinstance(fn, types.MethodType) or type(inner) is not types.FunctionType or is_library(inner.__module__):
+        return make()
+    kept: Kept = _functions.get(inner)
+    known: Function | None = kept.get(options)
+    if known is None:
+        return kept.set(options, make())
+    known.is_shared = True
+    return known
+
+
+_functions = Functions(lambda _: Kept())  # of each function, by options
 
 
 def _arranged(fn: Any) -> Callable[..., Any]:

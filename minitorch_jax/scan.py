@@ -11,9 +11,11 @@ import numpy as np
 
 from .engine import closures, plain
 from .engine.arguments import Arguments, unwrap_output, wrap_output
-from .engine.function import Function, Functions
+from .engine.function import Function
+from .engine.kept_with import Functions
 from .engine.tracing import Purpose, Traced, paths_of, touch_all, trace_with_all
 from .module import random
+from .runtime.bounded_cache import Kept
 from .runtime.memory import owned_data
 from .state import access
 from .state.containers import holds_state
@@ -64,12 +66,8 @@ def scan(
         return _scan(fn, stacked, length, unroll, keep_grads)
     empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
     key = length, unroll, keep_grads, empty
-    scans: dict[Any, Function] = _scans.get(fn)
-    function = scans.get(key)
-    if function is None:
-        for oldest in list(scans)[: 1 - _MOST_SCANS]:
-            del scans[oldest]
-        function = scans[key] = _make_scan(keep_grads, fn)
+    scans: Kept = _scans.get(fn)
+    function: Function = scans.get(key) or scans.set(key, _make_scan(keep_grads, fn))
 
     def target(*stacked: Any) -> Any:
         return _scan(fn, stacked, length, unroll, keep_grads)
@@ -83,10 +81,7 @@ def scan(
     )
 
 
-_scans: Any = Functions(lambda _: {})  # of each function, by length and options
-
-
-_MOST_SCANS = 64
+_scans = Functions(lambda _: Kept())  # of each function, by length and options
 
 
 def _make_scan(keep_grads: bool, fn: Any) -> Function:
@@ -107,7 +102,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
             return plain.loop(fn, call, arrays, length)
         with jax.disable_jit(False):  # what a step would return, only a trace can tell
             return _scan(fn, stacked, length, unroll, keep_grads)
-    call.objects += closures.stateful_objects(fn)[0]
+    call.objects += closures.stateful_objects(fn).objects
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
     purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)

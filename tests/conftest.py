@@ -21,6 +21,8 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.engine.kept_with import Functions
+from minitorch_jax.runtime.bounded_cache import Kept
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -83,6 +85,15 @@ def few_programs():
     """Forget them within a file too, where it makes very many."""
     yield
     PROGRAMS.forget_if_grown(2**30 * 3 // 2)
+
+
+@pytest.fixture(autouse=True)
+def own_programs(monkeypatch):
+    """A test counts what it compiles itself: local functions of the same code, made by tests before it, share programs."""
+    autograd, scan, jit = (sys.modules[f"minitorch_jax.{name}"] for name in ("autograd", "scan", "jit"))
+    for functions in (*autograd._backward, *autograd._gradients, scan._scans):
+        monkeypatch.setattr(functions, "_by_code", Kept())
+    monkeypatch.setattr(jit, "_functions", Functions(jit._functions._make))  # those of a test's module, too
 
 
 @pytest.fixture(autouse=True)

@@ -400,31 +400,43 @@ def test_one_loss_for_many_models_is_no_cause_for_a_warning() -> None:
                 mt.backward(my_loss, model, 1.0)
 
 
-def test_a_loss_made_anew_at_each_call_is_explained() -> None:
-    model, scale = Scale(), np.float32(2.0)
+def test_a_loss_made_anew_at_each_call_compiles_once() -> None:
+    model, scale = Scale(), jnp.float32(2.0)
 
-    def call(i: int) -> Any:
+    def call() -> Any:
         model.zero_grad()
         return mt.backward(lambda x: model(x) * scale, 1.0)
 
-    for i in range(5):
-        assert warned(lambda i=i: call(i)) == [], i
-    (message,) = warned(lambda: call(5))
-    assert "is a new function at each call" in message
-    assert f"{__file__}:" in message
-    assert "Define it once" in message
-    assert "model, scale as arguments" in message
-    assert "6th" in message
-    assert len(warned(lambda: call(6))) == 1
+    with compilations() as found:
+        assert [warned(call) for _ in range(8)] == [[]] * 8
+    assert len(found) == 1
 
 
-def test_a_compiled_function_made_anew_at_each_call_is_explained() -> None:
+def test_a_number_in_a_loss_made_anew_at_each_call_is_explained() -> None:
+    """From the second time on, and then less and less often."""
+    model = Scale()
+
+    def call(scale: float) -> Any:
+        model.zero_grad()
+        return mt.backward(lambda x: model(x) * scale, 1.0)
+
+    messages = [warned(lambda i=i: call(float(i))) for i in range(26)]
+    assert [i + 1 for i, found in enumerate(messages) if found] == [3, 4, 5, 6, 7, 12, 24]
+    assert "scale went from 1.0 to 2.0. The code reads it by name" in messages[2][0]
+    assert "scale went from 4.0 to 5.0. It has 6 programs" in messages[5][0]
+
+
+def test_a_compiled_function_made_anew_at_each_call_compiles_once() -> None:
     model = Scale()
 
     def call() -> Any:
-        return mt.jit(lambda model, x: model(x))(model, 1.0)
+        compiled = mt.jit(lambda model, x: model(x))
+        compiled(model, 1.0)
+        assert compiled.num_compiles == 1
 
-    assert [len(warned(call)) for _ in range(7)] == [0, 0, 0, 0, 0, 1, 1]
+    with compilations() as found:
+        assert [warned(call) for _ in range(7)] == [[]] * 7
+    assert len(found) == 1
 
 
 def test_functions_of_different_models_are_no_cause_for_a_warning() -> None:

@@ -505,10 +505,11 @@ def test_an_equal_value_is_compared_once() -> None:
     call = mt.jit(lambda x: x + k)
     call(jnp.ones(3))
     k = float("12345.5")  # another object
-    short = call._function.latest.shortcut
-    assert short is not None and not short.binding().reads.watch.rebound()
+    binding = call._function.latest.bindings[0]()
+    quick = binding.quick
+    assert binding.reads.values_if_same(call._target) is not None
     call(jnp.ones(3))
-    assert call._function.latest.shortcut is short and call.num_compiles == 1
+    assert call._function.latest.bindings[0]().quick is quick and call.num_compiles == 1
 
 
 def test_batches_that_are_rebound_are_inputs() -> None:
@@ -536,9 +537,9 @@ def test_one_of_ten_thousand_arrays_is_one_input() -> None:
     model = Scale()
     call = mt.jit(lambda: model.weight + holder.array7 + holder.many[9998] + holder.named["a5"])  # type: ignore[attr-defined]
     np.testing.assert_array_equal(call(), np.full(3, 1.0 + 7 + 9998 + 5))
-    short = call._function.latest.shortcut
-    assert len(short.binding().reads.inputs) == 3
-    assert len(short.binding().reads.watch) < 40
+    reads = call._function.latest.bindings[0]().reads
+    assert len(reads.partition.named) == 3
+    assert len(reads._own.watch) + sum(len(part().watch) for part in reads._parts) < 40
     holder.many[9998] = jnp.full(3, 100, jnp.float32)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(call(), np.full(3, 1.0 + 7 + 100 + 5))
     assert call.num_compiles == 1

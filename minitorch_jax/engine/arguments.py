@@ -31,7 +31,7 @@ class Fixed:
         return hash(self.value)
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        """What stands for it in a key that keeps no functions alive; see `bounded_cache.py`."""
         value = weaken(self.value)
         return self if value is self.value else (Fixed, value)
 

@@ -2,7 +2,7 @@
 
 `loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
 globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest. Plain values
-that a function reads by name are found in `followed.py`.
+that a function reads by name are found in `follow.py`.
 """
 
 from __future__ import annotations
@@ -12,30 +12,36 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..state.containers import holds_state
+from .code_names import Names, names_in
 from .libraries import is_library, is_namespace, is_users_code, is_wrapper
-from .watch import Place, contents, getter, item, items, itself, length
+from .roots import GLOBAL, Slices, root_of, roots_of
+from .watch import Place, getter, item, items, itself, length
 
 _FUNCTIONS: Any = types.FunctionType | types.MethodType | functools.partial
 _DEPTH = 4
 
 
-def search(fn: Any) -> list[Place]:
-    """Where `fn` finds modules and optimizers, and what leads to them."""
-    found: list[Place] = []
-    _function(fn, found, {id(fn): False}, 0)  # whoever watches may not hold it
-    return found
+class Found(NamedTuple):
+    """The modules and optimizers that a function reaches, each once, and the places that lead to them."""
+
+    objects: list[Any]
+    places: list[Place]
+    slices: Slices  # of the places, by root
 
 
-def stateful_objects(fn: Callable[..., Any]) -> tuple[list[Any], list[Place]]:
-    """The modules and optimizers that `fn` reaches by name, each once, and the places that lead to them."""
-    places = search(getattr(fn, "stands_for", fn))  # a wrapper of ours: what it reaches is the user's
-    return list({id(place.was): place.was for place in places if holds_state(place.was)}.values()), places
+def stateful_objects(fn: Callable[..., Any]) -> Found:
+    """What `fn` reaches by name."""
+    fn = root_of(fn)
+    places: list[Place] = []
+    slices = Slices()
+    _function(fn, places, {id(fn): False}, 0, slices)  # whoever watches may not hold it
+    return Found(list({id(p.was): p.was for p in places if holds_state(p.was)}.values()), places, slices)
 
 
-def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int, slices: Slices | None = None) -> None:
     if isinstance(fn, functools.partial):
         for value in (fn.func, *fn.args, *fn.keywords.values()):
             _value(value, None, found, seen, depth)
@@ -53,24 +59,21 @@ def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int) ->
         fn = type(fn).__call__
     if not isinstance(fn, types.FunctionType) or is_library(fn.__module__, fn.__code__):
         return
-    for variable in fn.__closure__ or ():
-        try:
-            value = variable.cell_contents
-        except ValueError:  # not yet bound
-            continue
-        _value(value, Place(contents, variable, None, value), found, seen, depth)
-    for value in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()):
-        _value(value, None, found, seen, depth)
-    names = dict.fromkeys(
-        _names(fn.__code__)
-    )  # in the same order in every process, so that JAX finds its programs again
-    for name in [name for name in names if name in fn.__globals__]:
-        value = fn.__globals__[name]
-        if not isinstance(value, types.ModuleType):
-            _value(value, item(fn.__globals__, name), found, seen, depth)
-        elif not is_library(value.__name__):
-            for inner in [name for name in names if name in vars(value)]:
-                _value(vars(value)[inner], item(vars(value), inner), found, seen, depth)
+    for root in roots_of(fn):
+        before = len(found)
+        if root.kind < GLOBAL or not isinstance(root.value, types.ModuleType):
+            _value(root.value, root.place, found, seen, depth)
+        elif not is_library(root.value.__name__):
+            _module(root.value, names_in(fn.__code__), found, seen, depth)
+        if slices is not None and len(found) > before:
+            slices.add(root, found[before:], {})
+
+
+def _module(module: Any, names: Names, found: list[Place], seen: dict[int, bool], depth: int) -> None:
+    """What a function names in a module of the user's."""
+    namespace = vars(module)
+    for name in sorted([name for name in namespace if names.may_be_attribute(name)]):
+        _value(namespace[name], item(namespace, name), found, seen, depth)
 
 
 def _value(value: Any, place: Place | None, found: list[Place], seen: dict[int, bool], depth: int) -> None:
@@ -128,10 +131,3 @@ def _attributes(value: Any) -> Iterator[Place]:
 
 def _is_looked_into(cls: Any) -> bool:
     return is_users_code(cls) or is_namespace(cls) or hasattr(cls, "_leads_to_state")
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

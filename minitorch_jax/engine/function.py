@@ -6,12 +6,11 @@ A call is bound to cells once per object; after that it compares, gathers, and c
 from __future__ import annotations
 
 import threading
-import types
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..module import random
@@ -19,7 +18,6 @@ from ..runtime import interrupts
 from ..runtime.bounded_cache import Kept, Weaken
 from ..runtime.memory import owned_data
 from ..state.cell import Cell, get_stored, is_concrete
-from ..state.id_map import IdMap
 from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
 from ..state.structure import Snapshot, process
 from ..state.walk import Walk, walk_of
@@ -27,51 +25,62 @@ from . import closures
 from .arguments import OBJECT, Arguments
 from .call_and_store import FirstRun
 from .donation import safe_to_donate
-from .followed import Followed, follow, random_state
+from .follow import follow
+from .followed import Followed, random_state
+from .kept_with import kept_for
 from .plain import all_or_nothing, arrays_of, is_plain
 from .program import Binding, Program, Repartition
+from .reads import Reads
 from .recompiles import Compilations
+from .roots import root_of, settings_of
 from .sharding import join_mesh, placement
-from .shortcut import Reads, quick_call
+from .shortcut import quick_call
 from .tracing import Met, Purpose, Traced, settle, trace_with_all, unique_cells
-from .watch import Place, Watch
+from .watch import Watch
 
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
 
 
 class Latest(threading.local):
-    """Weak references to the bindings of a thread's last calls, the very last first: models may take turns."""
+    """The last calls of a function in this thread."""
 
     def __init__(self) -> None:
-        self.bindings: list[weakref.ref[Binding]] = []
+        self.number = 0  # stands for the function object, or the object, that was called last
+        self.bindings: list[weakref.ref[Binding]] = []  # of the last calls, the very last first: models may take turns
+        self.others: dict[int, list[weakref.ref[Binding]]] = {}  # those of other numbers
+        self.caller: Callable[[], Any] | None = None  # a reference to what `mt.jit` made of the function
+        self.compiled = 0  # how many programs were compiled since this was set to 0
+
+    def turn(self, number: int) -> None:
+        """Take the bindings of another number; a new one tries the last. (A binding knows whether it is right.)"""
+        if len(self.others) >= _MOST_OTHERS:
+            self.others.clear()
+        self.others[self.number] = self.bindings
+        self.number, self.bindings = number, self.others.get(number, self.bindings)
 
     def note(self, binding: Binding) -> None:
         reference = weakref.ref(binding)
         others = [other for other in self.bindings if other is not reference]
         self.bindings = [reference, *others[: _MOST_LATEST - 1]]
 
+    def clear(self) -> None:
+        self.others.clear()
+        self.bindings = []
 
-_MOST_LATEST = 4
 
-
-class _Found(NamedTuple):
-    """What a function reaches by closure, found by name. One object, so that a thread sees both parts old or both new."""
-
-    watch: Watch
-    objects: list[Any]
-    places: list[Place]
+_MOST_LATEST, _MOST_OTHERS = 4, 32
 
 
 class _Reached(NamedTuple):
     """What a call reaches besides its arguments."""
 
-    places: list[Place]
+    found: closures.Found
     stream: random.Stream
     met: list[Any]  # weak references to what only a trace could find
 
 
 class Function:
-    """A function of the user's, and its programs."""
+    """A function of the user's, and its programs. All function objects that are made from the same code share it."""
 
     def __init__(
         self,
@@ -86,29 +95,36 @@ class Function:
         self.wrap = wrap  # makes what is compiled of the user's function and its name: to keep it would make a cycle
         self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
         self.programs = Kept()  # lists: of one key, those that read other arrays by name
-        self.compilations = Compilations(self.name, per_object)
+        self.latest = Latest()
+        self.compilations = Compilations(self.name, per_object, self.latest)
+        self.is_shared = False  # by several that count their programs
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
-        self.latest = Latest()
         self.met: list[Any] = []  # weak references to what only a trace could find
         self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()
         self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
-        self.found: _Found | None = None  # made at the first call: names may be bound after the function is defined
 
     def __del__(self) -> None:
         for binding in list(self.bound):  # they may live as long as their modules, and would keep what was read
             binding.reads = binding.quick = None
 
-    def look(self, fn: Callable[..., Any]) -> _Found:
-        """Find by name what `fn` reaches by closure."""
-        objects, places = closures.stateful_objects(fn)
-        self.found = found = _Found(Watch(places), objects, places)
+    def find(self, fn: Callable[..., Any], again: bool = False) -> closures.Found:
+        """Find by name what `fn` reaches by closure; with `again`, even if nothing seems to have changed."""
+        fn = root_of(fn)
+        kept = kept_for(getattr(fn, "__self__", fn))
+        key = _FOUND, getattr(fn, "__func__", None)
+        if kept is not None and key in kept and not again:
+            found, watch = kept[key]
+            if not watch.rebound():
+                return found
+        found = closures.stateful_objects(fn)
+        if kept is not None:
+            kept[key] = found, Watch(found.places)  # one object, so that a thread sees both parts old or both new
         return found
 
     def follow(self, args: Arguments) -> Followed:
         """Find what a call reads by name, besides modules and optimizers."""
-        fn = getattr(args.fn, "stands_for", args.fn)  # a wrapper of ours: what it reads is the user's
-        return follow(fn, args.statics(), args.objects, self.own_changes)
+        return follow(root_of(args.fn), args.statics(), args.objects, self.own_changes)
 
     def _follow_again(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reached: list[Any]) -> Followed:
         """What a call that is about to be traced reads by name."""
@@ -116,15 +132,21 @@ class Function:
         call.objects += reached
         return self.follow(call)
 
-    def run(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
-        """Call `fn`'s program for these arguments and store its results; gives the other results, and the binding.
+    def run(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = 0
+    ) -> tuple[list[Any], Binding | None]:
+        """Call `fn`'s program for these arguments and store its results; returns the other results, and the binding.
 
+        Calls of one `number` are much alike: by default, those of one function object.
         Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
         """
-        for reference in self.latest.bindings:
+        latest, number = self.latest, number or id(fn)
+        if latest.number != number:
+            latest.turn(number)
+        for reference in latest.bindings:
             binding = reference()
             if binding is not None and binding.quick is not None:
-                results = binding.quick(args, kwargs)
+                results = binding.quick(fn, args, kwargs)
                 if results is not None:
                     return results, binding
         return self._run_slowly(self._wrapped(fn), args, kwargs)
@@ -217,7 +239,7 @@ class Function:
         with self.lock:
             self.programs.drop(lambda entry: program in entry.value)
             self.token = object()
-            self.latest.bindings = []
+            self.latest.clear()
 
     def _bind(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -234,31 +256,30 @@ class Function:
         binding: Any = walks[0].bindings.get(key)
         named = None
         if binding is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
-            if binding.reads is not None and not binding.reads.rebound():
-                named = self._read(binding)
+            if binding.reads is not None and (values := binding.reads.values_if_same(fn)) is not None:
+                named = self._read(binding, values)
         while named is None:  # more than once only if another thread rebinds an array at this moment
             binding = self._bind_slowly(call, reached, walks)
             walks = [walk_of(obj) for obj in call.objects]
-            named = self._read(binding)
+            values = binding.reads.values_if_same(fn)
+            named = None if values is None else self._read(binding, values)
         if not reached.met and not self.met:
             snapshot = _snapshot(version, walks, binding.program)
             binding.quick = quick_call(call, args, kwargs, reached.stream, binding, snapshot)
             self.latest.note(binding)
         return binding, (*call.data, *named), call.objects[own:]
 
-    def _read(self, binding: Binding) -> tuple[Any, ...] | None:
+    def _read(self, binding: Binding, values: list[Any]) -> tuple[Any, ...] | None:
         """The arrays that a bound program reads by name; None if it has to be bound anew."""
         partition = binding.program.version[1]
         if binding.partition is not partition:
             binding.regroup()
-        named: tuple[Any, ...] | None = binding.reads.fetch() if binding.reads.partition is partition else None
+        named: tuple[Any, ...] | None = binding.reads.fetch(values) if binding.reads.partition is partition else None
         return named
 
     def add_reached(self, args: Arguments) -> _Reached:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
-        found = self.found
-        if found is None or found.watch.rebound():
-            found = self.look(args.fn)
+        found = self.find(args.fn)
         args.objects += found.objects
         stream = random.current()
         if stream.is_committed():
@@ -268,7 +289,7 @@ class Function:
         if self.met:  # nothing but a trace can tell whether these are still the ones
             trace_with_all(args, self.purpose, met)
             self.met = met
-        return _Reached(found.places, stream, met)
+        return _Reached(found, stream, met)
 
     def _bind_slowly(self, args: Arguments, reached: _Reached, walks: list[Walk]) -> Binding:
         with self.lock:
@@ -287,14 +308,27 @@ class Function:
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
                     program = Program(self.name, self.purpose, self.compilations, traced, lifted, donated, followed)
+                    program.classes = frozenset(chain.from_iterable(walk.spec.classes() for walk in walks))
+                    self._drop_of_old_classes(program)
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
-            binding.reads = Reads(followed, reached.places, binding.partition, _keeper(args))
+            binding.reads = Reads(args.fn, followed, reached.found, binding.partition)
             self.bound.add(binding)
             bindings, kept = walks[0].bindings, list[Any]()
             kept.append(self._binding_key(args, lambda _: bindings.pop(kept[0], None)))
             _keep(binding, bindings, kept[0])
             return binding
+
+    def _drop_of_old_classes(self, new: Program) -> None:
+        """Let programs go whose objects have gone, and of which a class has been defined again, as in a notebook."""
+        now = {(cls.__module__, cls.__qualname__): cls for cls in new.classes}
+        used = {binding.program for binding in list(self.bound)}
+
+        def is_old(program: Program) -> bool:
+            again = any(now.get((cls.__module__, cls.__qualname__), cls) is not cls for cls in program.classes)
+            return again and program not in used
+
+        self.programs.drop(lambda entry: all(map(is_old, entry.value)))
 
     def _traced(self, args: Arguments, reached: _Reached, followed: Followed) -> tuple[Traced, list[Cell], Followed]:
         """Trace a call, add to its objects what the trace has met; note what values the function itself has changed."""
@@ -302,9 +336,9 @@ class Function:
             draws = random_state(followed.generators)
             met = reached.met
             traced, lifted = trace_with_all(args, self.purpose, met)
-            self.compilations.note_draws(draws, random_state(followed.generators))
+            self.compilations.note_draws(args.objects[0], draws, random_state(followed.generators))
             if met:
-                found = self.look(args.fn)  # by now it may be found by name
+                found = self.find(args.fn, again=True)  # by now it may be found by name
                 if {id(ref()) for ref in met} <= {id(obj) for obj in found.objects}:
                     met.clear()
                     args.objects[:] = [*args.objects[: args.template.count(OBJECT)], *found.objects, reached.stream]
@@ -326,12 +360,13 @@ class Function:
     def _binding_key(self, args: Arguments, gone: Callable[[Any], Any] | None = None) -> Any:
         """Of calls of which the last binding is kept. Threads have other streams, so each has a binding of its own.
 
+        Functions of the same code that close over other numbers or functions have other programs, and may take turns.
         `gone` is called when a static argument of the call has gone, which the key does not keep.
         """
         template: Any = args.template
         if any([type(code) is tuple for code in template]):
             template = Weaken(gone)(template)
-        return self.token, args.treedef, template, threading.get_ident()
+        return self.token, args.treedef, template, threading.get_ident(), settings_of(root_of(args.fn))
 
     def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:
         """What a program is compiled for, apart from shapes and dtypes of data."""
@@ -363,26 +398,14 @@ def _keep(binding: Binding, bindings: dict[Any, Binding], key: Any) -> None:
     for other, known in list(bindings.items()):
         if any(walk() is None for walk in known.walks):
             bindings.pop(other, None)
-    if len(bindings) >= _MAX_BINDINGS:
-        bindings.clear()
+    while len(bindings) >= _MAX_BINDINGS:
+        bindings.pop(next(iter(bindings), None), None)
     bindings[key] = binding
 
 
+_FOUND = "found"
 _MAX_BINDINGS = 64
 _MAX_TRACES = 3
-
-
-def _keeper(args: Arguments) -> Any:
-    """Where a function or method that is a static argument keeps what calls read by way of it: it goes with that."""
-    for value in args.statics():
-        if isinstance(value, types.FunctionType | types.MethodType):
-            kept = kept_for(getattr(value, "__self__", value))
-            if kept is not None:
-                return kept.setdefault(_READS, deque(maxlen=_MAX_READS))
-    return None
-
-
-_READS, _MAX_READS = "reads", 8
 
 
 def _devices(args: Arguments) -> Any:
@@ -392,71 +415,3 @@ def _devices(args: Arguments) -> Any:
         if is_concrete(value) and value.committed:
             return value.sharding.device_set
     return None
-
-
-class Functions:
-    """The Functions for one use of functions (`backward`, say), each kept for as long as the user's function lives."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self._make = make
-        self._others = IdMap()  # what is kept for objects without a `__dict__`
-
-    def get(self, fn: Any) -> Function:
-        if type(fn) is types.FunctionType:
-            kept = fn.__dict__.get(_KEPT)
-            known: Function | None = kept.items.get(self) if kept is not None and kept.owner() is fn else None
-            if known is not None:
-                return known
-        return self._find(fn)
-
-    def _find(self, fn: Any) -> Function:
-        owner, key = (fn.__self__, (self, fn.__func__)) if isinstance(fn, types.MethodType) else (fn, self)
-        kept = kept_for(owner)
-        if kept is None:
-            try:
-                kept = self._others.get(owner)
-                if kept is None:
-                    kept = {}
-                    self._others.set(owner, kept)
-            except TypeError:  # cannot be referred to weakly: traced anew at each call
-                return self._make(fn)
-        if key not in kept:
-            kept.setdefault(key, self._make(fn))
-        found: Function = kept[key]
-        return found
-
-
-_KEPT = "_minitorch_jax_compiled"
-
-
-class _Kept:
-    """What was compiled for one object, in its `__dict__`: it goes when that goes, and is not copied with it.
-
-    (It may refer to the object, by what a function reaches. A map of the library's would then keep both for ever.)
-    """
-
-    def __init__(self, owner: Any = None) -> None:
-        self.items: dict[Any, Any] = {}
-        self.owner = nobody if owner is None else weakref.ref(owner)  # a shallow copy has another's
-
-    def __reduce__(self) -> Any:
-        return _Kept, ()
-
-
-def nobody() -> None:
-    return None
-
-
-def kept_for(owner: Any) -> dict[Any, Any] | None:
-    """What was compiled for an object, by keys of the caller's; None if the object cannot keep anything."""
-    attributes = getattr(owner, "__dict__", None)
-    if not isinstance(attributes, dict):  # none, or that of a class
-        return None
-    kept = attributes.get(_KEPT)
-    if kept is None or kept.owner() is not owner:
-        try:
-            kept = attributes[_KEPT] = _Kept(owner)
-        except TypeError:  # cannot be referred to weakly
-            return None
-    items: dict[Any, Any] = kept.items
-    return items

@@ -99,6 +99,8 @@ class Program:
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
         self.reaches: set[int] = set()  # the gradients that a loss has written; views one by one
         self.structure = Structure()  # of its partition and options
+        self.classes: frozenset[type] = frozenset()  # of the objects
+        self.mark = object()  # stands for the program in a key
         self.now = _Now()
         self.now.traced = traced
         self.inner = traced.inner
@@ -152,7 +154,7 @@ class Program:
             values = self.values_of(list(map(starting_value, lifted)), partition, owned, read)
             before = random_state(followed.generators)
             traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, self.inner)
-            self.compilations.note_draws(before, random_state(followed.generators))
+            self.compilations.note_draws(arguments.objects[0], before, random_state(followed.generators))
             needed = self._partition(traced, followed)
             if not partition.covers(needed):
                 if needed.dropped != partition.dropped:
@@ -221,7 +223,7 @@ class Binding:
         self.cells = lifted
         self.stored = stored_cells(lifted)
         self.looked: object = None  # see `habits.look`
-        self.reads: Any = None  # what the function reads by name (`shortcut.Reads`), as long as there is the function
+        self.reads: Any = None  # what the function reads by name (`reads.Reads`), as long as there is the function
         self.regroup()
 
     def regroup(self) -> None:

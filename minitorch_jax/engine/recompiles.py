@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import types
+import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +16,12 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..module.differences import short, statics
 from ..state.containers import holds_state
+from ..state.id_map import IdMap
 from ..state.walk import join, walk_of
 from .arguments import DATA, OBJECT, Arguments
 from .followed import Followed
+from .libraries import top
+from .roots import root_of
 
 MANY = 6  # the number of programs of one function from which on each new one is explained
 _REMEMBERED = 32
@@ -41,6 +44,34 @@ class _Read(str):
 Description = dict[str, str]  # of one program: what each argument and each part of a module was
 
 
+class _Compiled(NamedTuple):
+    """One program that was compiled."""
+
+    caller: Callable[[], Any]  # a reference to the function, or to what `mt.jit` made of it
+    object: Callable[[], Any]  # and to the first object
+    description: Description
+    number: int  # how many programs there were then
+    reasons: Counter[Any]  # how often each path, or set of paths, was what had changed, until then
+
+
+def _is_due(count: int, first: int) -> bool:
+    """True at `first`, twice that, four times that, …: a warning that is due for ever is read by nobody."""
+    turns, rest = divmod(count, first)
+    return not rest and turns & (turns - 1) == 0
+
+
+def _weakly(fn: Any) -> Callable[[], Any]:
+    fn = getattr(fn, "__self__", fn)
+    try:
+        return weakref.ref(fn)
+    except TypeError:
+        return _nothing
+
+
+def _nothing() -> None:
+    return None
+
+
 class Compilations:
     """How many programs a function has, and what each was compiled for.
 
@@ -48,42 +79,48 @@ class Compilations:
     model are counted for a warning.
     """
 
-    def __init__(self, name: str, per_object: bool) -> None:
+    def __init__(self, name: str, per_object: bool, latest: Any) -> None:
         self.name, self.per_object = name, per_object
-        self.count = 0
-        self._known: list[tuple[Any, Description]] = []  # with a reference to the first object
+        self._latest = latest  # of this thread: counts what it compiles
+        self._known: list[_Compiled] = []
         self._message: str | None = None
         self._remarks: list[str] = []  # to be given as warnings when the results are stored
-        self._said: set[str] = set()
-        self._by_name: Counter[str] = Counter()  # how often another value under a name was the reason
+        self._said = IdMap()  # of each first object: what was said
 
-    def remark(self, about: str, text: str) -> None:
-        """Have a TracedOnceWarning given, once for each subject."""
-        if about not in self._said:
-            self._said.add(about)
+    def remark(self, first: Any, about: str, text: str) -> None:
+        """Have a TracedOnceWarning given, once for each subject and first object of a call."""
+        said = self._said.get(first)
+        if said is None:
+            said = set()
+            self._said.set(first, said)
+        if about not in said:
+            said.add(about)
             self._remarks.append(f"{self.name}: {text}")
 
-    def note_draws(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+    def note_draws(self, first: Any, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Have a warning given if generators of random numbers outside of JAX moved while the function was traced."""
         moved = [name for name, state in before.items() if after.get(name) != state]
         if moved:
             self.remark(
+                first,
                 "draws",
                 f"numbers were drawn from {', '.join(moved)} inside compiled code: that happens once, while it is traced, and"
                 " later calls use the same numbers. Draw with `jax.random` (a key from `mt.next_key()`), or draw outside"
                 " and pass the numbers as arguments.",
             )
 
-    def note_followed(self, followed: Followed) -> None:
+    def _note_followed(self, first: Any, followed: Followed) -> None:
         """Have warnings given of what is read by name, and changes in which will not be seen."""
         for path, array in followed.large.items():
             self.remark(
+                first,
                 f"large {path}",
                 f"`{path}` is a NumPy array, {_describe_array(array)}, that the code reads by name. It is part of the"
                 " program, so changes within it are not seen. Pass it as an argument, or make it a JAX array.",
             )
         for path in followed.cut:
             self.remark(
+                first,
                 f"cut {path}",
                 f"`{path}` holds more than is looked through, so not every change in it is seen. Pass what the code needs"
                 " of it as arguments.",
@@ -101,51 +138,72 @@ class Compilations:
         for path in followed.entries.keys() - new.keys():
             number = f" ({id(followed.arrays[path].was):x})" if path in fixed else ""
             new[path] = (_Read if followed.is_value(path) else str)(followed.describe(path) + number)
-        self.note_followed(followed)
-        self.count += 1
-        known = [old for ref, old in self._known if not self.per_object or ref() is objects[0]]
-        count = len(known) + 1 if self.per_object else self.count
+        self._note_followed(objects[0], followed)
+        self._latest.compiled += 1
+        caller = self._latest.caller or _weakly(root_of(fn))
+        known = [old for old in self._known if self._counts(old, caller(), objects[0])]
+        count = known[-1].number + 1 if known else 1
+        reasons = known[-1].reasons.copy() if known else Counter()
         if count >= MANY:
-            self._message = f"{self.name} compiled again: {_difference(known, new)}. It has {count} programs."
-        elif self.count == 1:
-            self._message = _made_anew(fn, objects, self.name)
-        elif known and (reason := self._reason_by_name(known[-1], new)):
-            self._message = reason
-        self._known = [*self._known[1 - _REMEMBERED :], (weakref.ref(objects[0]), new)]
+            difference, paths = _difference([old.description for old in known], new)
+            reasons[paths] += 1
+            if reasons[paths] <= 2 or _is_due(count, MANY):
+                self._message = f"{self.name} compiled again: {difference}. It has {count} programs."
+        elif known:
+            self._explain_names(known[-1].description, new, reasons)
+        compiled = _Compiled(caller, weakref.ref(objects[0]), new, count, reasons)
+        self._known = [*self._known[1 - _REMEMBERED :], compiled]
 
-    def _reason_by_name(self, old: Description, new: Description) -> str | None:
-        """What to say if a value that is read by name is another one for the second time."""
+    def _counts(self, old: _Compiled, caller: Any, first: Any) -> bool:
+        """True for an earlier program of the same function, or of one of its code that has gone, used on the same object."""
+        was = old.caller()
+        if was is not None and was is not caller:
+            return False
+        return old.object() is first or (was is not None and not self.per_object)
+
+    def _explain_names(self, old: Description, new: Description, reasons: Counter[Any]) -> None:
+        """Have a warning given if a value that is read by name is another one, and nothing else is, for the second time."""
         changed = [path for path in new if old.get(path) != new[path]]
-        values = [path for path in changed if isinstance(new[path], _Read)]
-        if len(values) < len(changed):
-            return None
-        self._by_name.update(values)
-        again = [path for path in values if self._by_name[path] > 1]
-        if not again:
-            return None
-        shown = ", ".join(f"{path} went from {old.get(path, 'nothing')} to {new[path]}" for path in again[:3])
-        return (
-            f"{self.name} compiled again: {shown}. The code reads {'it' if len(again) == 1 else 'them'} by name, so each"
-            " value needs a program of its own. Pass it as an argument, or make it a JAX array (`jnp.asarray(...)`)."
-        )
+        if not all(isinstance(new[path], _Read) for path in changed):
+            return
+        reasons.update(changed)
+        again = [path for path in changed if reasons[path] > 1]
+        if again:
+            shown = ", ".join(f"{path} went from {old.get(path, 'nothing')} to {new[path]}" for path in again[:3])
+            self._message = (
+                f"{self.name} compiled again: {shown}. The code reads {'it' if len(again) == 1 else 'them'} by name, so"
+                " each value needs a program of its own. Pass it as an argument, or make it a JAX array"
+                " (`jnp.asarray(...)`)."
+            )
 
     def explain(self) -> None:
         """Give the warnings that are due: now that the results are stored."""
         remarks, self._remarks = self._remarks, []
         for text in remarks:
-            warnings.warn(text, TracedOnceWarning, stacklevel=5)
+            warnings.warn(text, TracedOnceWarning, stacklevel=_level_of_the_user())
         if self._message is not None:
             message, self._message = self._message, None
-            warnings.warn(message, RecompileWarning, stacklevel=5)
+            warnings.warn(message, RecompileWarning, stacklevel=_level_of_the_user())
 
 
-def _difference(known: list[Description], new: Description) -> str:
-    """What changed, against whichever earlier program is nearest; the latest of several."""
+def _level_of_the_user() -> int:
+    """How many frames up the first one outside of this package is, as `warnings.warn` counts them for the caller of this."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and top(frame.f_globals.get("__name__")) == "minitorch_jax":
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _difference(known: list[Description], new: Description) -> tuple[str, frozenset[str]]:
+    """What changed, against whichever earlier program is nearest (the latest of several), and what is named in that."""
     differing = [[k for k in {**old, **new} if old.get(k) != new.get(k)] for old in known]
     distance, i = min((len(keys), -i) for i, keys in enumerate(differing))
     old, keys = known[-i], differing[-i]
     if not distance:
-        return "its arguments are as they were, so something else that it depends on changed (such as JAX's settings)"
+        unknown = (
+            "its arguments are as they were, so something else that it depends on changed (such as JAX's settings)"
+        )
+        return unknown, frozenset()
     changes = []
     for key in keys[:4]:
         if key not in old:
@@ -155,7 +213,7 @@ def _difference(known: list[Description], new: Description) -> str:
         else:
             changes.append(f"{key} went from {old[key]} to {new[key]}")
     more = f", and {len(keys) - 4} more differences" if len(keys) > 4 else ""
-    return ", ".join(changes) + more
+    return ", ".join(changes) + more, frozenset(keys)
 
 
 # -- what a program is compiled for -----------------------------------------------------------------------------------
@@ -230,38 +288,3 @@ def _describe_object(obj: Any, label: str, lifted: set[int]) -> Description:
                 _describe_array(value) if hasattr(value, "shape") else "zeros that were never written"
             )
     return found
-
-
-# -- functions that are made anew at each call ------------------------------------------------------------------------
-
-
-class _Maker:
-    """The last function made from some code, what it was used on, and how many came and went before it."""
-
-    def __init__(self, fn: Any, obj: Any, before: int) -> None:
-        self.fn, self.object, self.before = weakref.ref(fn), weakref.ref(obj), before
-
-
-_makers: weakref.WeakKeyDictionary[types.CodeType, _Maker] = weakref.WeakKeyDictionary()
-
-
-def _made_anew(fn: Any, objects: list[Any], name: str) -> str | None:
-    """What to say if `fn` is one of many, made from the same code, used on the same object, and thrown away."""
-    while hasattr(fn, "__wrapped__"):
-        fn = fn.__wrapped__
-    if not isinstance(fn, types.FunctionType) or not objects:
-        return None
-    code = fn.__code__
-    last = _makers.get(code)
-    again = last is not None and last.fn() is None and last.object() is objects[0]
-    before = last.before + 1 if last is not None and again else 0
-    _makers[code] = _Maker(fn, objects[0], before)
-    if before < MANY - 1:
-        return None
-    captured = ", ".join(v for v in code.co_freevars)
-    advice = f", and give it {captured} as arguments instead of capturing them" if captured else ""
-    return (
-        f"{name} compiled again: it is a new function at each call ({code.co_filename}:{code.co_firstlineno}), the"
-        f" {before + 1}th so far, and what was compiled for the last one is of no use to it. Define it once, outside of"
-        f" the loop{advice}."
-    )

@@ -1,11 +1,10 @@
-"""The quick way of a call that differs from the last one only in data, and what a bound program reads by name."""
+"""The quick way of a call that differs from the last one only in data."""
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from itertools import chain, repeat, starmap
 from operator import is_
 from typing import Any
@@ -15,95 +14,19 @@ import jax
 from ..module import random
 from ..runtime.jax_private import is_debugging
 from ..runtime.memory import owned_data
-from ..state.cell import get_stored, is_concrete, store
+from ..state.cell import get_stored, store
 from ..state.containers import holds_state
 from ..state.gradient import CONSUMED
 from ..state.lending import flights, get_ident, get_lent, gradient_writes, lendings
 from ..state.structure import Snapshot, process
 from .arguments import FLAT, OBJECT, Arguments
 from .call_and_store import FirstRun
-from .followed import Followed
-from .program import Binding, Partition, Repartition
-from .watch import BINARY, GONE, Place, Watch
+from .program import Binding, Repartition
 
 from_iterable = chain.from_iterable
 
 
-class Part:
-    """Places of what is read by name: those that are watched, and those of the arrays that are a program's inputs."""
-
-    __slots__ = ("watch", "looks", "__weakref__")
-
-    def __init__(self, places: list[Place], arrays: dict[str, Place], inputs: set[str]) -> None:
-        self.watch = Watch([*places, *(place for path, place in arrays.items() if path not in inputs)])
-        self.looks = {path: _looking(place) for path, place in arrays.items() if path in inputs}
-
-
-class Reads:
-    """What a bound program reads by name.
-
-    It lies with the binding, and so with a module. What static arguments lead to may not live as long as that: with a
-    `keeper`, the place where those arguments keep things, that part lies there.
-    """
-
-    __slots__ = ("watch", "inputs", "again", "partition", "_looks", "_outer")
-
-    def __init__(self, followed: Followed, places: list[Place], partition: Partition, keeper: Any = None) -> None:
-        inputs = {path for group in partition.named for path in group}
-        for path in inputs:
-            followed.place_of(path)  # an item of a long container becomes one of the arrays
-        all_places, arrays = [*places, *followed.places], list(followed.arrays.items())
-        self._outer = None
-        if keeper is not None:
-            cut, arrays_cut = len(places) + followed.num_by_name, followed.num_arrays_by_name
-            outer = Part(all_places[:cut], dict(arrays[:arrays_cut]), inputs)
-            keeper.append(outer)
-            self._outer = weakref.ref(outer)
-            all_places, arrays = all_places[cut:], arrays[arrays_cut:]
-        own = Part(all_places, dict(arrays), inputs)
-        self.watch, self._looks, self.partition = own.watch, own.looks, partition
-        self.inputs: list[Any] = []
-        self.again: list[Any] = []
-        if keeper is None:
-            self.inputs, self.again = _in_order(partition, own.looks)
-
-    def rebound(self) -> bool:
-        """True if anything else is there by now."""
-        if self._outer is not None:
-            outer = self._outer()
-            if outer is None or outer.watch.rebound():
-                return True
-        return self.watch.rebound()
-
-    def fetch(self) -> tuple[Any, ...] | None:
-        """The inputs as they are now; None if any is no array of JAX's, or one that had two names has become two."""
-        inputs, again = self.inputs, self.again
-        if self._outer is not None:
-            outer = self._outer()
-            if outer is None:
-                return None
-            inputs, again = _in_order(self.partition, {**outer.looks, **self._looks})
-        try:
-            arrays = tuple([look() for look in inputs])
-            for i, look in again:
-                if look() is not arrays[i]:
-                    return None
-        except GONE:
-            return None
-        return arrays if all(map(is_concrete, arrays)) else None
-
-
-def _in_order(partition: Partition, looks: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """The inputs of a program, and what must be the same array as one of them."""
-    again = [(i, looks[path]) for i, group in enumerate(partition.named) for path in group[1:]]
-    return [looks[group[0]] for group in partition.named], again
-
-
-def _looking(place: Place) -> Callable[[], Any]:
-    return partial(place.look, place.of, place.key) if place.look in BINARY else partial(place.look, place.of)
-
-
-Quick = Callable[[tuple[Any, ...], dict[str, Any]], list[Any] | None]
+Quick = Callable[[Any, tuple[Any, ...], dict[str, Any]], list[Any] | None]  # of a function and its arguments
 
 
 def quick_call(
@@ -121,8 +44,8 @@ def quick_call(
     take = _taking(call, args, kwargs)
     if take is None or program.num_donated or pipeline.compiled.calls_back or any(program.settings):
         return None
-    holds, rebound = snapshot.holds, reads.watch.rebound if len(reads.watch) else None
-    fetch = reads.fetch if reads.inputs else None
+    holds, values_if_same = snapshot.holds, None if reads.is_empty else reads.values_if_same
+    fetch = reads.fetch if reads.partition.named else None
     watched = [weakref.ref(walk) for walk in binding.live_walks() if walk.watched]  # their looks lead to the objects
     sharding = getattr(stream.cell.stored, "sharding", None)  # the stream goes from device to device
     stream = stream if binding.takes(stream.cell) else None
@@ -134,12 +57,13 @@ def quick_call(
     ident, calls = get_ident(), flights
     lent_at = written_at = None  # what `lendings.last` and `gradient_writes.last` were when the cells were looked at
 
-    def quick(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+    def quick(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         nonlocal lent_at, written_at
         if snapshot.version is not process.version and not holds():
             return None
         data = take(args, kwargs)
-        if data is None or (rebound is not None and rebound()) or is_debugging():
+        values: Any = () if values_if_same is None else values_if_same(fn)
+        if data is None or values is None or is_debugging():
             return None
         if stream is not None:
             now: Any = random.local.stream if random.innermost_block.get() is None else random.current()
@@ -154,7 +78,7 @@ def quick_call(
                 return None
         data = owned_data(data)
         if fetch is not None:
-            named = fetch()
+            named = fetch(values)
             if named is None:
                 return None
             data += named

@@ -14,7 +14,7 @@ from ..state.packed import stored_cells
 from ..state.pytree import Stateful
 from ..state.undo import all_or_nothing
 from ..state.walk import Node, Walk, Walker
-from . import function
+from .function import Function
 from .tracing import Purpose
 
 
@@ -28,40 +28,17 @@ class StatefulFunction:
     def __init__(self, body: Callable[..., Any]) -> None:
         update_wrapper(self, body)
         self._body, self._inside = body, all_or_nothing(body)
-        self._function = function.Function(
+        self._function = Function(
             body,
             Purpose(_as_it_is, gradients=True, statics=False, marks_reached=False),
             per_object=True,  # it serves many: programs are to be explained for one of them only
         )
         self._function.name = self._function.compilations.name = body.__name__.lstrip("_")
 
-        self._latest = self._function.latest = _Latest()
-
     def __call__(self, *args: Any) -> Any:
         if not is_eager():
             return self._inside(*args)
-        if self._latest.first != id(args[0]):
-            self._latest.change(id(args[0]))
-        return self._function.run(self._body, args, {})[0][0]
-
-
-class _Latest(function.Latest):
-    """The bindings of the last calls for several first arguments: one function serves many objects in turn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = 0
-        self.others: dict[int, Any] = {}
-
-    def change(self, first: int) -> None:
-        """Take the binding of another first argument, by its id. (Whether it is for that very object, it knows itself.)"""
-        if len(self.others) >= _MOST_OTHERS:
-            self.others.clear()
-        self.others[self.first] = self.bindings
-        self.first, self.bindings = first, self.others.get(first, [])
-
-
-_MOST_OTHERS = 32
+        return self._function.run(self._body, args, {}, id(args[0]))[0][0]  # it serves many objects in turn
 
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:

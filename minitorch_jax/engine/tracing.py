@@ -268,22 +268,25 @@ def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
     """`trace_with_all` within a run, but for what an earlier run of the same program has traced with inputs like these.
 
     What is around a loss may be traced again, when there are gradients already to which its own are to be added, say. The
-    user's code is not.
+    user's code is not, unless it reads arrays by name: those may have been rebound since.
     """
     frame: Any = frames.local.frame
     if frame is None or frame.inner is None:
         return trace_with_all(args, purpose)
+    frame.losses += 1
     lifted, _ = unique_cells([walk_of(obj) for obj in args.objects], purpose.gradients)
     if any(cell not in frame.values for cell in lifted):
         return trace_with_all(args, purpose)
     inputs = jax.tree.leaves((list(map(starting_value, lifted)), args.data))
-    key = frames.places_of(lifted), tuple(map(jax.typeof, inputs))
+    key = frame.losses, frames.places_of(lifted), tuple(map(jax.typeof, inputs))
     known = frame.inner.get(key)
     if known is not None:
         return known, lifted
     traced, found = trace_with_all(args, purpose)
     repeats = found == lifted and not traced.changes_statics and not any(traced.settings)
-    if repeats and not any(isinstance(constant, jax.core.Tracer) for constant in traced.constants):
+    if repeats and not any(
+        isinstance(constant, jax.Array) for constant in traced.constants
+    ):  # others may be there then
         frame.inner[key] = traced
     return traced, found
 

@@ -178,3 +178,8 @@ class Same:
 
     def __hash__(self) -> int:
         return self._number
+
+    def weakened(self, weaken: Any) -> Any:
+        """What stands for it in a `Kept`, where an entry goes when the object goes."""
+        value = self._get() if type(self._get) is ref else None
+        return self if value is None else weaken.identity(value)

@@ -62,7 +62,7 @@ class Form:
         return self.owner, self.rule, self.names, self.tree, self.places
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        """What stands for it in a key that keeps no functions alive; see `bounded_cache.py`."""
         rule = weaken(self.rule)
         return self if rule is self.rule else (self.owner, rule, self.names, self.tree, self.places)
 

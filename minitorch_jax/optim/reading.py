@@ -6,7 +6,8 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..engine.followed import Followed, follow
+from ..engine.follow import follow
+from ..engine.followed import Followed
 from ..engine.libraries import is_users_code
 from ..engine.watch import Same, Watch
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from types import FunctionType
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,16 +25,15 @@ TRACKER, SKIPPED, UNSCALED, FOUND = range(4)  # what the counts of a LossScaler 
 def backward_scaled(loss_fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool, scale: Any) -> Any:
     """`backward` of the loss times the scale: `(loss, aux)`, not scaled."""
     function = _scaled_losses.get(loss_fn)
-    # an object for which nothing but the function itself is remembered; closures of others are looked through
-    kind = _Scaled if type(loss_fn) is FunctionType else _partly
-    return accumulate(function, kind(loss_fn, function.name, has_aux), (*args, scale), kwargs, True)[1]
+    return accumulate(function, _Scaled(loss_fn, function.name, has_aux), (*args, scale), kwargs, True)[1]
 
 
 class _Scaled:
     """A loss function with the scale as one more argument, the last; it gives `(scaled loss, (loss, aux))`."""
 
     def __init__(self, fn: Callable[..., Any], name: str, has_aux: bool) -> None:
-        self.__wrapped__, self._name, self._has_aux = fn, name, has_aux
+        self.__wrapped__ = self.stands_for = fn
+        self._name, self._has_aux = name, has_aux
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _scaled(self.__wrapped__, self._name, self._has_aux, *args, **kwargs)
@@ -54,7 +51,6 @@ def _scaled(fn: Callable[..., Any], name: str, has_aux: bool, /, *args: Any, **k
         return wide * scale.astype(wide.dtype), (loss, aux)
 
 
-_partly = partial(partial, _scaled)
 _scaled_losses = loss_functions(True)
 
 

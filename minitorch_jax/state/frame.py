@@ -27,7 +27,20 @@ class Frame:
     """
 
     __slots__ = (
-        *("values", "own", "met", "undo", "parent", "state", "gradients", "observed", "consumed", "statics", "inner"),
+        *(
+            "values",
+            "own",
+            "met",
+            "undo",
+            "parent",
+            "state",
+            "gradients",
+            "observed",
+            "consumed",
+            "statics",
+            "inner",
+            "losses",
+        ),
     )
 
     def __init__(self, values: dict[Any, Any], gradients: bool = False) -> None:
@@ -39,6 +52,7 @@ class Frame:
         self.parent = local.frame
         self.state: Any = None
         self.gradients = gradients
+        self.losses = 0  # how many were traced within this run
         self.inner: Any = None  # what was traced in an earlier run of the same program; see `tracing.trace_once`
         self.observed: set[Any] = set()  # gradients looked at before they were written
         self.consumed: dict[Any, Any] = {}  # gradients that an optimizer's step has used

@@ -46,12 +46,24 @@ class Spec:
         )
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that keeps no functions alive; see `kept.py`."""
+        """What stands for it in a key that keeps no functions alive; see `bounded_cache.py`."""
         node = weaken(self.node)
         return self if node is self.node else (node, self.facts, self.paths)
 
+    def classes(self) -> set[type]:
+        """The classes in the structure."""
+        return set(_classes_in(self.node))
+
     def __repr__(self) -> str:
         return f"Spec({self.node[1].__name__}, {len(self.facts)} arrays)"
+
+
+def _classes_in(node: Any) -> Iterator[type]:
+    for part in node:
+        if isinstance(part, type):
+            yield part
+        elif type(part) is tuple:
+            yield from _classes_in(part)
 
 
 _specs: WeakKeyDictionary[Spec, ReferenceType[Spec]] = WeakKeyDictionary()
