@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import minitorch_jax as mt
-from minitorch_jax.module.module import IncompatibleKeys
+from minitorch_jax.module.state_dict import IncompatibleKeys
 from minitorch_jax.saving.checkpoint import restored_like
 from minitorch_jax.saving.files import filled, replacing
 

@@ -13,6 +13,7 @@ import numpy as np
 from .module.module import Module
 from .module.parameter import declared
 from .module.random import rng
+from .module.tree import own_cells
 from .state.containers import describe
 
 
@@ -119,7 +120,7 @@ def summary(model: Module, *inputs: Any, **kwargs: Any) -> Summary:
     seen: set[Any] = set()
     rows = []
     for path, module in model.named_modules():
-        own = [cell for _, cell in module._own_cells() if cell not in seen]
+        own = [cell for _, cell in own_cells(module) if cell not in seen]
         seen.update(own)
         first = calls.get(path, [((), ())])[0]
         count = sum(_size(cell) for cell in own if cell.kind == "parameter")

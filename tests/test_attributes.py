@@ -665,7 +665,7 @@ REFUSED = {
         r"w holds a Parameter.*past",
     ),
     "own __setattr__": (lambda: jax.tree.leaves(Past()), r"weight holds a Parameter.*past `Module.__setattr__`"),
-    "own __new__": (lambda: NewWithout(), r"a `__new__` of NewWithout must make the object by `super\(\).__new__"),
+    "own __new__": (lambda: NewWithout(), r"`NewWithout.__new__` must create the object with `super\(\).__new__"),
     "cache of a method": (lambda: Cached().size(1), r"Cached objects change, so they have no hash.*functools.cache"),
 }
 

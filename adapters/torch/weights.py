@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import minitorch_jax as mt
-from minitorch_jax.module.module import IncompatibleKeys
 from minitorch_jax.module.parameter import X64, declared, fitting, same_values
+from minitorch_jax.module.state_dict import IncompatibleKeys
 from minitorch_jax.runtime import interrupts
 from minitorch_jax.state.cell import Cell
 from minitorch_jax.state.containers import describe

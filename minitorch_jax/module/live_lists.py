@@ -9,7 +9,9 @@ import jax
 
 from ..state import access
 from ..state.cell import Cell
-from .habits import note_read
+from ..state.lending import lendings
+from ..state.walk import walk_of
+from .habits import look, note_read
 from .parameter import assign, checked, read_gradient, write_gradient
 
 
@@ -23,6 +25,15 @@ class LiveList(list[Any]):
         self._paths = list(paths)
         self._gradients = gradients
         self._owner = owner
+
+    @classmethod
+    def of(cls, module: Any, gradients: bool) -> LiveList:
+        """The live list of a module's trainable parameters, or of their gradients."""
+        walk = walk_of(module)
+        if walk.looked is not lendings.last:
+            look(walk, walk.named())
+        found = [(path, cell) for path, cell in walk.named() if cell.trainable]
+        return cls([cell for _, cell in found], [path for path, _ in found], gradients, module)
 
     def _read(self, cell: Cell) -> Any:
         return read_gradient(cell, self._owner) if self._gradients else access.read(cell, self._owner)
