@@ -721,7 +721,7 @@ def test_changes_that_jax_would_forget_are_errors() -> None:
     model = NNX(net)
     before = values(net)
     with pytest.raises(
-        mt.TraceError, match=r"NNX\.\S+ was changed inside a JAX transform that it came into by closure"
+        mt.TraceError, match=r"NNX\.\S+ was changed inside a JAX transform, which reaches it by closure"
     ):
         jax.jit(lambda x: model(x))(X)
     with pytest.raises(mt.TraceError, match=r"NNX\.\S+ was changed inside a JAX transform"):

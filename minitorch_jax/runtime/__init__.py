@@ -1,1 +1,1 @@
-"""What the library needs of Python and JAX: signals, memory, undocumented names, XLA's faults. It knows no modules."""
+"""What the library needs from Python and JAX: signals, memory, undocumented names, workarounds. It knows no modules."""

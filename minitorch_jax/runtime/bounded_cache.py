@@ -1,8 +1,8 @@
-"""What was compiled, kept for later calls: not more than so much, and no object of the user's with it.
+"""A cache of compiled programs that is bounded, and that keeps no object of the user alive.
 
-What a program is compiled for may name functions, and through them objects: a schedule `trainer.rate`, a loss function. A
-key here refers to them weakly. When a function has gone, nothing can ask for its program again, and the program goes too.
-(A program must not refer to them either, or they would never go.)
+The key of a program may hold functions, such as a loss function or a schedule `trainer.rate`, and through them other
+objects. The cache holds weak references to them. When a function is freed, nobody can ask for its program again, so the
+entry is dropped. (The program itself must not refer to the function, or neither would ever be freed.)
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 class _Entry(NamedTuple):
     key: Any
     value: Any
-    references: list[Any]  # those in the key
+    references: list[Any]  # the weak references in the key
 
 
 class Kept:
-    """A dict of at most `most` entries, those that were used last, whose keys do not keep the user's objects alive.
+    """A dict of the `most` entries that were used last. Its keys do not keep the user's objects alive.
 
-    Those are what is equal to nothing but itself, functions above all, and bound methods. They are looked for in tuples and
-    dataclasses; an object of another class that holds some has a method `weakened(weaken)` for what stands for it.
+    The user's objects are bound methods, and objects that are equal only to themselves, mostly functions. `Weaken` finds
+    them in tuples and dataclasses. An object of another class that holds some has a method `weakened(weaken)`, which
+    returns its weak key.
     """
 
     def __init__(self, most: int = 64) -> None:
@@ -32,15 +33,15 @@ class Kept:
         self._entries: dict[Any, _Entry] = {}
 
     def get(self, key: Any) -> Any:
-        """What is kept under an equal key, or None."""
+        """Return the value stored under an equal key, or None."""
         entry = self._entries.pop(Weaken()(key), None)
         if entry is None:
             return None
-        self._entries[entry.key] = entry  # the last one now
+        self._entries[entry.key] = entry  # moves it to the end, as the one used last
         return entry.value
 
     def set(self, key: Any, value: Any) -> Any:
-        """Keep a value, and return it."""
+        """Store a value, and return it."""
         mine = weakref.ref(self)
 
         def gone(_: Any) -> None:
@@ -56,7 +57,7 @@ class Kept:
         return value
 
     def drop(self, unwanted: Callable[[_Entry], bool]) -> None:
-        """Forget some entries. (Python's garbage collector may call this, anywhere.)"""
+        """Drop the unwanted entries. (The garbage collector may call this at any line of any thread.)"""
         for entry in list(self._entries.values()):
             if unwanted(entry):
                 self._entries.pop(entry.key, None)
@@ -66,14 +67,17 @@ class Kept:
 
 
 class Weaken:
-    """Makes weak keys of keys: with weak references in place of objects, which call `gone` when one has gone."""
+    """Turns a key into a weak key, which holds weak references in place of the user's objects.
+
+    `gone` is called with the reference when an object is freed.
+    """
 
     def __init__(self, gone: Callable[[Any], None] | None = None) -> None:
         self._gone = gone
         self.references: list[Any] = []
 
     def __call__(self, value: Any) -> Any:
-        """The value itself, if there is no such object in it."""
+        """Return the weak form of `value`: `value` itself, if it holds no object of the user."""
         if isinstance(value, tuple):
             items = [self(item) for item in value]
             return value if all(map(_is, items, value)) else tuple(items)
@@ -88,18 +92,18 @@ class Weaken:
         return self.identity(value) if _is_only_itself(value) else value
 
     def identity(self, value: Any) -> Any:
-        """What is equal for the very same object only, as long as that is alive."""
+        """Return a weak reference that equals only references to the same object, and only while that object is alive."""
         bound = isinstance(value, types.MethodType)
         try:
             reference: Any = (weakref.WeakMethod if bound else weakref.ref)(value, self._gone)
-        except TypeError:  # it cannot be referred to weakly
+        except TypeError:  # its type supports no weak references
             return value
         self.references.append(reference)
         return _Weak(reference, hash((id(value.__self__), id(value.__func__))) if bound else id(value))
 
 
 class _Weak:
-    """An object in a key."""
+    """Stands for an object of the user in a key."""
 
     __slots__ = ("get", "_hash")
 
@@ -123,13 +127,14 @@ def _is(one: Any, other: Any) -> bool:
 
 
 def _is_only_itself(value: Any) -> bool:
-    if isinstance(value, types.BuiltinFunctionType):  # `table.get`
+    """True for a bound method, and for an object that is equal only to itself."""
+    if isinstance(value, types.BuiltinFunctionType):  # such as `table.get`, a method of a dict
         return not isinstance(value.__self__, types.ModuleType | None)
     own: Any = type(value).__eq__
     return isinstance(value, types.MethodType) or own is object.__eq__
 
 
 def _has_equality_of_fields(cls: Any) -> bool:
-    """Whether a dataclass compares as `dataclass` makes it, and can be part of a key."""
+    """True for a dataclass that has a hash and whose `__eq__` was generated by `dataclass`."""
     code = getattr(cls.__eq__, "__code__", None)
     return cls.__hash__ is not None and code is not None and code.co_filename == "<string>"

@@ -1,4 +1,4 @@
-"""Contexts in which code of ours runs, whatever JAX is configured to."""
+"""JAX settings for code of this package, independent of the settings that the user has made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .jax_private import is_debugging
 
 
 def full_width(values: Iterable[Any]) -> AbstractContextManager[Any]:
-    """A context in which float64 stays what it is, if some value is of it: JAX makes float32 of it outside of x64 mode."""
+    """A context that keeps float64 and complex128 values, if there are any. Outside of x64 mode JAX would narrow them."""
     wide = any([getattr(value, "dtype", None) in (np.float64, np.complex128) for value in values])
     return jax.enable_x64(True) if wide else nullcontext()
 
@@ -31,7 +31,7 @@ def _undebugged() -> Iterator[None]:
 
 
 def constants() -> AbstractContextManager[Any]:
-    """Around eager code of ours that brings numbers of its own to a device or back, for users of `jax.transfer_guard`."""
+    """A context in which code of this package may move its own numbers to and from a device, despite `jax.transfer_guard`."""
     config: Any = jax.config
     guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
     return nullcontext() if guards == (None, None) else jax.transfer_guard("allow")
@@ -39,6 +39,6 @@ def constants() -> AbstractContextManager[Any]:
 
 @lru_cache(maxsize=64)
 def number(value: float) -> Any:
-    """A float32 scalar as data of a compiled call outside of traces: one array for all calls with the same number."""
+    """Return a number as a float32 scalar array for a compiled call outside of traces. Equal numbers share one array."""
     with constants():
         return jax.device_put(np.float32(value))

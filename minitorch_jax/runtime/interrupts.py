@@ -1,9 +1,9 @@
-"""Putting a Ctrl-C off for the moments in which JAX runs Python between using up its inputs and giving its results.
+"""Delaying a Ctrl-C while JAX has deleted its donated inputs and has not returned its results yet.
 
-A call of a compiled function is one C call, which no signal handler interrupts. Only when JAX has to trace and compile
-does it run Python code after the donated inputs are gone. A program of ours calls `defer` as soon as its own tracing has
-ended, when nothing has been used up yet, and the pipeline calls `release` when the results are stored: a Ctrl-C in between
-(XLA's compilation cannot be interrupted anyway) is raised then. What comes before, in the tracing itself, is raised at once.
+A call of a compiled function is one C call, which no signal handler can interrupt. But when JAX must trace and compile, it
+may run Python code after it has deleted the donated inputs. A program of this package therefore calls `defer` when its own
+tracing has ended (nothing is donated yet), and the pipeline calls `release` when the results are stored. A Ctrl-C between
+the two is raised by `release`; XLA's compilation cannot be interrupted anyway. A Ctrl-C during the tracing is raised at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 _previous: Any = None  # the handler that `defer` replaced; only the main thread reads or writes these
 _noted: list[tuple[int, FrameType | None]] = []
-_depth = 0  # of blocks of `deferred`
+_depth = 0  # how many blocks of `deferred` are open
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -29,13 +29,13 @@ def defer() -> None:
     global _previous
     if _previous is None and threading.current_thread() is threading.main_thread():
         handler = signal.getsignal(signal.SIGINT)
-        if callable(handler):  # neither ignored, nor the system's own, nor set from C
+        if callable(handler):  # a Python function: SIGINT is not ignored, and not handled by the system or by C code
             _previous = handler
             signal.signal(signal.SIGINT, _note)
 
 
 def release() -> None:
-    """Undo `defer`, and raise what came in between."""
+    """Undo `defer`, and raise the Ctrl-C that came since, if any."""
     global _previous
     if _previous is None:
         return
@@ -49,7 +49,7 @@ def release() -> None:
 
 
 class _Deferred:
-    """`with deferred:` puts a Ctrl-C off to the end of the outermost block, for what is stored in more than one call."""
+    """`with deferred:` delays a Ctrl-C until the outermost block ends, so that several stores are all done or none."""
 
     def __enter__(self) -> None:
         global _depth
@@ -69,7 +69,7 @@ deferred = _Deferred()
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise a Ctrl-C as a KeyboardInterrupt where JAX makes a ValueError of it: that came while it compared two pytrees."""
+    """Raise KeyboardInterrupt where JAX turns it into a ValueError: when Ctrl-C comes while JAX compares two pytrees."""
     try:
         yield
     except ValueError as error:

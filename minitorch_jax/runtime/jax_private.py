@@ -1,7 +1,7 @@
-"""All of JAX that is used and not documented, each with what public JAX offers in its place.
+"""Every undocumented name of JAX that the package uses, each with a replacement made of public names.
 
-Nothing else in the package names such a thing (`tests/test_jax_private.py` looks), so a JAX that lacks one costs a little
-speed and no more.
+No other file uses such a name (`tests/test_jax_private.py` checks this). A version of JAX that lacks one only makes the
+package a little slower.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 from jax.extend import core as jax_core
 
 _config: Any = jax.config
-_MISSING = (ImportError, AttributeError, TypeError)  # what the use of a name raises that this JAX does not have
+_MISSING = (ImportError, AttributeError, TypeError)  # raised by the use of a name that this JAX does not have
 
 
 # -- in which trace are we? -------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ trace_state: Callable[[], Any] = jax_core.get_opaque_trace_state
 
 
 def _top_level_state() -> Any:
-    """The trace state outside of every transform, asked of a new thread: this module may be imported inside one."""
+    """Return the trace state outside of every transform. A new thread is asked: a transform may import this module."""
     states: list[Any] = []
     thread = threading.Thread(target=lambda: states.append(trace_state()))
     thread.start()
@@ -39,9 +39,9 @@ def _at_top_level() -> bool:
     return bool(trace_state() == _TOP_LEVEL)
 
 
-# Whether no JAX transform (`jit`, `grad`, `vmap`, `scan`, …) is being traced in this thread.
+# Returns True if this thread traces no JAX transform (`jit`, `grad`, `vmap`, `scan`, …).
 at_top_level: Callable[[], bool] = _at_top_level
-with suppress(*_MISSING):  # the same at a third of the price
+with suppress(*_MISSING):  # three times as fast
     from jax._src.core import trace_ctx as _trace_ctx
 
     _trace_ctx.is_top_level()
@@ -55,9 +55,9 @@ def _is_debugging() -> bool:
     return bool(_config.jax_debug_nans or _config.jax_debug_infs)
 
 
-# Whether JAX is to look for NaN or infinity in results, and so may raise when they have been computed.
+# Returns True if JAX checks results for NaN or infinity, and so may raise after it has computed them.
 is_debugging: Callable[[], bool] = _is_debugging
-with suppress(*_MISSING):  # the same at a third of the price
+with suppress(*_MISSING):  # three times as fast
     from jax._src.config import debug_infs as _infs
     from jax._src.config import debug_nans as _nans
 
@@ -67,7 +67,8 @@ with suppress(*_MISSING):  # the same at a third of the price
     _is_debugging_quickly()
     is_debugging = _is_debugging_quickly
 
-# What else, besides its inputs, a trace depends on: settings such as the default precision. If unknown, no two are the same.
+# Returns the settings that a trace depends on besides its inputs, such as the default precision. Where JAX does not show
+# them, each call returns a new object, so no two traces count as equal.
 trace_context: Callable[[], Any] = object
 with suppress(*_MISSING):
     from jax._src.config import trace_context as _trace_context
@@ -80,9 +81,9 @@ with suppress(*_MISSING):
 
 
 def forget_refusals(jitted: Any) -> None:
-    """Have JAX take its fast path again: for inputs at which a call has raised while it was traced, it never would.
+    """Make JAX use its fast path again for inputs with which an earlier call raised during its trace.
 
-    What was traced and compiled stays. Without it calls are right, and slower.
+    Traces and compiled programs are kept. Where JAX lacks the method, such calls are correct but slower.
     """
     clear = getattr(jitted, "_clear_cache", None)
     if clear is not None:
@@ -93,8 +94,8 @@ def _forget_no_effects() -> None:
     pass
 
 
-# Have JAX forget the effects of a program that failed. Without it each `jax.effects_barrier` from then on raises, until
-# effects come in order again.
+# Makes JAX forget the effects of a program that failed. Otherwise each later `jax.effects_barrier` raises, until the next
+# ordered effect.
 forget_effects: Callable[[], None] = _forget_no_effects
 with suppress(*_MISSING):
     from jax._src.dispatch import runtime_tokens as _tokens
@@ -104,33 +105,33 @@ with suppress(*_MISSING):
 
 # -- equations --------------------------------------------------------------------------------------------------------
 
-# What tells JAX to put a function's equations where it is called as soon as it is traced: an enumeration in newer versions.
+# The value that tells JAX to inline a called function when the caller is traced. Newer versions have an enumeration.
 _INLINE: Any = jax.Inline.JAX_EARLY if hasattr(jax, "Inline") else True
 
 
 def context_of(eqn: Any) -> Any:
-    """The settings under which an equation was traced; None if JAX does not tell."""
+    """Return the settings under which an equation was traced, or None if JAX does not show them."""
     context = getattr(eqn, "ctx", None)
     return context if hasattr(context, "manager") else None
 
 
 def under(context: Any) -> Any:
-    """The settings of a context, to be entered."""
+    """Return a context manager that applies these settings."""
     return nullcontext() if context is None else context.manager
 
 
 def inlined(call: Any) -> Any:
-    """An equation that calls a jitted function, with that inlined wherever it is traced; None where that cannot be said."""
+    """Return the equation `call` of a jitted function, marked to be inlined. None if JAX has no such mark."""
     return call.replace(params={**call.params, "inline": _INLINE}) if "inline" in call.params else None
 
 
 def calling(eqn: Any, call: Any) -> Any:
-    """The equation `eqn`, computed by the call."""
+    """Return the equation `eqn` with the operation of the equation `call`."""
     return eqn.replace(primitive=call.primitive, params=call.params)
 
 
 def with_equations(closed: Any, eqns: list[Any]) -> Any:
-    """The closed jaxpr with others in its equations' places."""
+    """Return the closed jaxpr with its equations replaced."""
     return jax_core.ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
 
 
@@ -150,16 +151,16 @@ def _showing(name: str, convert: Callable[..., Any]) -> None:
 
 
 def value_of(tracer: Any) -> Any:
-    """The array that a tracer stands for where `jax.grad` runs uncompiled; None if there is none, or JAX does not tell."""
+    """Return the array behind a tracer of an uncompiled `jax.grad`. None if there is none, or JAX does not show it."""
     with suppress(AttributeError):
         return tracer.to_concrete_value()
     return None
 
 
 def show_values() -> None:
-    """Have `float(x)`, `complex(x)` and `f"{x:.3f}"` of such tracers work under `jax.disable_jit()`.
+    """Make `float(x)`, `complex(x)` and `f"{x:.3f}"` of such tracers work under `jax.disable_jit()`.
 
-    JAX lets `int`, `bool`, `item` and `print` look at them, and forgets these. Where this fails they raise JAX's error.
+    JAX supports `int`, `bool`, `item` and `print` there, but not these three. Where this fails, they raise JAX's error.
     """
     global _shown
     if not _shown:

@@ -1,7 +1,7 @@
-"""Memory that belongs to the caller: what a call is given is copied before the call returns.
+"""Copying the caller's NumPy memory before a call returns.
 
-JAX copies a NumPy array later, in the background, or uses its memory as it is. A caller who fills one buffer with batch
-after batch would then train on the wrong one. So every array that is not JAX's passes through `owned` on its way in.
+JAX copies a NumPy array later, in the background, or uses its memory without a copy. A caller who fills one buffer with
+each batch in turn would then train on the wrong batch. Every array that is not a JAX array therefore passes through `owned`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-_ALIGNMENT = 64  # bytes: XLA uses memory that begins at a multiple of this, where it copies any other once more
-SMALL = 4096  # bytes: below, copying twice costs less than finding such a place
+_ALIGNMENT = 64  # bytes: XLA uses memory that begins at a multiple of this, and copies any other memory again
+SMALL = 4096  # bytes: a smaller array is copied twice, which is faster than aligning it
 _IMMUTABLE = (jax.Array, np.generic, bool, int, float, complex, str, bytes, type(None))
-_immutable: set[type] = set()  # the types of these that were met: a set answers faster than isinstance
+_immutable: set[type] = set()  # types of `_IMMUTABLE` seen so far: a set lookup is faster than isinstance
 
 
 def owned(value: Any) -> Any:
-    """`value`, with what the caller can still write to copied; JAX arrays, numbers and objects are returned as they are.
+    """Return `value` with all memory copied that the caller can still write to.
 
-    Copied are NumPy arrays (read-only ones too: they may be views of memory that is written to), what shares its memory
-    with NumPy (torch tensors and others with `__array__`, memoryviews), and these in lists, tuples, dicts and pytrees.
+    It copies NumPy arrays (read-only ones too: they may be views of writable memory), objects that share memory with NumPy
+    (torch tensors and others with `__array__`, memoryviews), and all of these in lists, tuples, dicts and pytrees. It
+    returns JAX arrays, numbers and other objects as they are.
     """
     kind = type(value)
     if kind in _immutable:
@@ -45,7 +46,7 @@ def owned(value: Any) -> Any:
     mine = [owned(leaf) for leaf in leaves]
     try:
         return value if _same(mine, leaves) else jax.tree.unflatten(treedef, mine)
-    except Exception:  # a class that takes other arrays only: whoever gets it says what is wrong with that
+    except Exception:  # its class takes other arrays only: the code that uses `value` reports the error
         return value
 
 
@@ -58,7 +59,7 @@ def _same(mine: Any, theirs: Any) -> bool:
 
 
 def _copied(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A copy, in C order and where XLA need not copy it again."""
+    """Return a copy in C order, aligned so that XLA need not copy it again."""
     if array.nbytes < SMALL or type(array) is not np.ndarray or array.dtype.hasobject:
         return np.array(array, order="C", subok=True)
     memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
@@ -69,5 +70,5 @@ def _copied(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def owned_data(data: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The data of a compiled call, `owned`: one comparison of types where nothing is to be copied."""
+    """Return the data of a compiled call, each value passed through `owned`. Immutable data costs one look at the types."""
     return data if _immutable.issuperset(map(type, data)) else tuple(map(owned, data))

@@ -1,9 +1,10 @@
-"""What XLA computes wrongly on CPUs (jaxlib 0.10.2 to 0.12), and what is done about it.
+"""Work around what XLA computes wrongly on CPUs (jaxlib 0.10.2 to 0.12).
 
-XLA hands reductions, products and convolutions to a library, YNNPACK. There, NaN is lost in reductions by max and min of
-float32; `jnp.sum((W @ row) ** 2)`, mapped over more than 32,768 rows of 3 numbers, is wrong, and reductions of products of
-seven or more axes crash (jax issues 39103, 39257, 40412; both cured in 0.12). A compiler option avoids all three, and makes
-other programs slower: it is given to programs that hold such an operation. Reductions of our own keep NaN by themselves.
+XLA passes reductions, products and convolutions to a library, YNNPACK, which has three faults (jax issues 39103, 39257,
+40412). Max and min reductions of float32 lose NaN. `jnp.sum((W @ row) ** 2)`, mapped over more than 32,768 rows of 3
+numbers, is wrong. Reductions of products with seven or more axes crash. (The last two are fixed in 0.12.) A compiler option
+avoids all three but slows other programs down, so only programs with such an operation get it. The reductions in this file
+keep NaN without the option.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OPTION = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUA
 
 @partial(jax.jit, static_argnames=("axis", "keepdims", "initial"))
 def largest(x: Any, axis: int | None = None, keepdims: bool = False, initial: float | None = None) -> Any:
-    """`jnp.max`, NaN where there is one among the numbers."""
+    """`jnp.max`, which returns NaN if one of the numbers is NaN."""
     out = jnp.max(x, axis, keepdims=keepdims, initial=initial)
     return _with_nan(out, x, lambda lost: lost.any(axis, keepdims=keepdims))
 
@@ -35,7 +36,7 @@ def largest(x: Any, axis: int | None = None, keepdims: bool = False, initial: fl
 def largest_in_windows(
     x: Any, start: float, kernel: tuple[int, ...], stride: tuple[int, ...], pads: tuple[tuple[int, int], ...]
 ) -> Any:
-    """The largest number of each window, NaN where there is one among them; `start` stands around `x`."""
+    """Return the largest number of each window, or NaN if the window holds one. `x` is padded with `start`."""
     out = lax.reduce_window(x, np.asarray(start, x.dtype), lax.max, kernel, stride, pads)
     return _with_nan(out, x, lambda lost: lax.reduce_window(lost, False, lax.bitwise_or, kernel, stride, pads))
 
@@ -50,29 +51,30 @@ def _with_nan(out: Any, x: Any, where: Any) -> Any:
 
 _OURS = ("largest", "largest_in_windows")
 _LOSING = ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
-# What a maximum may pass through on its way to `stop_gradient`, as in softmax, where a NaN that it has lost comes in again.
+# Operations that may stand between a maximum and `stop_gradient`, as in softmax. A NaN that the maximum lost returns later,
+# when the maximum is subtracted from the numbers.
 _PASSING = ("broadcast_in_dim", "reshape", "squeeze", "select_n", "max", "convert_element_type", "expand_dims")
-_MANY = 2**14  # vectors: half as many as are multiplied wrongly
-_RANK = 7  # from which on products that are reduced crash
+_MANY = 2**14  # vectors: half of the smallest number that is multiplied wrongly
+_RANK = 7  # reductions of products with this many axes or more crash
 
 
 def options_for(jaxpr: Any) -> dict[str, Any] | None:
-    """The compiler options that a traced program needs to be computed rightly; None for none."""
+    """Return the compiler options that a traced program needs to compute correct results, or None."""
     return OPTION if jax.default_backend() == "cpu" and _is_faulty(jaxpr) and _is_known() else None
 
 
 @cache
 def _is_known() -> bool:
-    """Whether this XLA has the option: one that is unknown is an error."""
+    """True if this XLA has the option. To pass an unknown option is an error."""
     try:
         jax.jit(lambda: jnp.zeros(()), compiler_options=OPTION).lower().compile()
-    except Exception:  # of whichever type, and it may have any reason: then programs are compiled without
+    except Exception:  # JAX documents no type for this error; programs are then compiled without the option
         return False
     return True
 
 
 def _is_faulty(jaxpr: Any) -> bool:
-    readers: dict[Any, list[Any]] = {}  # of each maximum and what comes of it, made when there is one
+    readers: dict[Any, list[Any]] = {}  # filled at the first maximum
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name in ("jit", "pjit") and eqn.params.get("name") in _OURS:
@@ -92,7 +94,7 @@ def _is_faulty(jaxpr: Any) -> bool:
 
 
 def _readers(jaxpr: Any) -> dict[Any, list[Any]]:
-    """The equations that read each variable; None for those who get the results."""
+    """Return the equations that read each variable. None in a list says that the variable is a result of the program."""
     readers: dict[Any, list[Any]] = {}
     for var in jaxpr.outvars:
         if isinstance(var, jax_core.Var):
@@ -105,7 +107,7 @@ def _readers(jaxpr: Any) -> dict[Any, list[Any]]:
 
 
 def _only_shifts(readers: dict[Any, list[Any]], var: Any) -> bool:
-    """Whether a maximum is used for nothing but to subtract it from the numbers that it is of, and no gradient."""
+    """True if a maximum only shifts its numbers, as in softmax: every use of it ends in `stop_gradient` or `is_finite`."""
     for eqn in readers.get(var, ()):
         name = None if eqn is None else eqn.primitive.name
         if name not in ("stop_gradient", "is_finite"):
@@ -119,7 +121,7 @@ def _has_many_axes(var: Any) -> bool:
 
 
 def _is_small_product(eqn: Any) -> bool:
-    """Whether a product is that of a matrix of 2 or 3 rows of 3 numbers with many vectors."""
+    """True for the product of a matrix of 2 or 3 rows of 3 numbers with many vectors."""
     (contracted, of_vectors), (batch, batch_of_vectors) = eqn.params["dimension_numbers"]
     shape, vectors = (var.aval.shape for var in eqn.invars)
     rows = math.prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))

@@ -1,1 +1,1 @@
-"""What changes over time: cells, the trees of cells that modules and optimizers are, and who may read and change them."""
+"""State that changes over time: cells, the trees of cells in modules and optimizers, rules for reading and writing them."""

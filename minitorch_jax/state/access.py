@@ -1,4 +1,4 @@
-"""Reading and changing cells from outside: who may, where, and what is recorded about it."""
+"""Reading and writing cells on behalf of users: where it is allowed, and what is recorded about it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .structure import cell_changed
 
 _DRAWN = (
     "a random number was drawn inside a JAX transform (by a random layer, or a constructor without `key=`) from a stream"
-    " outside of it: that would advance only while tracing, so every run would draw the same numbers. Pass a key"
-    " to the transformed function, such as `mt.next_key()` or `jax.random.key(0)`, and draw from that: `with"
+    " outside of it. That stream would advance only while JAX traces the code, so every run would draw the same numbers."
+    " Pass a key to the transformed function, such as `mt.next_key()` or `jax.random.key(0)`, and draw from it: `with"
     " mt.rng(key): ...`, or `nn.Linear(3, 2, key=key)`; or compile the stateful code with `mt.jit`."
 )
 
 
 def read(cell: Cell, owner: Any = None) -> Any:
-    """The value for a caller outside: it is theirs from now on, so it is never donated without a copy."""
+    """Return the value for a user. The array is lent from now on, so it is never donated without a copy."""
     frame = local.frame
     if frame is not None:
         frame.touch(cell, owner)
@@ -44,23 +44,26 @@ def read(cell: Cell, owner: Any = None) -> Any:
 
 
 def check_encoded(cell: Cell, value: Any, label: str) -> None:
-    """Raise ValueError if the floats of a cell stand for no value, as after a map over leaves that computes with them."""
+    """Raise ValueError if a cell's floats stand for no value of its dtype, as after arithmetic on all leaves of a module."""
     encoding: Any = cell.encoding
     problem = encoding.problem(value)
     if problem is not None:
         raise ValueError(
             f"{label} is {encoding.dtype}, which a module's pytree keeps as floats: {problem}."
-            " Maps over all leaves of a module may cast them to float16, bfloat16 or wider, and copy them; compute with"
-            " parameters alone (`model.parameters()`), or use `model.astype(dtype)`."
+            " A map over all leaves of a module may copy them, and cast them to float16, bfloat16 or a wider type. Compute"
+            " only with parameters (`model.parameters()`), or use `model.astype(dtype)`."
         )
     cell.unseen = not is_concrete(value)
 
 
 def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
-    """Raise unless a change of `cell` made here lasts: at top level, in a run of ours, or on a copy of this transform."""
+    """Raise TraceError unless a change of `cell` made here is kept.
+
+    It is kept at top level, in a run of this package's compiled functions, and on a copy that this transform made.
+    """
     frame = local.frame
     if at_top_level():
-        if frame is not None:  # only with `jax.disable_jit()`
+        if frame is not None:  # true only under `jax.disable_jit()`
             _note_write(frame, cell, owner)
         return
     state = trace_state()
@@ -77,7 +80,10 @@ def check_writable(cell: Cell, label: str, owner: Any = None) -> None:
 
 
 def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -> None:
-    """Raise unless the structure of something made in trace `birth` (or, if `own`, in this very run) may change here."""
+    """Raise TraceError unless the structure of an object may change here.
+
+    `birth` is the trace in which the object was made. `own` says that the run of this thread has made it.
+    """
     if own or is_eager():
         return
     if local.frame is not None and (at_top_level() or local.frame.state == trace_state()):
@@ -90,13 +96,14 @@ def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -
 
 
 def _note_write(frame: Frame, cell: Cell, owner: Any) -> None:
+    """Keep a write to a cell that the run has not lifted within the run, which will be repeated with the cell lifted."""
     if cell not in frame.values and id(cell) not in frame.own:
         frame.touch(cell, owner)
-        frame.values[cell] = cell.value  # from here on; the run will be repeated with the cell lifted
+        frame.values[cell] = cell.value
 
 
 def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
-    """Give `cell` a new value from outside. Shapes and dtypes have been checked by whoever knows the path."""
+    """Give `cell` a new value from a user. The caller has checked its shape and dtype."""
     check_writable(cell, label, owner)
     if isinstance(value, jax.core.Tracer) and at_top_level():
         raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
@@ -107,11 +114,11 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
         gradient_writes.last = object()
     cell.value = value
     if eager and cell.kind != "gradient" and before != getattr(value, "sharding", None):
-        cell_changed(cell)  # compiled functions keep results where they were
+        cell_changed(cell)  # a compiled function puts results where the arrays were when it was compiled
 
 
 def mark_used(cells: Iterable[Cell]) -> None:
-    """These cells' values have been handed on (flattened), so a change of them is not lost."""
+    """Record that these cells' values were passed on (by flattening), so that changes of them are not lost."""
     for cell in cells:
         lend(cell)
         if cell.birth is not None:
@@ -119,7 +126,7 @@ def mark_used(cells: Iterable[Cell]) -> None:
 
 
 def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
-    """Store `values`, already computed, in one C call: all of them or, if the interrupt came first, none."""
+    """Store `values` in one C call: all of them or, if a Ctrl-C comes first, none."""
     gradient_writes.last = object()
     if local.frame is not None:
         left = [(cell, value) for cell, value in zip(cells, values, strict=True) if not _substitute(cell, value)]
@@ -128,20 +135,22 @@ def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
         cells, values = _into_packs(cells, values)
     for cell in cells if local.undo is not None else ():
         on_failure(setattr, cell, "stored", cell.stored)
-    before = list(map(get_stored, cells))  # freeing an array lets other threads in: not before all are stored
+    before = list(
+        map(get_stored, cells)
+    )  # keeps the old arrays: freeing one could let another thread run between stores
     deque(map(store, cells, values), 0)
     del before
 
 
 def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell], list[Any]]:
-    """For views, their packed cells with new values."""
+    """Replace views by their packed cells, and the views' values by new values of the packed cells."""
     plain: list[tuple[Cell, Any]] = []
     packed: dict[Any, list[tuple[Cell, Any]]] = {}
     for cell, value in zip(cells, values, strict=True):
         if cell.pack is not None:
             sharding = getattr(value, "sharding", None)
             if sharding is not None and sharding != getattr(cell.pack.cell.stored, "sharding", sharding):
-                cell.pack.release_both(cell)  # its array lies elsewhere from now on
+                cell.pack.release_both(cell)  # the new array is on another device
             else:
                 packed.setdefault(cell.pack, []).append((cell, value))
                 continue

@@ -10,17 +10,17 @@ from .errors import TWO_SPELLINGS, DroppedUpdateWarning
 
 
 class Birth:
-    """Where cells made inside a JAX transform came from, and which of them were changed and not used since.
+    """The origin of cells made inside a JAX transform, and which of them were changed and not used since.
 
-    All cells of one unflattened copy share one Birth, so it dies with the last of them: if any is still `dirty` then,
-    an update was lost, and the user is told.
+    All cells of one unflattened copy share one Birth, which is freed with the last of them. If a cell is still in `dirty`
+    then, an update was lost, and a warning says so.
     """
 
     __slots__ = ("state", "label", "dirty")
 
     def __init__(self, state: Any, label: str | None) -> None:
         self.state = state
-        self.label = label  # None: not a copy of anything, so dropping it loses nothing
+        self.label = label  # None: the cells are not a copy, so dropping them loses nothing
         self.dirty: dict[int, str] = {}
 
     def __del__(self) -> None:
@@ -28,18 +28,18 @@ class Birth:
             names = list(dict.fromkeys(self.dirty.values()))
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             warnings.warn(
-                f"{self.label} was changed inside a JAX transform ({shown}), but on a temporary copy that was then"
-                f" dropped, so nothing outside has changed. {TWO_SPELLINGS}",
+                f"{self.label} was changed inside a JAX transform ({shown}), but it is a temporary copy, and it was dropped."
+                f" Nothing outside has changed. {TWO_SPELLINGS}",
                 DroppedUpdateWarning,
                 stacklevel=2,
             )
 
 
 def birth_here(label: str | None = None) -> Birth | None:
-    """The Birth of cells that are made now: None outside of transforms."""
+    """Return a Birth for cells that are made now, or None outside of transforms."""
     return None if at_top_level() else Birth(trace_state(), label)
 
 
 def birth_state() -> Any:
-    """The trace in which something static is made now: None outside of transforms."""
+    """Return the trace that runs now, in which a new object is made, or None outside of transforms."""
     return None if at_top_level() else trace_state()

@@ -1,7 +1,7 @@
-"""The one thing that changes over time: a cell.
+"""The cell: one value that changes over time.
 
-A parameter, a buffer, a gradient, an optimizer's state, its step counts and hyperparameters, a random stream: each is a
-`Cell` holding one value. Modules and optimizers are trees of cells and static values, and nothing else keeps arrays.
+Each parameter, buffer, gradient, state array of an optimizer, step count, hyperparameter and random stream is stored in a
+`Cell`. Modules and optimizers are trees of cells and static values. Nothing else stores arrays.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class _Registry:
     __slots__ = ("cells",)
 
     def __init__(self) -> None:
-        self.cells: WeakValueDictionary[int, Cell] | None = None  # by id; None until somebody asks, as most never do
+        self.cells: WeakValueDictionary[int, Cell] | None = None  # by id; None until the first call of `all_cells`
 
 
 _registry = _Registry()
 
 
 def all_cells() -> list[Cell]:
-    """Every cell that there is."""
+    """Return every living cell of the process."""
     if _registry.cells is None:
         _registry.cells = WeakValueDictionary()
         _registry.cells.update({id(found): found for found in gc.get_objects() if isinstance(found, Cell)})
@@ -47,12 +47,12 @@ def all_cells() -> list[Cell]:
 class Cell:
     """One value that changes over time.
 
-    `stored` is a `jax.Array`, `None` for a gradient of zeros that was never written, `CONSUMED` for one that stayed inside
-    a compiled function, or whatever leaf `jax.tree.map` put there. `value` is the same, but for code that this thread runs
-    with another value in its place (`Frame`): that never comes into the cell, so no other thread meets it, and an
-    exception or a Ctrl-C leaves nothing to be taken out again. `lent` says that someone outside may hold the array's
-    buffer, so that it must be copied before it is donated. (The reference count of the array would not tell:
-    `jax.device_put` and others give new array objects that share the buffer, and die with it.)
+    `stored` is a `jax.Array`, `None` for a gradient of zeros that was never written, `CONSUMED` for a gradient that a
+    compiled function did not return, or any leaf that `jax.tree.map` put there. `value` is the same, unless this thread
+    traces code with another value for the cell (see `Frame`). That value is never stored in the cell, so no other thread
+    reads it, and an exception or a Ctrl-C leaves no tracer behind. `lent` is True if a user may hold the array's buffer; it
+    is then copied before it is donated. (The reference count of the array is no substitute: `jax.device_put` and others
+    return new array objects that share the buffer, and are deleted with it.)
     """
 
     __slots__ = (
@@ -86,10 +86,10 @@ class Cell:
         self.trainable = trainable
         self.encoding = encoding
         self.birth = birth
-        self.reached = False  # of a gradient: whether any loss has ever given one
+        self.reached = False  # for a gradient: True once a loss has computed it
         self.stamp: object = None  # see `structure.py`
-        self.unseen = encoding is not None  # whether nobody has looked yet if its floats stand for a value
-        self.pack: Any = None  # the Pack that holds its value, if it is a view of one
+        self.unseen = encoding is not None  # True until the floats have been checked to stand for a value
+        self.pack: Any = None  # the Pack that holds its value, if the cell is a view
         self.grad: Any = Cell(None, "gradient", birth=birth) if kind == "parameter" else None
         frame = local.frame
         if frame is not None:
@@ -99,7 +99,7 @@ class Cell:
 
     @property
     def value(self) -> Any:
-        """What code that runs in this thread sees, and changes by assigning."""
+        """The value that code in this thread reads. Code in this thread assigns it to change it."""
         frame = _frame_of(self)
         if frame is None:
             return overridden(self) if overrides else self.stored
@@ -112,7 +112,7 @@ class Cell:
             self.stored = new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
-        """A new cell with a copy of the array: neither shares a buffer that someone may donate."""
+        """Return a new cell with a copy of the array. The two cells share no buffer, so each may be donated."""
         value = using(self, _copied)
         new = Cell(value, self.kind, trainable=self.trainable, encoding=self.encoding, birth=birth_here())
         memo[id(self)] = new
@@ -137,7 +137,7 @@ class Cell:
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether a value is an array of JAX's that is there, not a traced one."""
+    """True for a JAX array with a value, False for a tracer."""
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
 
 
@@ -160,7 +160,7 @@ def _restored_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | 
 
 
 def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | None) -> Cell:
-    """A cell of a pickle that was written when floats stood for 16 bits each."""
+    """Return the cell of an older pickle, whose floats stand for 16 bits each."""
     if encoding is not None and isinstance(value, np.ndarray):
         value = np.asarray(from_halves(encoding, value))
     return _restored_cell(value, kind, trainable, encoding)
@@ -169,7 +169,7 @@ def _unpickle_cell(value: Any, kind: str, trainable: bool, encoding: Encoding | 
 get_value = attrgetter("value")
 
 
-get_stored = attrgetter("stored")  # the quick one, for code that no Frame can be around
+get_stored = attrgetter("stored")  # faster, for code that never runs inside a Frame
 
 
 store: Callable[[Cell, Any], None] = vars(Cell)["stored"].__set__  # the C slot setter

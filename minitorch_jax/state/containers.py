@@ -1,4 +1,4 @@
-"""Lists, tuples and dicts held by a module: tracked, and still tracked when they are changed."""
+"""Lists, tuples and dicts in a module: their modules are tracked, also after the container is changed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .structure import changed
 
 
 class TrackedList(list[Any]):
-    """A list assigned to a module's attribute. Changing it changes the module's structure, as an assignment does."""
+    """A list in an attribute of a module. A change of the list is a change of the module's structure."""
 
-    _source: Any = None  # the plain list that was assigned, and its items then: changing that one is an error
-    _snapshot: Any = None
+    _source: Any = None  # the plain list that was assigned; a later change of that list is an error
+    _snapshot: Any = None  # the items that the plain list had
     _birth: Any = None  # the trace in which it was made
     _structure: Any = None
-    _label = "TrackedList"  # whose it is
+    _label = "TrackedList"  # its name in messages: the class and the attribute
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return TrackedList, (list(self),)
 
 
 class TrackedDict(dict[str, Any]):
-    """A dict assigned to a module's attribute. Changing it changes the module's structure, as an assignment does."""
+    """A dict in an attribute of a module. A change of the dict is a change of the module's structure."""
 
     _source: Any = None
     _snapshot: Any = None
@@ -71,7 +71,7 @@ for _cls, _names in (
 
 
 def _convert_items(container: Any) -> None:
-    """Track what was put into a tracked container, without passing through its tracked methods."""
+    """Convert new items of a tracked container. It uses the methods of `list` and `dict`, which record no change."""
     label = container._label
     if isinstance(container, list):
         for i, item in enumerate(container):
@@ -80,13 +80,13 @@ def _convert_items(container: Any) -> None:
         for key, item in dict.items(container):
             if not isinstance(key, str):
                 raise TypeError(
-                    f"a dict held by a module needs string keys, for the paths of its parameters; got {key!r}"
+                    f"a dict in a module needs string keys, which are part of the paths of its parameters; got {key!r}"
                 )
             dict.__setitem__(container, key, convert(item, f"{label}[{key!r}]"))
 
 
 def convert(value: Any, label: str) -> Any:
-    """`value` as a module keeps it: containers tracked, anything else a module or a checked static value."""
+    """Return `value` as a module stores it: containers become tracked ones, anything else is checked and unchanged."""
     kind = type(value)
     if kind is list or kind is dict:
         new: Any = TrackedList() if kind is list else TrackedDict()
@@ -107,49 +107,50 @@ def _items(container: Any) -> list[Any]:
 
 
 def watched(container: Any) -> bool:
-    """Whether someone still holds the plain list or dict that was assigned, and so may change it."""
+    """True if someone else still refers to the plain list or dict that was assigned, and so may change it."""
     if container._source is not None and sys.getrefcount(container._source) <= 2:
         container._source = container._snapshot = None
     return container._source is not None
 
 
 def check_source(container: Any, path: str) -> None:
-    """Raise if the plain list or dict that was assigned has been changed since: the module holds its own."""
+    """Raise RuntimeError if the plain list or dict that was assigned has been changed since."""
     if container._source is None:
         return
     now, then = _items(container._source), container._snapshot
     if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
         kind = type(container._source).__name__
         raise RuntimeError(
-            f"{path} was assigned from a plain {kind}, and that {kind} has been changed since, which the module cannot"
-            f" see: it holds its own. Change the module's, `self.{path}`, instead."
+            f"{path} was assigned from a plain {kind}, and that {kind} has been changed since. The module has a copy of its"
+            f" own. Change the copy, `self.{path}`, instead."
         )
 
 
 def describe(value: Any) -> str:
-    """`float32[3, 4]`, or the type of what is not an array."""
+    """Return the type of an array as `float32[3, 4]`, or the name of another value's class."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     return type(value).__name__
 
 
 class _Bare(AttributeError, TypeError):
-    """A bare array where a declared one is needed: an AttributeError to some readers, a TypeError to others."""
+    """A bare array where a declared one is needed. Some code catches AttributeError, other code TypeError."""
 
 
 def bare_array(label: str, value: Any) -> AttributeError:
+    """The error for an array that was assigned without a Parameter or Buffer around it."""
     name = label.rpartition(".")[2]
     shown = describe(value)
     return _Bare(
-        f"{label} was given a bare array ({shown}), and a module must know what it is. Declare it in `__init__`:\n"
+        f"{label} was given a bare array ({shown}), but each array of a module is declared. Declare it in `__init__`:\n"
         f"    self.{name} = Parameter(array)   # trained by an optimizer\n"
         f"    self.{name} = Buffer(array)      # kept and saved, not trained\n"
-        "An activation kept in `forward` for a hand-written `backward` is not needed: JAX computes the gradients."
+        "`forward` need not keep activations for a hand-written `backward`: JAX computes the gradients."
     )
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is an array of JAX, NumPy or another library (NumPy's scalars count as numbers)."""
+    """True for an array of JAX, NumPy or another library. A NumPy scalar counts as a number."""
     if isinstance(value, jax.Array | np.ndarray):
         return True
     kind = type(value)
@@ -157,11 +158,12 @@ def is_array(value: Any) -> bool:
 
 
 def holds_state(value: Any) -> bool:
+    """True for a module, an optimizer or another Stateful object."""
     return getattr(type(value), "_holds_cells", False)
 
 
 def stateful_in(value: Any) -> Iterator[Any]:
-    """The modules and optimizers in what `convert` gives: itself, or those in its lists, tuples and dicts."""
+    """Iterate over the modules and optimizers in a result of `convert`: the value itself, or those in its containers."""
     if holds_state(value):
         yield value
     elif type(value) in (TrackedList, TrackedDict, tuple):
@@ -170,12 +172,12 @@ def stateful_in(value: Any) -> Iterator[Any]:
 
 
 def is_declaration(value: Any) -> bool:
-    """Whether `value` is a Parameter or a Buffer."""
+    """True for a Parameter or a Buffer."""
     return getattr(type(value), "_declares", False)
 
 
 def check_static(value: Any, label: str) -> None:
-    """Raise unless `value` may be a static part of a module: a module, or hashable and without arrays inside."""
+    """Raise TypeError unless `value` is a module, or a static value: it has a hash, and holds no array or module."""
     if type(value) in PLAIN or holds_state(value):
         return
     if is_array(value):
@@ -190,13 +192,13 @@ def check_static(value: Any, label: str) -> None:
         raise _hidden(value, found, label)
     if not _has_hash(value):
         raise TypeError(
-            f"{label}: a static attribute of a module must be hashable, since it is part of what a compiled program"
-            f" depends on; got {type(value).__name__}. Use a tuple or a frozen dataclass instead."
+            f"{label}: a static attribute of a module must be hashable, since compiled programs depend on its value; got"
+            f" {type(value).__name__}. Use a tuple or a frozen dataclass instead."
         )
 
 
 def find_hidden(value: Any) -> Found | None:
-    """A module, an optimizer or an array that `value` leads to, or None."""
+    """Return a module, an optimizer or an array that `value` leads to, or None."""
     return find(value, holds_state, is_array)
 
 
@@ -209,9 +211,9 @@ def _hidden(value: Any, found: Found, label: str) -> TypeError:
         name = label.rpartition(".")[2].partition("[")[0]
         way = f" ({found.way})" if found.way else ""
         return TypeError(
-            f"{holds}{way} {hides}, and copies of this module, as jax.grad, jax.jit and copy.deepcopy make them, would"
-            f" go on using that very one. Write a method in its place, `def {name}(self, ...)`, and assign each module"
-            " that it uses to an attribute (`self.net = net`)."
+            f"{holds}{way} {hides}, and copies of this module (jax.grad, jax.jit and copy.deepcopy make some) would share"
+            f" it. Write a method instead, `def {name}(self, ...)`, and assign each module that it uses to an attribute"
+            " (`self.net = net`)."
         )
     return TypeError(
         f"{holds} {hides}. Assign modules to attributes directly, or in lists, tuples and dicts with string keys;"
@@ -220,13 +222,13 @@ def _hidden(value: Any, found: Found, label: str) -> TypeError:
 
 
 def check_walked(value: Any, path: str) -> None:
-    """Raise if a static value that a walk has met is none: put there past `__setattr__`, or a closure bound since."""
+    """Raise TypeError for a static value that `__setattr__` has not checked, or whose closure has been bound since."""
     kind = type(value)
     if is_array(value) or is_declaration(value) or kind in (list, dict) or not _has_hash(value):
         raise TypeError(
-            f"{path} holds a {kind.__name__} that came there past `Module.__setattr__` (by `vars(module)[...] = ...`, by"
+            f"{path} holds a {kind.__name__} that was set without `Module.__setattr__` (by `vars(module)[...] = ...`, by"
             " `object.__setattr__`, or by a `__setattr__` of the class that does not call `super().__setattr__`), so"
-            " nothing tracks it. Assign it: `module.name = ...`, arrays as Parameter(...) or Buffer(...)."
+            " nothing tracks it. Assign it: `module.name = ...`. Declare arrays as Parameter(...) or Buffer(...)."
         )
     if callable(value) and leads_somewhere(value):
         check_static(value, path)

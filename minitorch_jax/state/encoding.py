@@ -1,4 +1,4 @@
-"""Keeping values that are not floating as floats."""
+"""Storing integers, booleans and random keys as floats, because `jax.grad` refuses leaves that are not floating."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 
 class Encoding:
-    """How a value that is not floating is kept in a cell, exactly, as floats.
+    """How a cell stores a value that is not floating exactly, as floats.
 
-    Leaves of a module's pytree are what `jax.grad` differentiates, and it refuses integers, booleans and random keys. So
-    a cell keeps their bytes, which bfloat16 and float16 hold exactly, too: a map that casts every floating leaf loses
-    nothing. Types of one byte are kept as numbers, longer ones as their bytes on a new last axis.
+    `jax.grad` differentiates the leaves of a module's pytree, and refuses integers, booleans and random keys. A cell
+    therefore stores the bytes of such values as floats. bfloat16 and float16 hold a byte exactly too, so a map that casts
+    every floating leaf loses nothing. Values of one byte are stored as numbers of the same shape, longer ones as their bytes
+    on a new last axis.
     """
 
     __slots__ = ("dtype",)
@@ -33,6 +34,7 @@ class Encoding:
 
     @staticmethod
     def of(value: Any) -> Encoding | None:
+        """Return the encoding for an array's dtype, or None for a floating or complex one, which needs none."""
         dtype = value.dtype
         return None if jnp.issubdtype(dtype, jnp.inexact) else Encoding(dtype)
 
@@ -42,11 +44,11 @@ class Encoding:
 
     @property
     def plain(self) -> Any:
-        """The dtype of the numbers that are kept: of a key, those of its data."""
+        """The dtype of the numbers whose bytes are stored. For a random key, these are the numbers of its data."""
         return np.dtype(np.uint32) if self.is_key else np.dtype(self.dtype)
 
     def encode(self, value: Any, like: Any = None) -> Any:
-        """The floats that stand for `value`: float32, or of the dtype of `like`, the ones that they replace."""
+        """Return the floats that stand for `value`, in the dtype of `like`, the floats that they replace, or in float32."""
         dtype = like.dtype if _is_exact(like) else jnp.dtype(np.float32)
         value = jax.random.key_data(value) if self.is_key else value
         if self.plain.itemsize == 1:
@@ -54,7 +56,7 @@ class Encoding:
         return jax.lax.bitcast_convert_type(value, np.uint8).astype(dtype)
 
     def decode(self, value: Any) -> Any:
-        """The value that the floats stand for; they have been looked at by `problem`."""
+        """Return the value that the floats stand for. `problem` has checked them before."""
         if isinstance(value, jax.ShapeDtypeStruct):
             return jax.eval_shape(self.decode, value)
         if not hasattr(value, "astype"):  # a leaf that jax.tree.map put there
@@ -66,11 +68,11 @@ class Encoding:
         return jax.random.wrap_key_data(value, impl=str(self.dtype._impl.name)) if self.is_key else value
 
     def problem(self, value: Any) -> str | None:
-        """Why floats stand for no value of this dtype; None if they do, or are traced and of a dtype that can."""
+        """Return why the floats stand for no value of this dtype, or None. Of traced floats, only the dtype is checked."""
         if isinstance(value, jax.ShapeDtypeStruct) or not hasattr(value, "astype"):
             return None
         if not _is_exact(value):
-            return f"it was converted to {value.dtype}, in which its bytes have no place"
+            return f"it was converted to {value.dtype}, which cannot hold its bytes exactly"
         if isinstance(value, jax.core.Tracer):
             return None
         parts = np.array(value).astype(np.float64)
@@ -79,14 +81,14 @@ class Encoding:
             low, high = int(jnp.iinfo(self.plain).min), int(jnp.iinfo(self.plain).max)
         whole = np.round(parts)
         fits = (abs(parts - whole) <= _ROUNDING) & (low <= whole) & (whole <= high)
-        return None if fits.all() else f"it was computed with, and {parts[~fits][0]:g} is not one of its bytes"
+        return None if fits.all() else f"it was changed by arithmetic, and {parts[~fits][0]:g} is not one of its bytes"
 
 
-_ROUNDING = 1 / 16  # how far from a whole number a byte may be: averages of equal ones are rounded
+_ROUNDING = 1 / 16  # the largest distance of a byte from a whole number: an average of equal bytes is rounded
 
 
 def _is_exact(value: Any) -> bool:
-    """Whether an array's dtype holds all numbers from -256 to 256."""
+    """True if an array's dtype holds all whole numbers from -256 to 256 exactly."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         return dtype is not None and jnp.issubdtype(dtype, jnp.integer)
@@ -94,7 +96,7 @@ def _is_exact(value: Any) -> bool:
 
 
 def from_halves(encoding: Encoding, value: Any) -> Any:
-    """The floats of today for those of a pickle written before: one float per 16 bits."""
+    """Return the floats of an older pickle, which stored one float per 16 bits, in today's form, one float per byte."""
     dtype = encoding.plain
     whole = np.round(np.asarray(value))
     kept = whole.astype(dtype) if dtype.itemsize <= 2 else whole.astype(np.uint16).view(dtype)[..., 0]

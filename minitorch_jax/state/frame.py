@@ -1,4 +1,4 @@
-"""The run of stateful code that is being traced: which values stand in place of those that cells hold."""
+"""Frames: while stateful code is traced, a frame holds the values that its cells have in this thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import TraceError
 
 
 def is_eager() -> bool:
-    """Whether the code that calls runs eagerly: in no JAX transform, and in nothing that `mt.jit` or `backward` traces."""
+    """True if the calling code runs eagerly: no JAX transform, `mt.jit` or `backward` is tracing it."""
     return at_top_level() and local.frame is None
 
 
@@ -21,9 +21,9 @@ Undo = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class Frame:
-    """One run of stateful code with tracers in place of values: those of the lifted cells, and which cells were met besides.
+    """One run of stateful code: the values of its lifted cells (tracers), and the other cells that it reached.
 
-    In the run of a loss function no gradient may be touched; with `gradients`, they are lifted too.
+    With `gradients`, gradients are lifted like other cells. Without it (in a loss function), no gradient may be touched.
     """
 
     __slots__ = (
@@ -44,45 +44,46 @@ class Frame:
     )
 
     def __init__(self, values: dict[Any, Any], gradients: bool = False) -> None:
-        self.values = values  # of lifted cells, and of others that were changed
+        self.values = values  # of lifted cells, and of other cells that were changed
         self.own: dict[int, Any] = {}  # cells and modules made during the run, by id
-        self.met: dict[int, tuple[Any, Any]] = {}  # reached, but not lifted: (owner, cell)
-        self.undo: list[Undo] = []  # what takes back changes to static parts
-        self.statics: list[tuple[Any, str, Any]] = []  # which those were: (module, attribute, value before)
+        self.met: dict[int, tuple[Any, Any]] = {}  # cells that were reached but not lifted, by id: (owner, cell)
+        self.undo: list[Undo] = []  # the calls that undo changes of static attributes
+        self.statics: list[tuple[Any, str, Any]] = []  # those changes: (module, attribute, value before)
         self.parent = local.frame
         self.state: Any = None
         self.gradients = gradients
-        self.losses = 0  # how many were traced within this run
-        self.inner: Any = None  # what was traced in an earlier run of the same program; see `tracing.trace_once`
-        self.observed: set[Any] = set()  # gradients looked at before they were written
+        self.losses = 0  # how many losses were traced within this run
+        self.inner: Any = None  # traces of losses from earlier runs of the same program; see `tracing.trace_once`
+        self.observed: set[Any] = set()  # gradients that were read before they were written
         self.consumed: dict[Any, Any] = {}  # gradients that an optimizer's step has used
 
     def touch(self, cell: Any, owner: Any) -> None:
+        """Note that the run has reached a cell. Raises TraceError for a gradient in a loss function."""
         if cell not in self.values and id(cell) not in self.own:
             if cell.kind == "gradient" and not self.gradients:
                 raise TraceError(
-                    "accumulated gradients were read or changed inside a loss function, which runs only while it is"
-                    " traced. Call zero_grad(), accumulate() and grads() outside of it."
+                    "accumulated gradients were read or changed inside a loss function. Its code runs only while it is"
+                    " traced. Call zero_grad(), accumulate() and grads() outside of the loss function."
                 )
             self.met.setdefault(id(cell), (owner, cell))
 
 
 class _Local(threading.local):
     frame: Frame | None = None
-    undo: list[Undo] | None = None  # what takes back changes outside of frames, in a block that is all or nothing
+    undo: list[Undo] | None = None  # the calls that undo changes outside of frames, within a block of `undo.py`
 
 
 local = _Local()
 
 
 def on_failure(function: Callable[..., Any], *args: Any) -> None:
-    """Have a change taken back by `function(*args)` if the block around it (see `undo.py`) raises."""
+    """Record that `function(*args)` undoes a change, if the block around it (see `undo.py`) raises."""
     if local.undo is not None:
         local.undo.append((function, args))
 
 
 def _frame_of(cell: Any) -> Frame | None:
-    """The innermost run of this thread that has a value in place of the cell's own."""
+    """Return the innermost frame of this thread that has a value for the cell, or None."""
     frame = local.frame
     while frame is not None and cell not in frame.values:
         frame = frame.parent
@@ -90,7 +91,7 @@ def _frame_of(cell: Any) -> Frame | None:
 
 
 def _substitute(cell: Any, new: Any) -> bool:
-    """Change the value that stands in place of the cell's own in this thread, if one does."""
+    """Set the cell's value in the frame that has one. Returns False if no frame of this thread has one."""
     frame = _frame_of(cell)
     if frame is not None:
         frame.values[cell] = new
@@ -98,20 +99,20 @@ def _substitute(cell: Any, new: Any) -> bool:
 
 
 def places_of(cells: Iterable[Any]) -> tuple[int, ...]:
-    """Where some cells are among those that the present run has lifted."""
+    """Return the positions of some cells among those that the present run has lifted."""
     frame: Any = local.frame
     places = {cell: i for i, cell in enumerate(frame.values)}
     return tuple([places[cell] for cell in cells])
 
 
 def is_unlifted(cell: Any) -> bool:
-    """Whether code of ours is being traced that has not been told of the cell: it sees what the cell itself holds."""
+    """True if stateful code is traced that has not lifted the cell: it reads the stored value, not a tracer."""
     frame = local.frame
     return frame is not None and id(cell) not in frame.own and _frame_of(cell) is None
 
 
 def is_lifted(cell: Any) -> bool:
-    """Whether code of ours is being traced in which the cell is not new: what is done besides writing it is not repeated."""
+    """True if stateful code is traced that did not make the cell itself. Later calls repeat only its writes of the cell."""
     frame = local.frame
     return frame is not None and id(cell) not in frame.own
 
@@ -119,7 +120,7 @@ def is_lifted(cell: Any) -> bool:
 def substituted(
     cells: Sequence[Any], values: Sequence[Any], run: Callable[[Frame], Any], gradients: bool = False
 ) -> tuple[Any, list[Any], Frame]:
-    """Run `run(frame)` while `values` stand in place of the cells'; give its result, the values at the end, and the frame."""
+    """Call `run(frame)` while the cells have other `values`. Returns its result, the values at the end, and the frame."""
     frame = Frame(dict(zip(cells, values, strict=True)), gradients)
     leave = partial(setattr, local, "frame", frame.parent)
     failed = True
@@ -129,20 +130,20 @@ def substituted(
         out = run(frame)
         new = [frame.values[cell] for cell in cells]
         if frame.parent is not None:
-            frame.parent.own.update(frame.own)  # what was made in this run is no stranger to the one around it
+            frame.parent.own.update(frame.own)  # for the outer run, too, these were made during the run
             frame.parent.undo += frame.undo
             frame.parent.statics += frame.statics
         failed = False
-    finally:  # each step of it is a single C call, which no signal handler can come before
+    finally:  # `leave` is one C call, so no signal handler can run before it is done
         try:
             leave()
         finally:
-            frame.values.clear()  # or a cycle of references would keep the cells alive
+            frame.values.clear()  # breaks a cycle of references that would keep the cells alive
             if failed or frame.met:  # `met`: the run will be repeated with those cells lifted
                 deque(map(call_undo, reversed(frame.undo)), 0)
     return out, new, frame
 
 
 def call_undo(undo: Undo) -> None:
-    """Take one change back."""
+    """Undo one change."""
     undo[0](*undo[1])

@@ -1,4 +1,4 @@
-"""The values of gradients: zeros that are not there, those used up inside a compiled function, those not looked at yet."""
+"""The values of gradients: None for zeros, `CONSUMED` after its use in a compiled function, `Unread` before it is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 
 class _Consumed:
-    """Stands for a gradient that a compiled function computed, used up in an optimizer's step, and did not give out."""
+    """Stands for a gradient that a compiled function computed, used in an optimizer's step, and did not return."""
 
     __slots__ = ()
 
@@ -26,7 +26,7 @@ jax.tree_util.register_pytree_node(_Consumed, lambda _: ((), None), lambda *_: C
 
 
 class Unread:
-    """What stands for a gradient in a compiled function until that writes it: its value, and who looked at it."""
+    """Stands for a gradient in a compiled function until the function writes it. `frame` records who read it."""
 
     __slots__ = ("value", "frame")
 
@@ -35,7 +35,7 @@ class Unread:
 
 
 def gradient(cell: Any) -> Any:
-    """The gradient that a cell holds: an array, or None for zeros."""
+    """Return the gradient that a cell holds: an array, or None for zeros."""
     value = cell.value
     if type(value) is Unread:
         value.frame.observed.add(cell)
@@ -44,22 +44,22 @@ def gradient(cell: Any) -> Any:
 
 
 def unless_consumed(value: Any) -> Any:
-    """A gradient's value, or the error that says that it is not there any more."""
+    """Return a gradient's value. Raises RuntimeError if a compiled function has used it up."""
     if value is CONSUMED:
         raise RuntimeError(
             "this gradient was computed inside a function compiled by mt.jit (or mt.scan) and used up there by"
-            " opt.step(); to give every gradient out would cost time and memory at each call. Return what you need from"
-            " the function, or compile it with `mt.jit(keep_grads=True)`; to go on from here, call zero_grad() first."
+            " opt.step(). To return all gradients would cost time and memory at each call. Return those you need from the"
+            " function, or compile it with `mt.jit(keep_grads=True)`. To accumulate new gradients, call zero_grad() first."
         )
     return value
 
 
 def added(before: Any, new: Any) -> Any:
-    """The sum of a gradient's value (None for zeros) and another one."""
+    """Return the sum of a gradient's value (None for zeros) and another gradient."""
     return new if unless_consumed(before) is None else before + new
 
 
 def starting_value(cell: Any) -> Any:
-    """What a cell holds, for another run to begin with."""
+    """Return the cell's value, without an `Unread` around it, as the starting value of another run."""
     value = cell.value
     return value.value if type(value) is Unread else value

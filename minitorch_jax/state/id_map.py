@@ -1,4 +1,4 @@
-"""A map from objects that have no hash, or must not be kept alive."""
+"""A map whose keys are objects without a hash, or objects that the map must not keep alive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weakref import ref
 
 
 class IdMap:
-    """A map from objects, by identity, that does not keep them alive (and does not need their hash)."""
+    """A map that compares its keys by identity. It does not keep them alive, and they need no hash."""
 
     def __init__(self) -> None:
         self.items: dict[int, tuple[Any, Any]] = {}

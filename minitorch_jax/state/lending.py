@@ -1,11 +1,11 @@
-"""Who else may hold a cell's array, and which calls use arrays up: for the threads that read what another one trains.
+"""Which arrays someone else may hold, and which calls donate arrays: for threads that read what another thread trains.
 
-Whoever is given a cell's array is *lent* its buffer: the next call that would donate it donates a copy. A call marks itself
-as in flight before it looks at what is lent; a reader marks what it reads before it looks at what is in flight. So one of
-the two sees the other. A reader that sees a call on its cells keeps nothing of theirs, but makes copies. If an array is gone
-already, the call's results are about to be stored, with no Python before that: for this alone a reader waits. So it never
-waits for code of the user's (a callback, a finalizer, a signal handler), and a reader in the very thread of the call does
-not wait.
+An array that a cell returns to a reader is *lent*: the next call that would donate its buffer donates a copy. A call first
+marks itself as in flight and then looks at what is lent. A reader first marks what it reads as lent and then looks at what
+is in flight. So at least one of the two sees the other. A reader that sees a call on its cells does not use their arrays,
+but copies. If an array is deleted already, the call is about to store its results and runs no Python code before that. A
+reader waits only for this. It therefore never waits for code of the user (a callback, a finalizer, a signal handler), and a
+reader in the thread of the call itself does not wait at all.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ get_ident = threading.get_ident
 _get_stored, get_lent = attrgetter("stored"), attrgetter("lent")
 
 
-class _Lendings:
+class _Token:
+    """`last` is replaced at each event. If it is unchanged, no event has happened since."""
+
     __slots__ = ("last",)
 
     def __init__(self) -> None:
         self.last = object()
 
 
-lendings = _Lendings()  # its `last` is another object after each lending: while it is the same, nothing was lent
-
-
-gradient_writes = _Lendings()  # its `last` is another object after a gradient was given a value outside of `mt.jit`
-
-
-flights: dict[int, Any] = {}  # by thread: the pipeline whose call may be using up what its `owned` cells hold
-overrides: dict[int, dict[Any, Any]] = {}  # by thread: what it sees in place of what cells hold; see `steadily`
+lendings = _Token()  # replaced each time an array is lent
+gradient_writes = _Token()  # replaced each time a gradient gets a value outside of `mt.jit`
+flights: dict[int, Any] = {}  # by thread: the pipeline whose call may be donating the arrays of its `owned` cells
+overrides: dict[
+    int, dict[Any, Any]
+] = {}  # by thread: the values that it sees in place of the stored ones; see `steadily`
 _steady: set[int] = set()  # the threads that are in `steadily`
 
 
@@ -47,10 +47,10 @@ def lend(cell: Any) -> None:
 
 
 def taken(cell: Any) -> Any:
-    """What a cell holds, for a reader outside: it stays as it is, and is never donated without a copy."""
+    """Return a cell's value to a user. The array is never changed, and never donated without a copy."""
     token = object()
     cell.lent = True
-    lendings.last = token  # Python lets no other thread in from the line above to the end, as there is no call
+    lendings.last = token  # from the line above to the end there is no call, so Python switches to no other thread
     if flights or overrides:
         return _taken_in_flight(cell)
     return cell.stored
@@ -65,12 +65,12 @@ def _taken_in_flight(cell: Any) -> Any:
         value = cell.stored
         if not in_flight(stored) and cell.lent and (not _is_gone(value) or value is cell.stored):
             return value
-    return private(stored)[0] if stored[0] is cell else cell.stored  # a view's value is an array of its own
+    return private(stored)[0] if stored[0] is cell else cell.stored  # a view's value is already a copy
 
 
 def using(cell: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of what a cell holds, by a reader who has done with it when that returns."""
-    if cell.pack is not None:  # a view's value is an array of its own
+    """Return `function(value)` for a cell's value, without lending the array: `function` must not keep it."""
+    if cell.pack is not None:  # a view's value is already a copy
         return function(cell.value)
     if not (flights and in_flight([cell])) or _sees_copy(cell):
         value = cell.value
@@ -87,13 +87,13 @@ def _sees_copy(cell: Any) -> bool:
 
 
 def overridden(cell: Any) -> Any:
-    """What this thread sees in a cell while some thread sees copies."""
+    """Return the value of a cell that this thread sees: a copy if it is in `steadily`, else the stored value."""
     mine = overrides.get(get_ident(), {})
     return mine[cell] if cell in mine else cell.stored
 
 
 def in_flight(stored: Sequence[Any]) -> bool:
-    """Whether a call, in any thread, may be using up or changing what some of these cells hold."""
+    """True if a call in any thread may be donating or replacing the array of one of these cells."""
     if not flights:
         return False
     chosen = set(stored)
@@ -102,10 +102,10 @@ def in_flight(stored: Sequence[Any]) -> bool:
 
 
 def private(stored: Sequence[Any]) -> list[Any]:
-    """Copies of what cells hold between two calls, which nobody else has."""
+    """Return copies of the cells' values, as they are between two calls. Nobody else holds the copies."""
     pause = 1e-5
     while True:
-        _lend_all(stored)  # the next call leaves what it finds alive, so this comes to an end however many there are
+        _lend_all(stored)  # the next call donates copies, so this loop ends however many calls follow
         values = list(map(_get_stored, stored))
         arrays = [value for value in values if _is_array(value)]
         try:
@@ -118,16 +118,16 @@ def private(stored: Sequence[Any]) -> list[Any]:
             if _is_mine(gone):
                 raise RuntimeError(
                     "a parameter or state was read by a finalizer or a signal handler in the middle of the very call that"
-                    " updates it. Read it before or after the call"
+                    " updates it. Read it before or after the call."
                 ) from error
         time.sleep(pause)
         pause = min(2 * pause, 1e-3)
 
 
 def steadily(cells: Sequence[Any], gather: Callable[[], Any]) -> Any:
-    """`gather()`, which reads these cells one after another, as if nothing happened in between.
+    """Return `gather()`, which reads these cells one after another, with values that are all of one moment.
 
-    It may be called twice: what it has done besides is the caller's matter. Arrays that it gives away are lent.
+    `gather` may be called twice; the caller must undo its other effects. The arrays that it returns are lent.
     """
     ident = get_ident()
     if ident in _steady:
@@ -137,7 +137,7 @@ def steadily(cells: Sequence[Any], gather: Callable[[], Any]) -> Any:
     _lend_all(stored)
     before = gradient_writes.last
 
-    def is_undisturbed() -> bool:  # a call that began after the lending has taken that back at its end
+    def is_undisturbed() -> bool:  # a call that began after `_lend_all` has set `lent` to False at its end
         return not in_flight(stored) and all(map(get_lent, stored)) and gradient_writes.last is before
 
     _steady.add(ident)
@@ -159,7 +159,7 @@ def steadily(cells: Sequence[Any], gather: Callable[[], Any]) -> Any:
 
 
 def is_steady() -> bool:
-    """Whether this thread is in `steadily`."""
+    """True if this thread is in `steadily`."""
     return get_ident() in _steady
 
 
@@ -182,6 +182,6 @@ def _is_gone(value: Any) -> bool:
 
 
 def _is_mine(gone: Sequence[Any]) -> bool:
-    """Whether the call that uses up what some cells hold is one of this thread."""
+    """True if the call that has deleted the arrays of some of these cells runs in this thread."""
     mine = flights.get(get_ident())
     return mine is not None and not set(gone).isdisjoint(mine.owned)

@@ -1,4 +1,4 @@
-"""What makes modules and optimizers pytrees: `Stateful`, their base class, which flattens to a `Spec` and leaves."""
+"""`Stateful`, the base class of modules and optimizers, which makes them pytrees: a `Spec` and leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .walk import Node, Spec, Walk, Walker, walk_of
 
 
 class Builder:
-    """Makes an object from a Spec and leaves, and with it the walk over what it makes."""
+    """Makes an object from a Spec and leaves, and collects what the walk over the new object needs."""
 
     def __init__(self, spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> None:
         self.cells = [
@@ -35,14 +35,14 @@ class Builder:
         self.walker.parts, self.walker.stamps = list(self.cells), [None] * len(self.cells)
 
     def begin(self, obj: Any) -> None:
-        """Number an object that is being made, of which only `__new__` was called."""
+        """Number a new object, of which only `__new__` was called so far."""
         structure = _begin(obj, self.birth, Structure(), self.frame)
         self.walker.objects[id(obj)] = len(self.objects)
         self.walker.note(structure)
         self.objects.append(obj)
 
     def build(self, node: Node) -> Any:
-        """What a node of the Spec stands for."""
+        """Return the value that a node of the Spec describes."""
         tag = node[0]
         if tag == "static":
             return node[2]
@@ -63,7 +63,7 @@ class Builder:
 
 
 def _begin(obj: Any, birth: Any, structure: Any, frame: Any) -> Any:
-    """Give a new object what every one has; return its structure."""
+    """Set the slots that every Stateful object has, and return its structure."""
     object.__setattr__(obj, "_walk", None)
     object.__setattr__(obj, "_birth", birth)
     object.__setattr__(obj, "_structure", structure)
@@ -81,14 +81,14 @@ class Stateful:
     _walk: Any
     _holds_cells = True
     _is_registered = False
-    _entry_points: tuple[str, ...] = ()  # the methods by which compiled code comes to a user's subclass
+    _entry_points: tuple[str, ...] = ()  # the methods of a user's subclass that compiled code calls
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._register()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        if "_is_registered" not in cls.__dict__:  # an `__init_subclass__` of the user's did not call `super()`
+        if "_is_registered" not in cls.__dict__:  # the user's `__init_subclass__` did not call `super()`
             cls._register()
         self = object.__new__(cls)
         _begin(self, births.birth_state(), None, frames.local.frame)
@@ -103,50 +103,52 @@ class Stateful:
     def __hash__(self) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
-            f"{name} objects change, so they have no hash: they can be neither keys (of a dict, or of `functools.cache` on"
-            " a method) nor static arguments nor what `jax.jit` is called on. Pass the object as an argument:"
+            f"{name} objects change, so they have no hash. They cannot be keys (of a dict, or of `functools.cache` on a"
+            " method), static arguments, or the function that `jax.jit` compiles. Pass the object as an argument:"
             " `jax.jit(lambda model, x: model(x))(model, x)`."
         )
 
     def _describe(self, walker: Walker, path: str) -> Node:
+        """Return the object's payload in its node: what `_rebuild` makes a copy from."""
         raise NotImplementedError
 
     def _facts(self, found: list[Cell]) -> tuple[Any, ...]:
-        """What is static about its cells."""
+        """Return the static facts about its cells."""
         return tuple([(cell.kind, cell.trainable, cell.encoding) for cell in found])
 
     @classmethod
     def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
-        """The parts of what `_describe` gave that are not cells, by path: values, or nodes of what is below."""
+        """Iterate over `(path, part)` of the parts of a payload that are not cells: values, or nodes of inner objects."""
         return iter(())
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Any:
+        """Return the copy that a payload describes."""
         raise NotImplementedError
 
     @classmethod
     def _from_leaves(cls, spec: Spec, leaves: list[Any]) -> Any:
-        """The copy that a Spec of this class and leaves make."""
+        """Return the copy that is made from a Spec of this class and leaves."""
         return build(spec, leaves, births.birth_here(f"A copy of {cls.__name__}"))
 
     def _unopened(self) -> tuple[Spec, list[Any]] | None:
-        """The Spec and the leaves of a copy that nobody has looked into yet, so that its parts were not made."""
+        """Return the Spec and the leaves of a copy whose parts have not been made yet, or None."""
         return None
 
     def _follows(self) -> Iterator[tuple[str, Any]]:
-        """Objects below this one, and what a user has put in that may be code or hold plain values, by name."""
+        """Iterate over `(name, value)` of inner objects, and of the user's values that may be code or hold plain values."""
         return iter(())
 
     def _leaves(self, walk: Walk) -> list[Any]:
-        """The values of the walk's cells, as they are leaves of the pytree."""
+        """Return the leaves of the pytree: the values of the walk's cells."""
         return list(map(cells.get_value, walk.cells))
 
     def _held_cells(self) -> list[Cell]:
-        """Every cell that it holds."""
+        """Return every cell in the object, gradients included."""
         return walk_of(self).with_gradients()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of its state between two calls, whatever other threads do."""
+        """Return a copy of the state between two calls. Calls in other threads do not disturb it."""
 
         def copied(memo: dict[int, Any]) -> Any:
             return copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
@@ -160,19 +162,19 @@ class Stateful:
             return copied(tried[-1])
 
         new = steadily(self._held_cells(), anew)
-        memo.setdefault(id(memo), []).append(tried)  # what it was copied from lives as long as its ids are known
+        memo.setdefault(id(memo), []).append(tried)  # keeps the originals alive while `memo` holds their ids
         memo.update({key: value for key, value in tried[-1].items() if key != id(tried[-1])})
         return new
 
 
 def change_class(obj: Any, cls: type) -> None:
-    """Give an object another class, as a notebook's autoreload does."""
+    """Change the class of an object, as a notebook's autoreload does."""
     object.__setattr__(obj, "__class__", cls)
     changed(obj)
 
 
 def build(spec: Spec, leaves: Sequence[Any], birth: Birth | None) -> Any:
-    """A copy of the object that `spec` describes, with `leaves` in its cells. It has its walk already."""
+    """Return a copy of the object that `spec` describes, with `leaves` in its cells. Its walk is set, too."""
     version, builder = process.version, Builder(spec, leaves, birth)
     made = builder.build(spec.node)
     object.__setattr__(made, "_walk", Walk(version, spec, builder.cells, builder.walker))
@@ -192,7 +194,7 @@ def _flatten(obj: Any) -> tuple[list[Any], Spec]:
     access.mark_used(walk.cells)
     if frame is not None:
         return obj._leaves(walk), walk.spec
-    if not flights and not walk.is_packed:  # `steadily`, where no thread is in a call, quicker
+    if not flights and not walk.is_packed:  # a faster `steadily`, for when no thread is in a call
         leaves = obj._leaves(walk)
         if not flights and gradient_writes.last is before and all(map(get_lent, walk.cells)):
             return leaves, walk.spec

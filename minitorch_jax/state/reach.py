@@ -1,7 +1,7 @@
-"""What a value leads to: modules in the closure of a function, in an object's attributes, in what a method is bound to.
+"""Search for modules and arrays hidden in a value: in a function's closure, an object's attributes, a method's object.
 
-A module's static attributes are looked through when they are assigned, since no walk over the module would find what is
-inside them, and every copy of the module would share it.
+A static attribute of a module is searched when it is assigned. A walk over the module would not find modules inside it, and
+all copies of the module would share them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any, NamedTuple
 from .cell import Cell
 
 PLAIN = frozenset({str, bytes, int, float, bool, complex, type(None), type(Ellipsis)})  # lead nowhere, and have a hash
-_MOST, _MOST_OF_ONE = 10_000, 2_000  # values that are looked at, in all and of one container
+_MOST, _MOST_OF_ONE = 10_000, 2_000  # how many values are searched in all, and in one container
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque, functools.partial)
 _LIBRARIES = ("jax", "jaxlib")
 
 
 class Found(NamedTuple):
-    """What a search has found, and the last part of the way there that has a name."""
+    """The value that a search found, and the last step of the path to it that has a name."""
 
     value: Any
     way: str
 
 
 def find(value: Any, holds_state: Callable[[Any], bool], is_array: Callable[[Any], bool]) -> Found | None:
-    """The nearest module, optimizer, parameter or array that `value` leads to, but for itself.
+    """Return the nearest module, optimizer, parameter or array that `value` leads to, or None. `value` itself is not counted.
 
-    Arrays do not count in a function's closure and defaults, where they are constants, nor inside objects of builtin types
-    (the state of a NumPy generator). Globals are not followed.
+    Arrays are ignored in a function's closure and defaults, where they are constants, and inside objects of builtin types
+    (such as the state of a NumPy generator). Globals are not searched.
     """
     seen = {id(value)}
     queue, looked_at = deque([(value, "", False)]), 0
@@ -55,7 +55,7 @@ def find(value: Any, holds_state: Callable[[Any], bool], is_array: Callable[[Any
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether a value is of a builtin type that is no container: neither attributes nor items are its user's."""
+    """True for an object of a builtin type that is not a container: the user has put nothing into it."""
     kind = type(value)
     if issubclass(kind, _CONTAINERS) or kind is types.MethodType or isinstance(getattr(value, "__dict__", None), dict):
         return False
@@ -63,19 +63,19 @@ def _is_opaque(value: Any) -> bool:
 
 
 def leads_somewhere(function: Any) -> bool:
-    """Whether a function may lead to something that was not there yet when it was assigned: a closure bound later."""
+    """True if a function may lead to a value that did not exist when the function was assigned: a closure bound later."""
     return bool(getattr(function, "__closure__", None)) or hasattr(function, "__wrapped__")
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """What `value` refers to itself: how that is called, if it has a name, and what it is."""
+    """Iterate over `(step, inner)` of what `value` refers to directly. `step` names the reference, or is empty."""
     kind = type(value)
     if issubclass(kind, type | types.ModuleType | types.CodeType):
         return
     if issubclass(kind, dict | types.MappingProxyType):
         yield from (("", item) for item in list(islice(value.values(), _MOST_OF_ONE)))
     elif issubclass(kind, list):
-        yield from (("", item) for item in list.__iter__(value))  # of `parameters()`, the cells
+        yield from (("", item) for item in list.__iter__(value))  # a live list of `parameters()` holds cells
     elif issubclass(kind, tuple | set | frozenset | deque):
         yield from (("", item) for item in list(islice(value, _MOST_OF_ONE)))
     elif issubclass(kind, functools.partial):
@@ -90,7 +90,9 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value()
     elif kind.__module__.partition(".")[0] in (*_LIBRARIES, "minitorch_jax") and hasattr(value, "__wrapped__"):
         yield "", value.__wrapped__  # jax.jit, mt.jit
-    elif kind.__module__.partition(".")[0] not in _LIBRARIES and kind.__name__ != "_Kept":  # what was compiled for it
+    elif (
+        kind.__module__.partition(".")[0] not in _LIBRARIES and kind.__name__ != "_Kept"
+    ):  # `_Kept` holds compiled programs
         yield from _inside_object(value)
 
 

@@ -1,8 +1,8 @@
-"""Stamps: how code knows, without a walk, that the structure of some modules and optimizers is as it was.
+"""Stamps: how code learns, without a walk, that the structure of some modules and optimizers has not changed.
 
-Each module, container and optimizer that was walked over has a `Structure`, and a cell is one itself: its `stamp` is another
-object after each change. Code that depends on some of them keeps a `Snapshot` of their stamps. A change elsewhere in the
-process therefore costs it one comparison, in C.
+Each module, container and optimizer that was walked over has a `Structure` with a `stamp`, and each cell has a `stamp` of its
+own. A change replaces the stamp by a new object. Code that depends on some of them keeps a `Snapshot` of their stamps. A
+change elsewhere in the process therefore costs that code one comparison of two lists, in C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _Process:
-    """`version` is replaced at each change of any structure. While it is the same, no stamp need be looked at."""
+    """`version` is replaced at each change of any structure. While it is the same, no stamp has changed."""
 
     __slots__ = ("version",)
 
@@ -26,7 +26,7 @@ get_stamp = attrgetter("stamp")
 
 
 class Structure:
-    """The stamp of one module, container or optimizer, and the stamps that it had in other modes."""
+    """The stamp of one module, container or optimizer, and the stamps that it had in its other modes."""
 
     __slots__ = ("stamp", "modes")
 
@@ -35,12 +35,12 @@ class Structure:
         self.modes: dict[Any, object] | None = None
 
     def change(self) -> None:
-        """Record a change. The stamp comes before the version, so that whoever sees the new version sees the new stamp."""
+        """Record a change. The stamp is set first, so that a thread that sees the new version also sees the new stamp."""
         self.stamp, self.modes = object(), None
         process.version = object()
 
     def switch(self, before: Any, now: Any) -> None:
-        """Record that a mode has changed and nothing else: going back to a mode goes back to its stamp."""
+        """Record that only the mode has changed. A return to an earlier mode brings back the stamp of that mode."""
         modes = self.modes = self.modes or {}
         modes[before] = self.stamp
         self.stamp = modes.get(now) or object()
@@ -48,20 +48,20 @@ class Structure:
 
 
 def changed(owner: Any) -> None:
-    """Record a change of a module, container or optimizer. Nothing depends on one that no walk has seen."""
+    """Record a change of a module, container or optimizer. If no walk has seen it, nothing depends on it."""
     structure = owner._structure
     if structure is not None:
         structure.change()
 
 
 def cell_changed(cell: Any) -> None:
-    """Record that what is static about a cell has changed: whether it is trained, where its array lies, its pack."""
+    """Record a change of a cell's static facts: `trainable`, the device or sharding of its array, its pack."""
     cell.stamp = object()
     process.version = object()
 
 
 def structure_of(owner: Any) -> Structure:
-    """The structure of a module, container or optimizer, from now on."""
+    """Return the Structure of a module, container or optimizer. The first call creates it."""
     structure: Structure | None = owner._structure
     if structure is None:
         structure = Structure()
@@ -70,9 +70,9 @@ def structure_of(owner: Any) -> Structure:
 
 
 class Snapshot:
-    """The stamps that some structures and cells had at one moment.
+    """The stamps of some structures and cells at one moment.
 
-    `version` must have been read before the stamps, and the stamps before whatever is concluded from the objects.
+    The caller must read `version` before the stamps, and the stamps before anything else of the objects.
     """
 
     __slots__ = ("version", "parts", "stamps")
@@ -81,7 +81,7 @@ class Snapshot:
         self.version, self.parts, self.stamps = version, parts, stamps
 
     def holds(self) -> bool:
-        """True if none of the structures has changed since."""
+        """True if none of the structures and cells has changed since."""
         now = process.version
         if self.version is not now:
             if list(map(get_stamp, self.parts)) != self.stamps:

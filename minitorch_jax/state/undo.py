@@ -1,8 +1,8 @@
-"""All or nothing within a trace: what a nested call changed is taken back if it raises.
+"""All or nothing within a trace: if a nested call raises, its changes are undone.
 
-At top level a compiled call stores its results when everything else is done. A call within a trace (`mt.jit` within `mt.jit`,
-`backward` in a scan, `opt.step()` on a copy in `jax.jit`) changes things one after another, and code around it may catch
-what it raises and go on.
+At top level a compiled call stores its results as its last act. A call within a trace (`mt.jit` within `mt.jit`, `backward`
+in a scan, `opt.step()` on a copy in `jax.jit`) makes its changes one after another, and the code around it may catch an
+exception and go on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .frame import Frame, call_undo, is_eager, local
 
 
 class _Run:
-    """What one run around the block had at its start. What it has looked at and met stays so: it is asked for again."""
+    """A frame's values at the start of a block. `observed` and `met` are not restored: a repeated run fills them again."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -34,7 +34,7 @@ class _Run:
 
 
 class _AllOrNothing:
-    """`with` it, everything that the block changes is as it was if it raises, where that is no compiled call by itself."""
+    """A `with` block within a trace: if it raises, all its changes are undone. In eager code it does nothing."""
 
     __slots__ = ("runs", "start", "outermost")
 
@@ -67,7 +67,7 @@ class _AllOrNothing:
 
 
 def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have `function` change everything that it changes, or, if it raises, nothing, also within a trace."""
+    """Wrap `function` so that, within a trace, it undoes its changes if it raises."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The walk over a module or optimizer: its cells, their paths, and its static structure (a `Spec`)."""
+"""The walk over a module or optimizer. It finds the cells, their paths, and the static structure (a `Spec`)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Spec:
         )
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that keeps no functions alive; see `bounded_cache.py`."""
+        """Return its weak form for a cache key, which keeps no functions alive; see `bounded_cache.py`."""
         node = weaken(self.node)
         return self if node is self.node else (node, self.facts, self.paths)
 
@@ -79,7 +79,7 @@ def _canonical(spec: Spec) -> Spec:
 
 
 class Walk(Snapshot):
-    """What a walk over an object found: its cells, each once, in the order of its pytree's leaves."""
+    """The result of a walk over an object: its cells, each once, in the order of its pytree's leaves."""
 
     __slots__ = (
         *("spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
@@ -94,15 +94,15 @@ class Walk(Snapshot):
         self.is_packed = any([cell.pack is not None for cell in found])
         self.all: list[Cell] = []
         self.objects = set(walker.objects)  # the ids of the modules in the tree
-        self.watched = walker.watched  # what looks whether something changed that tells nobody
-        self.optimizers = walker.optimizers  # those in the tree, of which code that is traced may change settings
+        self.watched = walker.watched  # checks of objects that do not report their changes
+        self.optimizers = walker.optimizers  # the optimizers in the tree: traced code may change their settings
         self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
-        self.remembered: dict[Any, Any] = {}  # what was made for them, by what; see `stateful_function.remembered`
+        self.remembered: dict[Any, Any] = {}  # objects made for these cells, by key; see `stateful_function.remembered`
         self.looked: object = None  # see `habits.look`
-        self.before: Walk | None = None  # the one before this, to which `train()` after `eval()` goes back
+        self.before: Walk | None = None  # the previous walk, which holds again when `train()` follows `eval()`
 
     def __getattr__(self, name: str) -> Any:
-        """What follows from the cells, when it is first asked for: of most copies it never is."""
+        """Compute the lists that follow from the cells at the first use. Most copies never need them."""
         if name not in ("params", "grads", "stored_grads"):
             raise AttributeError(name)
         self.params = [cell for cell in self.cells if cell.kind == "parameter"]
@@ -111,35 +111,35 @@ class Walk(Snapshot):
         return object.__getattribute__(self, name)
 
     def renew(self, version: object, walker: Walker) -> None:
-        """Have it stand for a later walk that found the same."""
+        """Take the stamps of a later walk that found the same cells and structure."""
         self.version, self.parts, self.stamps = version, walker.parts, walker.stamps
         self.objects, self.watched, self.optimizers = set(walker.objects), walker.watched, walker.optimizers
 
     def named(self) -> Iterator[tuple[str, Cell]]:
-        """The cells with their paths."""
+        """Iterate over `(path, cell)`."""
         return zip(self.spec.paths, self.cells, strict=True)
 
     def with_gradients(self) -> list[Cell]:
-        """The cells, and the gradients that are not among them."""
+        """Return the cells, followed by the gradients that are not among them."""
         if not self.all:
             self.all = list(dict.fromkeys([*self.cells, *(c.grad for c in self.cells if c.grad is not None)]))
         return self.all
 
 
 def _packs(found: list[Cell]) -> list[Any]:
-    """The packs that the cells, and their gradients, are views of."""
+    """Return for each cell its pack and the pack of its gradient (None if it is not a view)."""
     return [(cell.pack, cell.grad and cell.grad.pack) for cell in found]
 
 
 def _stored_grads(grads: list[Cell]) -> list[Cell]:
-    """What to set to zero them: a packed cell for all views of a pack, other cells for themselves."""
+    """Return the cells to clear for these gradients: one packed cell in place of all views of a pack, else the gradients."""
     mine = set(grads)
     whole = {grad.pack for grad in grads if grad.pack is not None and mine.issuperset(grad.pack.places)}
     return list(dict.fromkeys(grad.pack.cell if grad.pack in whole else grad for grad in grads))
 
 
 class Walker:
-    """Visits an object once: numbers its cells, notices what is shared."""
+    """Visits an object and everything in it, numbers the cells, and finds shared objects."""
 
     def __init__(self) -> None:
         self.cells: list[Cell] = []
@@ -147,12 +147,13 @@ class Walker:
         self.index: dict[Cell, int] = {}
         self.objects: dict[int, int] = {}
         self.packs: set[Any] = set()
-        self.parts: list[Any] = []  # what has a stamp, and the stamp that it had before anything else was read of it
-        self.stamps: list[object] = []
+        self.parts: list[Any] = []  # structures and cells
+        self.stamps: list[object] = []  # their stamps, each read before anything else of the part
         self.watched: list[Callable[[], None]] = []
         self.optimizers: list[ReferenceType[Any]] = []
 
     def cell(self, cell: Cell, path: str) -> int:
+        """Return the number of a cell. The first visit adds it, with its path."""
         number = self.index.setdefault(cell, len(self.cells))
         if number == len(self.cells):
             self.note(cell)
@@ -164,11 +165,12 @@ class Walker:
         return number
 
     def note(self, part: Any) -> None:
-        """Depend on the stamp of a structure or a cell, of which nothing has been read yet."""
+        """Record the stamp of a structure or a cell. The caller has read nothing else of it yet."""
         self.parts.append(part)
         self.stamps.append(part.stamp)
 
     def visit(self, value: Any, path: str) -> Node:
+        """Return the node of a value, and visit what is in it."""
         kind = type(value)
         if holds_state(value):
             if id(value) in self.objects:
@@ -195,12 +197,12 @@ class Walker:
             self.watch(partial(check_source, container, path))
 
     def watch(self, look: Callable[[], None]) -> None:
-        """Have `look()` called whenever the walk is asked for again: it raises, or records a change of a structure."""
+        """Call `look()` at each later `walk_of`. It raises, or records a change of a structure."""
         self.watched.append(look)
 
 
 def walk_of(obj: Any) -> Walk:
-    """The walk over `obj`, made anew only if the structure of something in it has changed since the last one."""
+    """Return the walk over `obj`. The last walk is reused if no structure in it has changed since."""
     walk: Walk | None = obj._walk
     if walk is None:
         return _rewalk(obj)
@@ -227,7 +229,7 @@ def _rewalk(obj: Any) -> Walk:
         old.renew(version, walker)
         return old
     walk = Walk(version, spec, walker.cells, walker)
-    if old is not None and old.cells == walk.cells:  # of others it would keep the arrays alive
+    if old is not None and old.cells == walk.cells:  # a walk with other cells would keep their arrays alive
         walk.before, old.before = old, None
     object.__setattr__(obj, "_walk", walk)
     return walk
