@@ -1,1 +1,1 @@
-"""What a user writes a network with: Module, Parameter, Buffer, random streams."""
+"""The classes that users write networks with: Module, Parameter, Buffer, random streams."""

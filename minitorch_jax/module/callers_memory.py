@@ -1,4 +1,4 @@
-"""Calls that run at once, operation by operation: what they are given belongs to the caller."""
+"""Copying the caller's NumPy arrays in eager calls of modules and functions; see `runtime/memory.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runtime.memory import SMALL, owned_data
 
 
 def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, with NumPy's memory copied: as JAX arrays, which the calls within need not copy again."""
+    """Return the arguments of a call with NumPy memory copied. Large ones become JAX arrays, which inner calls do not copy."""
     mine = owned_data(args)
     named = kwargs if not kwargs else dict(zip(kwargs, owned_data(tuple(kwargs.values())), strict=True))
     if (mine is args and not kwargs) or not at_top_level():
@@ -25,7 +25,7 @@ def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
 
 
 def _on_device(value: Any) -> Any:
-    """A NumPy array as one of JAX's, unless that would change its dtype or it is small: it may be a shape."""
+    """Return a NumPy array as a JAX array, unless that changes its dtype. A small array may be a shape, so it stays NumPy."""
     if type(value) is not np.ndarray or value.nbytes < SMALL or value.dtype.kind not in "biufcV":
         return value
     try:
@@ -36,7 +36,7 @@ def _on_device(value: Any) -> Any:
 
 
 def own_arguments(namespace: dict[str, Any]) -> None:
-    """Have every public function of a module's namespace copy what belongs to its caller before it returns."""
+    """Wrap every public function of a Python module so that it copies the caller's NumPy memory."""
     for name, function in list(namespace.items()):
         ours = isinstance(function, FunctionType) and function.__module__.startswith(namespace["__name__"])
         if ours and not name.startswith("_"):
@@ -49,5 +49,5 @@ def _owning(function: Callable[..., Any], module: str) -> Callable[..., Any]:
         args, kwargs = given(args, kwargs)
         return function(*args, **kwargs)
 
-    call.__module__ = module  # where pickle finds it
+    call.__module__ = module  # where pickle looks the function up
     return call

@@ -1,7 +1,7 @@
-"""What a module's class has by the name of an attribute: a default, a method, a property, a slot.
+"""Attributes of a module's class that have the name of an attribute of its objects: defaults, methods, properties, slots.
 
 Python looks for data descriptors on the class, then in the object, then for anything else on the class, and calls
-`__getattr__` last. Parameters and buffers are found by `__getattr__`, so what the class has by their name would hide them.
+`__getattr__` last. `__getattr__` finds parameters and buffers, so a class attribute of the same name would hide them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SLOTS = ("_cells", "_walk", "_birth", "_structure")
 
 
 class Declared:
-    """A class attribute of a name by which objects declare a parameter or buffer: of those the array, else the default."""
+    """Replaces a class attribute whose name is also a parameter or buffer. It returns the object's array, or the default."""
 
     __slots__ = ("name", "default")
 
@@ -35,7 +35,7 @@ class Declared:
 
 
 class Derived(functools.cached_property):  # type: ignore[type-arg]
-    """A cached_property of a module. It keeps no arrays, and nothing while code is traced: those would grow old."""
+    """A cached_property of a module. It caches no arrays, and nothing while code is traced: such values would go stale."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is None:
@@ -46,16 +46,16 @@ class Derived(functools.cached_property):  # type: ignore[type-arg]
             return value
         try:
             kept = convert(value, label)
-        except TypeError:  # nothing that a module may keep
+        except TypeError:  # a module cannot store this value
             return value
         parts = list(stateful_in(kept))
         made = [part for part in parts if id(part) not in walk_of(instance).objects] if parts else []
         if made and not frames.is_eager():
             raise TypeError(
-                f"{label} is a cached_property that made a {type(made[0]).__name__} while code was traced, so nothing would"
-                " keep it or train it: make it in `__init__`"
+                f"{label} is a cached_property that made a {type(made[0]).__name__} while code was traced. The module would"
+                " not keep it, and nothing would train it. Make it in `__init__`"
             )
-        if frames.is_eager() and (made or not parts):  # parts that are there already would get another name
+        if frames.is_eager() and (made or not parts):  # a part that the module has already would get a second name
             value = vars(instance)[name] = kept
             changed(instance)
         return value
@@ -67,7 +67,7 @@ def _leads_to_arrays(value: Any) -> bool:
 
 
 def class_attribute(cls: type, name: str) -> Any:
-    """What a class has by a name, without calling any descriptor."""
+    """Return a class attribute without calling descriptors, or `_MISSING`."""
     for base in cls.__mro__:
         if name in base.__dict__:
             return base.__dict__[name]
@@ -75,24 +75,29 @@ def class_attribute(cls: type, name: str) -> Any:
 
 
 def declare(cls: type, name: str) -> None:
-    """Have objects find a parameter or buffer of this name, also where the class has a plain value by it."""
+    """Make objects find a parameter or buffer of this name, even if the class has a plain value of that name."""
     held = class_attribute(cls, name)
     if held is not _MISSING and type(held) not in (Declared, types.MemberDescriptorType):
         setattr(cls, name, Declared(name, held))
 
 
-def settle(cls: type, name: str, value: Any, label: str, ours: Collection[str]) -> bool:
-    """Look at what the class has by the name of an attribute that is assigned. True: a property or the like takes the value.
+def settle(cls: type, name: str, value: Any, label: str, reserved: Collection[str]) -> bool:
+    """Check an assignment against the class attribute of that name. True if a property or the like takes the value.
 
-    `ours` are the names that every module has.
+    Args:
+        cls: the module's class.
+        name: of the attribute.
+        value: the value that is assigned.
+        label: the attribute's name in messages.
+        reserved: the names that every module has.
 
     Raises:
-        TypeError: if the value would be hidden by a method, or would hide one that modules need.
+        TypeError: if a method would hide the value, or if the value would hide a method that modules need.
     """
     tracked = is_declaration(value) or holds_state(value) or isinstance(value, list | tuple | dict)
     special = name.startswith("__") and name.endswith("__")
-    if (name in ours and name.startswith("_") and not special) or (tracked and name == "training"):
-        raise TypeError(f"{label}: modules keep something of their own by that name; choose another one")
+    if (name in reserved and name.startswith("_") and not special) or (tracked and name == "training"):
+        raise TypeError(f"{label}: every module has an attribute of its own by that name; choose another one")
     held = class_attribute(cls, name)
     if held is _MISSING or type(held) in (Declared, types.MemberDescriptorType):
         return False
@@ -100,10 +105,10 @@ def settle(cls: type, name: str, value: Any, label: str, ours: Collection[str]) 
         return True
     if hasattr(type(held), "__get__"):
         kind = "cached_property" if isinstance(held, functools.cached_property) else "method"
-        if tracked or special or (name in ours and not callable(value)):
+        if tracked or special or (name in reserved and not callable(value)):
             raise TypeError(
-                f"{label}: {cls.__name__} has a {kind} `{name}`, which the {type(value).__name__} assigned by that name"
-                " would hide, or be hidden by. Choose another name."
+                f"{label}: {cls.__name__} has a {kind} `{name}`. It and the {type(value).__name__} assigned by that name"
+                " would hide each other. Choose another name."
             )
     elif is_declaration(value):
         declare(cls, name)
@@ -111,7 +116,7 @@ def settle(cls: type, name: str, value: Any, label: str, ours: Collection[str]) 
 
 
 def prepare(cls: type, module: type) -> None:
-    """Look through a class of modules when its first object is made: by then decorators have done their work.
+    """Check the attributes of a subclass of Module when its first object is made: decorators have run by then.
 
     Raises:
         TypeError: if the class itself holds a module, a Parameter or a Buffer, or is a frozen dataclass.
@@ -119,8 +124,8 @@ def prepare(cls: type, module: type) -> None:
     parameters = getattr(cls, "__dataclass_params__", None)
     if parameters is not None and parameters.frozen:
         raise TypeError(
-            f"{cls.__name__} is a frozen dataclass, and modules change: training steps, train(), load_state_dict()."
-            " Leave `frozen=True` out."
+            f"{cls.__name__} is a frozen dataclass, but modules change (in training steps, train(), load_state_dict())."
+            " Remove `frozen=True`."
         )
     seen: set[str] = set()
     for base in cls.__mro__[: cls.__mro__.index(module)]:
@@ -146,13 +151,13 @@ def _check_class_attribute(value: Any, label: str) -> None:
         raise TypeError(
             f"{label} is or holds a {kind}, which belongs to the class: no optimizer would train it, train(), eval() and"
             " state_dict() would not reach it, and all objects would share it. Assign it in `__init__`"
-            " (`self.name = ...`), frozen by `freeze()` if it is not to be trained; in a dataclass use"
+            " (`self.name = ...`), and call `freeze()` if it is not trained. In a dataclass use"
             " `field(default_factory=...)`."
         )
 
 
 def _cells_first(users: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's `__getattr__` that is not asked for what was declared."""
+    """Wrap a user's `__getattr__` so that it is not called for declared attributes."""
 
     @functools.wraps(users)
     def __getattr__(self: Any, name: str) -> Any:

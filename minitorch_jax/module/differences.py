@@ -1,4 +1,4 @@
-"""Static structures in words: what is in a Spec, and in what two differ."""
+"""Describing static structures in words: what a Spec holds, and how two Specs differ."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..state.walk import Spec, join
 
 
 def short(value: Any) -> str:
-    """A value's repr, cut off."""
+    """Return a value's repr, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def statics(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """The static values in a Spec's node, by path."""
+    """Iterate over `(path, text)` of the static values in a Spec's node."""
     if node[0] == "static":
         yield path, short(node[2])
     elif node[0] == "object":
@@ -31,7 +31,7 @@ def statics(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _classes(node: Any, path: str) -> Iterator[tuple[str, type]]:
-    """The classes of the objects in a Spec's node, by path."""
+    """Iterate over `(path, class)` of the objects in a Spec's node."""
     if node[0] == "object":
         yield path, node[1]
         for inner_path, inner in node[1]._statics(node[2], path):
@@ -50,15 +50,15 @@ def _facts(spec: Spec) -> dict[str, str]:
 
 
 def difference(given: Spec, mine: Spec) -> str:
-    """In what a structure that was given differs from the one that was needed; of several differences the first few."""
+    """Return how a given structure differs from the needed one, `mine`. Of many differences it names the first four."""
     found: list[str] = []
     classes = [dict(_classes(spec.node, "")) for spec in (given, mine)]
     for path in [path for path in classes[1] if path in classes[0]]:
         theirs, ours = classes[0][path], classes[1][path]
         if theirs is not ours and (theirs.__qualname__, theirs.__module__) == (ours.__qualname__, ours.__module__):
             found.append(
-                f"{path or 'it'} is of a class {theirs.__name__} that was defined again since (a notebook's cell that ran"
-                " twice, a reloaded module), which to Python is another class, so make the object again, too"
+                f"{path or 'it'} is of a class {theirs.__name__} that was defined again since (by a notebook cell that ran"
+                " twice, or a reloaded module). For Python this is another class, so make the object again, too"
             )
         elif theirs is not ours:
             found.append(f"{path or 'it'} is a {theirs.__name__}, not a {ours.__name__}")
@@ -72,6 +72,4 @@ def difference(given: Spec, mine: Spec) -> str:
             changed = [path for path in {**other, **one} if one.get(path) != other.get(path)]
             found += [f"{path} is {one.get(path, 'not there')}, not {other.get(path, 'there')}" for path in changed]
     more = f", and {len(found) - 4} more differences" if len(found) > 4 else ""
-    return (
-        ", ".join(found[:4] or ["the same names, but other parameters are tied, or they come in another order"]) + more
-    )
+    return ", ".join(found[:4] or ["the same names, but other parameters are tied, or their order differs"]) + more

@@ -1,8 +1,8 @@
-"""What torch's users write on arrays, where it does nothing: noticed when the arrays are next looked at.
+"""Errors for habits of torch users that do nothing here, such as `layer.weight.requires_grad = False`.
 
-A parameter is read as a plain `jax.Array`, which takes any attribute: `layer.weight.requires_grad = False` is kept by that
-one array, and nobody looks at it. An array that was read is marked as lent, so only those are looked at, and only if any was
-lent since the last look.
+A parameter is read as a plain `jax.Array`, which accepts any attribute, so such an assignment only sets an attribute of that
+array. The next call that uses the module finds the attribute and raises. An array that was read is lent, so only lent arrays
+are checked, and only if an array was lent since the last check.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ _FIXES = {
     "data": "assignment (`module.weight = array`)",
     "grad": "zero_grad(), or assignment to `module.grads()[i]`",
 }
-_read: dict[int, tuple[ref[Cell], type, str]] = {}  # by (some bits of) an array's id: whose it was when it was read
+_read: dict[
+    int, tuple[ref[Cell], type, str]
+] = {}  # by some bits of an array's id: the cell it was read from, and its name
 _BITS = 0x3FF0
 
 
 def look(holder: Any, found: Iterable[tuple[str, Cell]]) -> None:
-    """Raise TypeError if torch's attributes were set on arrays of these cells; once, since it takes them off again.
+    """Raise TypeError if torch's attributes were set on arrays of these cells, and remove the attributes.
 
-    `holder.looked` is `lendings.last` at the last look: nothing is done while it is the same.
+    `holder.looked` is the value of `lendings.last` at the last check. While that is unchanged, nothing is checked.
     """
     last = lendings.last
     if holder.looked is last:
@@ -60,17 +62,17 @@ def _wrong(wrong: dict[str, list[str]]) -> TypeError:
         shown = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
         parts.append(f"`{name}` was set on the array of {shown}: use {_FIXES[name]}")
     return TypeError(
-        f"{'; '.join(parts)}. Parameters are read as plain JAX arrays, on which torch's attributes do nothing."
+        f"{'; '.join(parts)}. A parameter is read as a plain JAX array, on which torch's attributes do nothing."
     )
 
 
 def note_read(cell: Cell, array: Any, owner: type, name: str) -> None:
-    """Remember for a while whose array was read."""
+    """Remember from which cell an array was read, until a later array takes its entry."""
     _read[id(array) & _BITS] = ref(cell), owner, name
 
 
 def warn_of_untied(cell: Cell, array: Any, owner: type, name: str) -> None:
-    """Warn if a parameter is assigned the array that another one holds: in torch that ties the two."""
+    """Warn if a parameter is assigned the array of another parameter. In torch this would tie the two."""
     reference, other_owner, other_name = _read.get(id(array) & _BITS, (None, owner, name))
     other = None if reference is None else reference()
     if other is None or other is cell or not other.kind == cell.kind == "parameter":
@@ -78,9 +80,9 @@ def warn_of_untied(cell: Cell, array: Any, owner: type, name: str) -> None:
     held = other.stored if other.pack is None else other.pack.known_part(other)
     if held is array and isinstance(array, jax.Array):
         warnings.warn(
-            f"{owner.__name__}.{name} was assigned the array that {other_owner.__name__}.{other_name} holds: its values are"
-            f" copied now, and the two go on as separate parameters. For one parameter under both names write"
-            f" `a.tie({name!r}, b, {other_name!r})`, where `b` is the {other_owner.__name__}; for a copy,"
-            " `jnp.copy(array)` does not warn.",
+            f"{owner.__name__}.{name} was assigned the array that {other_owner.__name__}.{other_name} holds. This copies the"
+            f" values, and the two stay separate parameters. For one parameter under both names write"
+            f" `a.tie({name!r}, b, {other_name!r})`, where `b` is the {other_owner.__name__}. For a copy without this"
+            " warning assign `jnp.copy(array)`.",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""The lists that `parameters()` and `grads()` give."""
+"""The live lists that `parameters()` and `grads()` return."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LiveList(list[Any]):
     __slots__ = ("_paths", "_gradients", "_owner")
 
     def __init__(self, params: Iterable[Cell], paths: Iterable[str], gradients: bool, owner: Any) -> None:
-        super().__init__(params)  # the cells themselves, so that the list keeps no array alive
+        super().__init__(params)  # the items are the cells, so that the list keeps no array alive
         self._paths = list(paths)
         self._gradients = gradients
         self._owner = owner
@@ -50,19 +50,21 @@ class LiveList(list[Any]):
         if isinstance(index, slice):
             values, places = list(value), range(*index.indices(len(self)))
             if len(values) != len(places):
-                raise ValueError(f"{len(values)} arrays were assigned to {len(places)} places of a fixed list")
+                raise ValueError(
+                    f"{len(values)} arrays were assigned to {len(places)} places, and the list has a fixed length"
+                )
         else:
             values, places = [value], range(len(self))[index : index + 1 or None]
-            super().__getitem__(index)  # IndexError, as for any list
+            super().__getitem__(index)  # raises IndexError, as for any list
         targets = [(super(LiveList, self).__getitem__(place), self._paths[place]) for place in places]
         labels = [f"the gradient of {path}" if self._gradients else path for _, path in targets]
         new = [checked(v, cell.value, label) for v, (cell, _), label in zip(values, targets, labels, strict=True)]
         write = write_gradient if self._gradients else assign
-        for item, (cell, _), label in zip(new, targets, labels, strict=True):  # all have been checked
+        for item, (cell, _), label in zip(new, targets, labels, strict=True):  # after all values have been checked
             write(cell, item, label, self._owner)
 
     def cells(self) -> list[Cell]:
-        """The parameters' cells, for the optimizer."""
+        """Return the parameters' cells, for the optimizer."""
         return list(super().__iter__())
 
     def __iter__(self) -> Iterator[Any]:
@@ -97,8 +99,8 @@ class LiveList(list[Any]):
 
     def _fixed(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
-            "parameters() and grads() are views of a module, so their length is fixed and their order its own; assign"
-            " items, or make a plain list of it with list(...)"
+            "parameters() and grads() are views of a module, so their length is fixed, and the module sets their order."
+            " Assign items, or make a plain list with list(...)."
         )
 
     append = extend = insert = remove = pop = clear = sort = reverse = _fixed

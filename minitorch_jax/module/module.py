@@ -98,7 +98,7 @@ class Module(Stateful):
         elif type(value) in PLAIN and name in vars(self):
             attributes.set_static(self, name, value, label)
         else:
-            attributes.set_attribute(self, cell, name, value, label, _OUR_NAMES)
+            attributes.set_attribute(self, cell, name, value, label, _RESERVED_NAMES)
 
     def __delattr__(self, name: str) -> None:
         attributes.delete(self, name)
@@ -344,4 +344,4 @@ class Module(Stateful):
         return tree.from_node(cls, payload, builder)
 
 
-_OUR_NAMES = frozenset({*vars(Module), *vars(Stateful)})
+_RESERVED_NAMES = frozenset({*vars(Module), *vars(Stateful)})

@@ -1,4 +1,4 @@
-"""Parameter and Buffer, and the checks that every value passes on its way into one."""
+"""Parameter and Buffer, and the checks of every value that is assigned to one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ X64 = 'jax.config.update("jax_enable_x64", True)'
 
 
 def as_array(value: Any) -> Any:
-    """`value` as a jax array that shares no memory with NumPy and has no weak type."""
+    """Return `value` as a JAX array that shares no memory with NumPy and has no weak type."""
     if isinstance(value, jax.Array):
         return jnp.array(value, dtype=value.dtype) if value.aval.weak_type else value
     value = owned(value)
@@ -29,7 +29,11 @@ def as_array(value: Any) -> Any:
 
 
 def fitting(values: Any, dtype: Any = None) -> Any:
-    """NumPy's integers in a dtype, which all of them must fit: by default theirs, of 32 bits where JAX's 64 are off."""
+    """Return NumPy integers in `dtype`, by default their own dtype, or its 32-bit form if JAX's 64-bit types are off.
+
+    Raises:
+        ValueError: if one of the integers does not fit.
+    """
     dtype = jax.dtypes.canonicalize_dtype(values.dtype) if dtype is None else dtype
     if dtype == values.dtype:
         return values
@@ -43,7 +47,7 @@ def fitting(values: Any, dtype: Any = None) -> Any:
 
 
 def placed_as(value: Any, old: Any) -> Any:
-    """`value`, if it is no array of JAX's yet, on the devices that the array which it replaces is bound to, if any."""
+    """Return a value that is not a JAX array on the devices of `old`, the array that it replaces, if that is bound to any."""
     if isinstance(value, jax.Array) or isinstance(old, jax.core.Tracer) or not getattr(old, "committed", False):
         return value
     value = np.asarray(owned(value))
@@ -53,7 +57,7 @@ def placed_as(value: Any, old: Any) -> Any:
 
 
 class _Declaration:
-    """What Parameter and Buffer share: a new cell, on its way into a module."""
+    """Base of Parameter and Buffer: a new cell that is to be assigned to a module."""
 
     __slots__ = ("_cell",)
     _cell: Cell
@@ -62,8 +66,8 @@ class _Declaration:
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "_cell":
             raise AttributeError(
-                f"a {type(self).__name__} is a declaration, with no `{name}` to set: give it the array when you make it,"
-                " and `Parameter(array, trainable=False)` for one that is not to be trained"
+                f"a {type(self).__name__} is a declaration, with no `{name}` to set. Pass the array when you make it, and"
+                " write `Parameter(array, trainable=False)` for one that is not trained"
             )
         object.__setattr__(self, name, value)
 
@@ -74,11 +78,11 @@ class _Declaration:
 class Parameter(_Declaration):
     """Declares a trainable array of a module.
 
-    The same Parameter object given to two attributes is one tied parameter.
+    If one Parameter object is assigned to two attributes, they are one tied parameter.
 
     Args:
-        array: floating, of any shape; JAX, NumPy (copied), or nested lists of numbers.
-        trainable: False declares it frozen.
+        array: a floating array of any shape: of JAX, of NumPy (it is copied), or nested lists of numbers.
+        trainable: False declares a frozen parameter.
 
     Raises:
         TypeError: if the array is not floating.
@@ -101,24 +105,24 @@ class Parameter(_Declaration):
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(
                 f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
-                " `Parameter(array.astype(float))`, or `Buffer(array)` for what is not trained."
+                " `Parameter(array.astype(float))`, or `Buffer(array)` for an array that is not trained."
             )
-        lent = isinstance(array, jax.Array)  # anything else was copied in
+        lent = isinstance(array, jax.Array)  # anything else was copied
         self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=lent, birth=births.birth_here())
 
 
 def fresh_parameter(array: jax.Array) -> Parameter:
-    """A Parameter around an array that was just computed, so that nobody else holds its buffer: not copied either."""
+    """Return a Parameter of a new array that nobody else holds, so that its first donation needs no copy."""
     parameter = Parameter(array)
     parameter._cell.lent = False
     return parameter
 
 
 class Buffer(_Declaration):
-    """Declares an array that a module keeps and saves, but that is not trained (running statistics, counts, keys).
+    """Declares an array of a module that is saved but not trained (running statistics, counts, keys).
 
     Args:
-        array: of any dtype and shape, random keys included.
+        array: an array of any dtype and shape, random keys included.
 
     Example:
         >>> from minitorch_jax import Buffer, Module
@@ -144,23 +148,23 @@ class Buffer(_Declaration):
 
 
 def wide_dtype(dtype: Any) -> Any:
-    """The dtype in which arithmetic on parameters and gradients of `dtype` is done: at least float32."""
+    """Return the dtype for arithmetic on parameters and gradients of `dtype`: at least float32."""
     return jnp.dtype(dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
 
 
 @jax.jit
 def counted(count: Any) -> Any:
-    """One more than an integer; the same where its dtype ends, as one more would be negative."""
+    """Return an integer plus one, or the integer itself if it is the largest of its dtype."""
     return jnp.minimum(count, jnp.iinfo(count.dtype).max - 1) + 1
 
 
 def is_narrow(value: Any) -> bool:
-    """Whether a value is a floating array of fewer bits than arithmetic on it is done in."""
+    """True for a floating array narrower than float32."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
 
 
 def read_gradient(param: Cell, owner: Any = None) -> Any:
-    """The accumulated gradient of a parameter: zeros where there is none."""
+    """Return the accumulated gradient of a parameter, or zeros if there is none."""
     value = access.read(param.grad, owner)
     if value is not None:
         return value
@@ -169,38 +173,42 @@ def read_gradient(param: Cell, owner: Any = None) -> Any:
 
 
 def write_gradient(param: Cell, value: Any, label: str, owner: Any = None) -> None:
-    """Give a parameter's gradient a new value, checked."""
+    """Check a new value of a parameter's gradient, and store it."""
     access.write(param.grad, checked(value, param.value, label), label, owner)
     param.grad.reached = True
 
 
 def checked(value: Any, old: Any, label: str) -> Any:
-    """`value` as an array that may take the place of `old`: the same shape, the same dtype."""
+    """Return `value` as an array that may replace `old`.
+
+    Raises:
+        ValueError: if its shape or dtype is not that of `old`.
+    """
     if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
         value = jnp.asarray(value, dtype=old.dtype)
     value = as_array(placed_as(value, old))
     if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
         raise ValueError(
             f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
-            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape it or convert it with `.astype(...)`,"
-            " or declare a new Parameter or Buffer in its place."
+            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape the new array, convert it with"
+            " `.astype(...)`, or assign a new Parameter or Buffer."
         )
     return value
 
 
 def same_values(one: Any, other: Any) -> bool:
-    """Whether two arrays of one dtype are equal; NaN is equal to itself."""
+    """True if two arrays of one dtype are equal. NaN is equal to itself."""
     one, other = np.asarray(one), np.asarray(other)
     return np.array_equal(one, other) or (one.shape == other.shape and one.tobytes() == other.tobytes())
 
 
 def assign(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
-    """Give a parameter or buffer a new value, checked."""
+    """Check a new value of a parameter or buffer, and store it."""
     access.write(cell, encode_checked(cell, value, label), label, owner)
 
 
 def encode_checked(cell: Cell, value: Any, label: str) -> Any:
-    """What `cell` would keep for `value`, once its shape and dtype are checked."""
+    """Check the shape and dtype of `value`, and return it in the form that `cell` stores."""
     new = checked(value, declared(cell), label)
     if cell.encoding is None:
         return new
@@ -215,7 +223,7 @@ def encode_checked(cell: Cell, value: Any, label: str) -> Any:
 
 
 def declared(cell: Cell) -> Any:
-    """Something of the shape and dtype that readers of the cell see."""
+    """Return an array, or a `jax.ShapeDtypeStruct`, of the shape and dtype that readers of the cell see."""
     if cell.encoding is None or not hasattr(cell.value, "dtype"):
         return cell.value
     return jax.eval_shape(cell.encoding.decode, cell.value)

@@ -27,20 +27,20 @@ from ..state.walk import Node, Walker
 
 
 class Stream(Stateful):
-    """A sequence of random keys: `next()` gives a new one and moves on.
+    """A sequence of random keys: `next()` returns a new key and advances the stream.
 
-    Its one cell holds the data of a key, which are plain integers: an array of keys would leave JAX's fast path.
+    Its one cell stores the data of a key, which are plain integers, because JAX's fast path takes no arrays of keys.
     """
 
     __slots__ = ("cell", "impl")
 
     def __init__(self, key: jax.Array) -> None:
         self.impl = str(jax.random.key_impl(key))
-        data = jax.random.key_data(key)  # shares the buffer of the key, which is its giver's
+        data = jax.random.key_data(key)  # shares the buffer of the key, which belongs to the caller
         self.cell = Cell(data, "stream", lent=True, birth=births.birth_here())
 
     def next(self) -> jax.Array:
-        """A key that no other draw has given."""
+        """Return a key that no other call returns."""
         access.check_writable(self.cell, "the random stream", self)
         advance = _advance_now if at_top_level() else _advance
         if frames.is_eager():
@@ -50,13 +50,13 @@ class Stream(Stateful):
         return key
 
     def move(self, devices: Any) -> None:
-        """Make the stream usable with arrays on some devices (None: those of new arrays): it belongs to none itself."""
+        """Make the stream usable with arrays on some devices (None: the default device). It is bound to none itself."""
         value = self.cell.value
         if self.is_committed() and value.sharding.device_set != (devices or {_default_device()}):
             self.cell.value = jnp.asarray(np.asarray(value))
 
     def is_committed(self) -> bool:
-        """Whether a computation with arrays that are bound to a device has bound the stream's to it."""
+        """True if a computation with arrays that are bound to a device has bound the stream to it, too."""
         value = self.cell.value
         return cells.is_concrete(value) and value.committed
 
@@ -85,16 +85,16 @@ def _advance(data: Any, impl: str) -> tuple[Any, jax.Array]:
 _advance_now = partial(jax.jit, static_argnums=1)(_advance)
 
 
-_SHARED = [4**n for n in range(6, 11)]  # how many numbers the programs draw that shapes share
+_SHARED = [4**n for n in range(6, 11)]  # how many numbers each program draws that several shapes share
 
 
 def draw(sample: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """`sample(key, shape)`, one of jax.random's functions, by a program that takes little time to compile.
+    """Return `sample(key, shape)` of a function of `jax.random`, computed by a program that compiles quickly.
 
-    XLA takes the longer to compile a generator, the more axes it fills: seconds for four. What a generator gives depends
-    on the place in row-major order alone, so a matrix does; its last axis is the shape's, so that arrays split over
-    devices can stay split. JAX's default generator gives the same numbers whatever number of them is asked for, too:
-    outside of other programs, shapes of about as many numbers share one, and only cutting is compiled for each.
+    XLA needs longer to compile a generator of more axes: seconds for four. A generated number depends only on its position
+    in row-major order, so a matrix is drawn and reshaped. Its last axis is that of `shape`, so that an array split over
+    devices can stay split. JAX's default generator also returns the same first numbers for any count. So outside of other
+    programs, shapes with about the same count share one generator program, and each shape compiles only its cut.
     """
     shape = tuple(shape)
     if not at_top_level():
@@ -125,9 +125,9 @@ local = _Local()
 class _Block:
     """A `with rng(key)` block that was entered: its stream, and the block around it.
 
-    A block may be left while it is not the innermost one, when a generator that entered it is closed late: then it is
-    skipped when those within it are left. It may also be left from where it was never entered, by a generator that another
-    thread or task finalizes: then it is `lost`, and skipped where it still seems to be in force.
+    If a generator that entered a block is closed late, the block is left while it is not the innermost one. It is then
+    skipped when the inner blocks are left. If another thread or task finalizes the generator, the block is left where it was
+    never entered. It is then `lost`, and skipped in the thread or task where it still seems to be active.
     """
 
     __slots__ = ("stream", "around", "left", "lost")
@@ -148,14 +148,14 @@ class _Block:
             innermost_block.set(block)
 
 
-# Of the running thread or asyncio task, so that tasks in turn do not draw from each other's.
+# One per thread or asyncio task, so that tasks that take turns do not draw from each other's streams.
 innermost_block: ContextVar[_Block | None] = ContextVar("minitorch_jax.rng", default=None)
-_seed = 0  # of the main thread's stream
+_seed = 0  # the seed of the main thread's stream
 _threads = itertools.count(1)
 
 
 def current() -> Stream:
-    """The stream that is drawn from here: that of `rng`, or the thread's own."""
+    """Return the stream to draw from: that of the innermost `rng` block, or the thread's own."""
     block = innermost_block.get()
     while block is not None and block.lost:
         block = block.around
@@ -172,7 +172,7 @@ def current() -> Stream:
 
 
 def _outside(key: jax.Array) -> Stream:
-    """A stream that belongs to no trace, wherever it is made."""
+    """Return a stream that belongs to no trace, even if a trace makes it."""
     stream = Stream(key)
     stream.cell.birth = None
     frame = frames.local.frame
@@ -184,15 +184,15 @@ def _outside(key: jax.Array) -> Stream:
 def seed(n: int) -> None:
     """Restart the stream of random keys that random layers, and constructors without `key=`, draw from.
 
-    Each thread has a stream of its own, so that threads can train at the same time: `seed` restarts that of the thread
-    that calls it. A thread that never does gets one derived from the main thread's seed and a running number.
+    Each thread has a stream of its own, so that threads can train at the same time. `seed` restarts the stream of the
+    calling thread. A thread that never calls it gets a stream derived from the main thread's seed and a running number.
 
     Args:
-        n: an integer of 32 bits, signed or not; the main thread's stream starts as `seed(0)`.
+        n: an integer of 32 bits, signed or unsigned. The main thread starts with `seed(0)`.
 
     Raises:
         TypeError: if `n` is not an integer.
-        ValueError: if it does not fit.
+        ValueError: if `n` does not fit 32 bits, or if JAX's default type of keys has changed since the stream was made.
 
     Example:
         >>> import minitorch_jax as mt
@@ -209,14 +209,16 @@ def seed(n: int) -> None:
     else:
         stream = current()
         if str(jax.random.key_impl(new)) != stream.impl:
-            raise ValueError(f"seed() cannot restart a stream of {stream.impl} keys while JAX makes others by default")
+            raise ValueError(
+                f"seed() cannot restart a stream of {stream.impl} keys, as JAX now makes {jax.random.key_impl(new)} keys"
+            )
         access.write(stream.cell, jax.random.key_data(new), "the random stream", stream)
     if threading.current_thread() is threading.main_thread():
         _seed = n.__index__()
 
 
 def _key_of(n: Any, name: str) -> jax.Array:
-    """The key of an integer seed."""
+    """Return the random key of an integer seed."""
     if isinstance(n, bool | np.ndarray | jax.Array) or not hasattr(n, "__index__"):
         raise TypeError(f"{name}() takes an integer, not {n!r}")
     number = n.__index__()
@@ -228,17 +230,18 @@ def _key_of(n: Any, name: str) -> jax.Array:
 
 @contextmanager
 def rng(key: Any) -> Iterator[None]:
-    """Draw from a stream of its own, which starts at `key`, in a `with` block (in this thread or asyncio task).
+    """Draw random keys from a new stream, which starts at `key`, within a `with` block (in this thread or asyncio task).
 
-    This is what a random layer needs inside a plain JAX transform, where the stream of `seed` cannot advance, and what
-    makes a piece of code reproducible on its own. Tasks that a block starts go on drawing from its stream. (A generator that
-    is suspended in a block leaves it in force for the code that runs on, as with `decimal.localcontext`.)
+    A random layer needs this inside a plain JAX transform, where the stream of `seed` cannot advance. It also makes a piece
+    of code reproducible on its own. Tasks started within the block draw from its stream, too. (If a generator is suspended
+    within a block, the block stays active for the code that runs next, as with `decimal.localcontext`.)
 
     Args:
-        key: a `jax.random.key` (shape `()`, traced or not), one of `jax.random.PRNGKey`, or an integer seed.
+        key: a key of `jax.random.key` (shape `()`, traced or not) or of `jax.random.PRNGKey`, or an integer seed.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if `key` is none of these.
+        ValueError: if an integer seed does not fit 32 bits.
 
     Example:
         >>> import jax, jax.numpy as jnp, minitorch_jax as mt
@@ -254,7 +257,7 @@ def rng(key: Any) -> Iterator[None]:
     if hasattr(key, "__index__") and not isinstance(key, bool | np.ndarray | jax.Array):
         key = _key_of(key, "rng")
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape == _raw_shape():
-        key = jax.random.wrap_key_data(jnp.asarray(owned(key)))  # of `jax.random.PRNGKey`
+        key = jax.random.wrap_key_data(jnp.asarray(owned(key)))  # a key of `jax.random.PRNGKey`
     if not isinstance(key, jax.Array) or key.shape != () or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"rng() takes a `jax.random.key` or an integer, not {key!r}")
     block = _Block(Stream(key), innermost_block.get())
@@ -266,19 +269,19 @@ def rng(key: Any) -> Iterator[None]:
 
 
 def _raw_shape() -> tuple[int, ...]:
-    """The shape of the data of a key."""
+    """Return the shape of the data of a key."""
     shape: tuple[int, ...] = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
     return shape
 
 
 def next_key(key: Any = None) -> jax.Array:
-    """A new random key from the current stream, for layers and constructors of one's own.
+    """Return a new random key from the current stream, for your own layers and constructors.
 
     Args:
-        key: given back as it is, if not None: for the `key=` of a constructor.
+        key: if it is not None, it is returned unchanged. Pass the `key=` argument of a constructor here.
 
     Raises:
-        TraceError: inside a plain JAX transform without an `rng` of its own.
+        TraceError: inside a plain JAX transform, outside of an `rng` block within it.
 
     Example:
         >>> import jax, minitorch_jax as mt
