@@ -33,7 +33,7 @@ from .state.walk import walk_of
 
 
 def check_loss(loss: Any, name: str) -> Any:
-    """The loss as a scalar array, or a TypeError that says what came instead."""
+    """Return the loss as a scalar array. Raises TypeError if it is not a scalar floating number."""
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         hint = (
             " To return more than the loss, use has_aux=True and return (loss, aux)." if isinstance(loss, tuple) else ""
@@ -53,7 +53,7 @@ def check_loss(loss: Any, name: str) -> Any:
 
 
 def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[int]) -> tuple[Any, list[Any]]:
-    """`(loss, aux, written), gradients` of a traced loss with respect to the cells at `train`."""
+    """Return `(loss, aux, written), gradients` of a traced loss, with respect to the cells at the positions `train`."""
 
     def loss_of(params: list[Any], run: Callable[..., Any]) -> Any:
         inputs = list(values)
@@ -67,23 +67,24 @@ def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[in
     found = None
     with suppress(Exception), interrupts.unwrapped():
         found = differentiated(params, traced.differentiably)
-    if found is None:  # the other way JAX's error names the user's line
+    if found is None:  # the same without remembered derivatives: this way, JAX's error names the user's line
         found = differentiated(params, traced)
     (loss, (aux, written)), grads = found
     return (loss, aux, written), grads
 
 
 def _no_parameter(name: str, lifted: list[Cell]) -> ValueError:
+    """The error for a loss function that uses no trainable parameter."""
     frozen = sum(cell.kind == "parameter" and not cell.trainable for cell in lifted)
     why = f" ({frozen} parameters are frozen)" if frozen else ""
     return ValueError(
-        f"{name} uses no trainable parameter of any module{why}: nothing could be trained. Pass the model as an argument,"
-        " or call it by a name that the function can see; frozen ones need `unfreeze()`."
+        f"{name} uses no trainable parameter of any module{why}, so nothing could be trained. Pass the model as an"
+        " argument, or refer to it by a variable that the function can see. For frozen parameters call `unfreeze()`."
     )
 
 
 def loss_functions(has_aux: bool, accumulates: bool = True) -> Functions:
-    """The compiled forms of loss functions, for one use of them."""
+    """Return the compiled forms of loss functions: with `accumulates` for `backward`, else for `value_and_grad`."""
     form = _accumulating if accumulates else _returning
 
     def make(fn: Any) -> Function:
@@ -94,7 +95,7 @@ def loss_functions(has_aux: bool, accumulates: bool = True) -> Functions:
 
 
 def _accumulating(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
-    """What `backward` compiles of a loss function."""
+    """Return the function that `backward` compiles for a loss function."""
 
     def accumulate(*args: Any, **kwargs: Any) -> Any:
         return _accumulate_here(fn, name, args, kwargs, has_aux)
@@ -104,7 +105,7 @@ def _accumulating(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
 
 
 def _returning(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
-    """What `value_and_grad` compiles of a loss function: `loss, aux, gradients`, and which cells those are of."""
+    """Return the function that `value_and_grad` compiles. It returns `loss, aux, gradients`, and whose gradients they are."""
 
     def differentiate(*args: Any, **kwargs: Any) -> Any:
         loss, aux, grads, _ = _differentiate(fn, name, args, kwargs, has_aux)
@@ -120,22 +121,23 @@ _gradients = (loss_functions(False, accumulates=False), loss_functions(True, acc
 
 
 def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
-    """Compute a loss and add its gradients to the modules' caches, in one compiled program.
+    """Compute a loss and add its gradients to the modules' accumulated gradients, in one compiled program.
 
-    Gradients are taken with respect to every trainable parameter of every module that `loss_fn` uses, whether it is an
-    argument (anywhere in a pytree) or reached by closure. What else the call changes (buffers, such as running
-    statistics) is written back. Either all of this happens, or, if anything is raised, nothing.
+    Gradients are taken with respect to every trainable parameter of every module that `loss_fn` uses. A module may be an
+    argument (anywhere in a pytree) or be reached by closure. Other state that the call changes (buffers, such as running
+    statistics) is written back. If anything raises, nothing is changed.
 
-    A parameter that the loss does not use keeps its gradient, zeros at first, never None as in torch. A step still moves
-    it by momentum, weight decay or Adam's averages: `freeze()` it, or leave it to an optimizer of its own.
+    A parameter that the loss does not use keeps its gradient. This is zeros at first, never None as in torch, so a step may
+    still move the parameter by momentum, weight decay or Adam's averages. To prevent that, `freeze()` the parameter, or give
+    it an optimizer of its own.
 
     Args:
-        loss_fn: a function of `args` and `kwargs` giving a scalar floating loss; also a module, or a module's method.
-        *args: arrays and numbers are traced (a new value does not compile again, a new shape or dtype does); modules
-            are lifted; strings, booleans, functions and other hashable values are static. What else the code of
-            `loss_fn` names is followed: JAX arrays are inputs, other values and the code itself are part of what is
-            compiled for (`docs/following.md` says what exactly).
-        has_aux: whether `loss_fn` returns `(loss, aux)`.
+        loss_fn: a function of `args` and `kwargs` that returns a scalar floating loss; also a module, or a module's method.
+        *args: arrays, numbers, modules, pytrees of these, and static values. Arrays and numbers are traced: a new shape or
+            dtype compiles again, a new value does not. The arrays of modules are inputs. Strings, booleans, functions and
+            other hashable values are static. Values that the code of `loss_fn` refers to by name are followed: JAX arrays
+            are inputs, and a change of another value, or of the code, compiles again (see `docs/following.md`).
+        has_aux: True if `loss_fn` returns `(loss, aux)`.
         **kwargs: as `args`.
 
     Returns:
@@ -159,7 +161,7 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
 
 
 def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
-    """`backward` of a function among `loss_functions`."""
+    """Do what `backward` does, with one of the compiled forms of `loss_functions`."""
     if not is_eager():
         return _accumulate_here(fn, function.name, args, kwargs, has_aux)
     (out,), binding = function.run(fn, args, kwargs)
@@ -170,7 +172,7 @@ def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[
 
 @all_or_nothing
 def _accumulate_here(fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
-    """`backward` within a trace."""
+    """Do what `backward` does, within a trace."""
     loss, aux, grads, objects = _differentiate(fn, name, args, kwargs, has_aux, accumulates=True)
     for param, new in grads.items():
         if param.grad is not None:
@@ -180,6 +182,8 @@ def _accumulate_here(fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _checking(name: str, has_aux: bool) -> Callable[[Any, list[Any]], Any]:
+    """Return a function that checks the result of a loss function and splits it into loss and aux."""
+
     def check(out: Any, objects: list[Any]) -> Any:
         if not has_aux:
             return check_loss(out, name), None
@@ -194,7 +198,7 @@ def _checking(name: str, has_aux: bool) -> Callable[[Any, list[Any]], Any]:
 def _differentiate(
     fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool, accumulates: bool = False
 ) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
-    """Within a trace: loss, aux, gradients by parameter, and the objects. What the loss changes is written to the cells."""
+    """Return loss, aux, gradients by parameter, and the objects, within a trace. State that the loss changes is written."""
     call = Arguments(fn, args, kwargs)
     call.objects += [*stateful_objects(fn).objects, random.current()]
     purpose = Purpose(_checking(name, has_aux))
@@ -224,16 +228,17 @@ def _differentiate(
 
 
 def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
-    """A function that gives the loss and its gradients, and leaves the modules' caches alone.
+    """Return a function that returns a loss and its gradients, and does not change the modules' accumulated gradients.
 
     Args:
         fn: as `loss_fn` of `backward`.
-        has_aux: whether `fn` returns `(loss, aux)`.
+        has_aux: True if `fn` returns `(loss, aux)`.
 
     Returns:
-        A function of `fn`'s arguments that gives `(loss, grads)`, or `((loss, aux), grads)`. `grads` is a Module of the
-        structure of the one that `fn` uses, fit for `jax.tree.map` and `accumulate`; if `fn` uses several, a tuple of
-        them, arguments first. Frozen parameters and buffers have zeros there that take no memory.
+        A function of `fn`'s arguments that returns `(loss, grads)`, or `((loss, aux), grads)`. `grads` is a Module of the
+        same structure as the module that `fn` uses, for `jax.tree.map` and `accumulate`. If `fn` uses several modules, it is
+        a tuple of Modules, those of arguments first. In place of frozen parameters and buffers it has zeros, which take no
+        memory.
 
     Raises:
         TypeError, ValueError: as `backward`, when called.
@@ -270,7 +275,7 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
 
 
 def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
-    """A function that gives the gradients of a loss; `(grads, aux)` with `has_aux`. See `value_and_grad`.
+    """Return a function that returns the gradients of a loss, or `(grads, aux)` with `has_aux`. See `value_and_grad`.
 
     Example:
         >>> import jax, minitorch_jax as mt
@@ -290,7 +295,7 @@ def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]
 
 
 def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
-    """The gradients as copies of the modules they belong to; at the end those that were reached by an optimizer alone."""
+    """Return the gradients as copies of their modules. Modules that were reached only through an optimizer come last."""
     walks = [walk_of(obj) for obj in objects if isinstance(obj, Module)]
     left = grads.keys() - {cell for walk in walks for cell in walk.cells}
     for module in [module for obj in objects for module in _modules_of(obj)] if left else ():

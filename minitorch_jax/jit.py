@@ -1,4 +1,4 @@
-"""`jit`: stateful code as one XLA program."""
+"""`jit`: compiling stateful code into one XLA program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .state.undo import all_or_nothing
 
 
 class _Options(NamedTuple):
-    """Of `jit`, by position and by name."""
+    """The options of `jit`: static and donated arguments by position and by name, and `keep_grads`."""
 
     static_nums: frozenset[int] = frozenset()
     static_names: frozenset[str] = frozenset()
@@ -34,17 +34,18 @@ class _Options(NamedTuple):
     keep_grads: bool = False
 
     def without_self(self) -> _Options:
-        """The same for a bound method."""
+        """Return the options for a bound method, whose arguments do not include `self`."""
         static, donate = (frozenset(i - 1 for i in nums) for nums in (self.static_nums, self.donate_nums))
         return self._replace(static_nums=static, donate_nums=donate)
 
 
 class _Order(NamedTuple):
-    """How the arguments of a call were rearranged, those to be donated first."""
+    """The original order of the arguments of a call, which were rearranged so that the donated ones come first."""
 
-    places: tuple[int | str, ...]  # of each: its position, or its name
+    places: tuple[int | str, ...]  # the position or the name of each argument
 
     def restored(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return the positional and the keyword arguments of the original call."""
         by_place = dict(zip(self.places, (v.value if type(v) is Fixed else v for v in values), strict=True))
         args = [by_place[i] for i in range(len(by_place)) if i in by_place]
         return args, {name: value for name, value in by_place.items() if isinstance(name, str)}
@@ -69,7 +70,7 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_eager():
-            return all_or_nothing(self.__wrapped__)(*args, **kwargs)  # part of the program that is being traced
+            return all_or_nothing(self.__wrapped__)(*args, **kwargs)  # becomes part of the outer program
         if self._changes_args:
             args, kwargs = self._arrange(args, kwargs)
         latest = self._function.latest
@@ -84,17 +85,17 @@ class Jitted:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is None:
             return self
-        if holds_state(instance):  # an argument like others
+        if holds_state(instance):  # a module is passed as an ordinary argument
             return types.MethodType(self, instance)
         return _bound_to(instance, self)
 
     @property
     def num_compiles(self) -> int:
-        """How many programs have been compiled: one for each structure, shape and dtype."""
+        """The number of compiled programs: one for each structure, shape and dtype."""
         return self._tally.count
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """The program for these arguments, not run: `.as_text()`, `.compile().cost_analysis()`; see `jax.stages`."""
+        """Return the program for these arguments without running it: `.as_text()`, `.compile()`; see `jax.stages`."""
         args, kwargs = self._arrange(args, kwargs)
         self._function.latest.caller = self._me
         lowered: jax.stages.Lowered = self._function.lower(self._target, args, kwargs)
@@ -102,7 +103,7 @@ class Jitted:
         return lowered
 
     def _arrange(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the compiled function takes them: static ones marked, those to be donated first."""
+        """Return the arguments in the form that the compiled function takes: static ones marked, donated ones first."""
         options, before = self._options, self._before
         if not self._arranges:
             return (*before, *args), {**self._kwargs, **kwargs}
@@ -123,8 +124,9 @@ class Jitted:
         self._warned = True
         names = ", ".join(sorted({type(reference()).__name__ for reference in self._function.met}))
         warnings.warn(
-            f"{self.__name__} reaches a {names} in a way that cannot be followed by name, so it must be traced at every"
-            " call to see whether it still does. Pass it as an argument, or refer to it by a variable or attribute.",
+            f"{self.__name__} reaches a {names} in a way that cannot be followed by name. Every call must trace"
+            f" {self.__name__} to find out if it still does. Pass the {names} as an argument, or refer to it by a variable or"
+            " attribute.",
             stacklevel=3,
         )
 
@@ -190,7 +192,7 @@ def _arranged(fn: Any) -> Callable[..., Any]:
 
 
 def _count_donated(call: Arguments) -> int:
-    """How many of the data come first because they may be used up."""
+    """Return how many of the data, which come first, are donated."""
     count: int = call.template[1][1].value
     return call.count_data(2 + count)
 
@@ -219,34 +221,35 @@ def jit(
 ) -> Any:
     """Compile a function that reads and changes modules, optimizers and random streams into one XLA program.
 
-    The body is ordinary eager code: `opt.zero_grad()`, `mt.backward`, `opt.step()`. What
-    it uses may come as arguments (anywhere in a pytree) or by closure. Results are those of the eager code to the
-    rounding of XLA's fusion, and happen wholly or not at all. Inside another `mt.jit`, or a plain JAX transform, the
-    function is part of that.
+    The body is ordinary eager code: `opt.zero_grad()`, `mt.backward`, `opt.step()`. Its modules and optimizers may be
+    arguments (anywhere in a pytree) or be reached by closure. The results equal those of the eager code up to the rounding
+    of XLA's fusion. If a call raises, it changes nothing. Inside another `mt.jit`, or a plain JAX transform, the function
+    becomes part of the outer program.
 
-    A second model or optimizer of the same structure uses the same program, as do new values, data and
-    hyperparameters; a new shape, dtype, `training` mode or static attribute compiles another (`num_compiles` counts
-    them). From the sixth on, a `RecompileWarning` says what changed. What its code names is followed, as in `backward`.
+    A second model or optimizer of the same structure uses the same program, as do new values, data and hyperparameters. A
+    new shape, dtype, `training` mode or static attribute compiles another program (`num_compiles` counts them). From the
+    sixth program on, a `RecompileWarning` says what changed. Values that the code refers to by name are followed, as in
+    `backward`.
 
     Args:
-        fn: the function; without it, `jit` gives a decorator. Methods and modules are fine.
-        static_argnums, static_argnames: arguments that are part of what is compiled for; they must be hashable. Strings,
-            booleans, functions and other hashable values are static anyway; numbers are traced.
-        donate_argnums, donate_argnames: data that may be used up: their arrays are gone afterwards, but for those that a
-            module, an optimizer or another argument holds too, which are copied. (Modules and optimizers are always
+        fn: the function, which may be a method or a module. Without it, `jit` returns a decorator.
+        static_argnums, static_argnames: arguments that are static: each new value compiles another program. They must be
+            hashable. Strings, booleans, functions and other hashable values are always static, numbers are traced.
+        donate_argnums, donate_argnames: arguments that may be donated: their arrays are deleted by the call. An array that
+            a module, an optimizer or another argument also holds is copied first. (Modules and optimizers are always
             updated in place.)
-        keep_grads: give out, as `grads()`, also those gradients that an optimizer's step in the function has used up.
-            Without it, reading one after the call is an error that says so: they would cost as many results as there
-            are parameters. Gradients that no step has used are always given out.
+        keep_grads: True keeps also those gradients that an optimizer's step in the function has used, so that `grads()`
+            returns them. Without it, reading one after the call is an error that says so, because each gradient would be
+            one more result of the program. Gradients that no step has used are always kept.
 
     Returns:
         The compiled function, with `num_compiles` and `lower(*args)` (see `jax.stages`).
 
     Raises:
-        TypeError, ValueError: for options that do not fit the function's signature.
-        TraceError: when called, if a static attribute of a module (such as `training`) ends up changed, or an optimizer is
-            given a schedule, a flag or other modules, or a setting that needs a state (momentum, say) goes from 0 to
-            something else. (Numbers may be assigned: each call does so, for each optimizer that it is called with.)
+        TypeError, ValueError: if an option does not fit the function's signature.
+        TraceError: in a call, if a static attribute of a module (such as `training`) has another value at the end, if the
+            function assigns a schedule, a flag or other modules to an optimizer, or if it changes a setting that needs a
+            state (such as momentum) from 0. (It may assign numbers: each call does so, for each optimizer in the call.)
 
     Example:
         >>> import jax, jax.numpy as jnp, minitorch_jax as mt
@@ -284,7 +287,7 @@ def jit(
 def _places(
     fn: Any, nums: int | Sequence[int], names: str | Sequence[str], option: str
 ) -> tuple[frozenset[int], frozenset[str]]:
-    """Positions and names of arguments that an option means, each found from the other."""
+    """Return the positions and the names of the arguments that an option names in either way."""
     nums = (nums,) if isinstance(nums, int) else tuple(nums)
     names = (names,) if isinstance(names, str) else tuple(names)
     if not nums and not names:
@@ -298,7 +301,7 @@ def _places(
             raise ValueError(f"mt.jit: {option}nums has {num}, but the function takes {len(positional)} arguments")
     for name in names:
         if name not in [p.name for p in parameters] and not any_name:
-            raise ValueError(f"mt.jit: {option}names has {name!r}, which is no argument of the function")
+            raise ValueError(f"mt.jit: {option}names has {name!r}, but the function has no such argument")
     found = {num + len(positional) if num < 0 else num for num in nums}
     found |= {positional.index(name) for name in names if name in positional}
     return frozenset(found), frozenset(names) | {positional[i] for i in found if i < len(positional)}

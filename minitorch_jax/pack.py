@@ -18,24 +18,24 @@ from .state.walk import walk_of
 
 
 def pack(*modules: Any, max_size: int = 1024) -> None:
-    """Lay the small parameters of modules end to end in one array, and their gradients in another, in place.
+    """Store the small parameters of modules end to end in one flat array, and their gradients in another, in place.
 
-    Nothing else changes: reading, assigning, tying, freezing, `state_dict`, pytrees and copies work as before (copies are
-    not packed). An optimizer over packed modules keeps its state packed too, where its rule works element by element,
-    and applies it to the parameters one by one, inside the same program, where it does not. `step()` then costs the same
-    for any number of parameters, and an eager loop over many small ones about half. The price is compile time: each
-    packed array is cut out of the flat one by a kernel of its own in every program that uses it (docs/performance.md).
+    Reading, assigning, tying, freezing, `state_dict`, pytrees and copies work as before (copies are not packed). If the rule
+    of an optimizer is elementwise, its state for packed parameters is packed, too. Any other rule is applied to the
+    parameters one by one, inside the same program. With packing, `step()` takes the same time for any number of parameters,
+    and an eager loop over many small ones takes about half the time. The price is compile time: every program that uses a
+    packed array cuts it out of the flat array with a kernel of its own (docs/performance.md).
 
-    Packed are trainable parameters on one device; what is frozen, sharded, moved or converted later leaves its pack.
-    Modules trained by different optimizers should be packed by calls of their own.
+    Only trainable parameters on one device are packed. A parameter that is frozen, sharded, moved or converted later leaves
+    its pack. Pack modules that different optimizers train in separate calls.
 
     Args:
-        *modules: Modules; those that are packed already are packed anew, together.
-        max_size: pack arrays of at most so many elements; for larger ones the copy costs more than it saves.
+        *modules: Modules. Those that are packed already are packed again, together with the others.
+        max_size: the most elements of an array that is packed; for a larger array the copy costs more than it saves.
 
     Raises:
-        TypeError: if something is not a Module.
-        ValueError: if no module is given.
+        TypeError: if an argument is not a Module.
+        ValueError: if there is no argument.
         TraceError: inside a JAX transform or a compiled function.
 
     Example:
@@ -66,7 +66,7 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
 
 
 def unpack(*modules: Any) -> None:
-    """Undo `pack`: every parameter has an array of its own again. Raises as `pack`."""
+    """Undo `pack`: every parameter gets an array of its own again. It raises the same errors as `pack`."""
     params = _parameters("unpack", modules)
     with interrupts.deferred:
         for cell in params:
@@ -74,7 +74,7 @@ def unpack(*modules: Any) -> None:
 
 
 def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
-    """The modules' parameters, each once."""
+    """Return the cells of the modules' parameters, each once."""
     if not modules:
         raise ValueError(f"mt.{name} takes one or more modules; it was given none")
     for module in modules:
@@ -82,5 +82,5 @@ def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
             raise TypeError(f"mt.{name} takes Modules, not {type(module).__name__}: `mt.{name}(model)`")
         access.check_restructurable(module._birth, type(module).__name__, f"was given to mt.{name}")
         if not at_top_level():
-            raise TraceError(f"mt.{name} was called inside a JAX transform: call it before")
+            raise TraceError(f"mt.{name} was called inside a JAX transform; call it before the transform")
     return list(dict.fromkeys(cell for module in modules for cell in walk_of(module).params))

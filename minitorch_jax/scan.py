@@ -1,4 +1,4 @@
-"""`scan`: many steps of stateful code as one XLA program."""
+"""`scan`: running many steps of stateful code in one XLA program."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from .state.undo import all_or_nothing
 def scan(
     fn: Callable[..., Any], *stacked: Any, length: int | None = None, unroll: int = 1, keep_grads: bool = False
 ) -> Any:
-    """Run `fn` over the leading axis of its arguments inside one XLA program (`jax.lax.scan`); give the stacked results.
+    """Run `fn` over the leading axis of its arguments in one XLA program (`jax.lax.scan`), and return the stacked results.
 
-    `fn` is ordinary eager code, as for `mt.jit`: what it changes in modules, optimizers and random streams carries on
-    from step to step, and is stored at the end, all of it or nothing. One call runs any number of training steps.
+    `fn` is ordinary eager code, as for `mt.jit`. Its changes of modules, optimizers and random streams are passed on from
+    step to step, and stored at the end. If the call raises, it changes nothing. One call runs any number of training steps.
 
     Args:
-        fn: called as `fn(*slices)`.
-        *stacked: arrays, or pytrees of arrays, with one leading axis in common. Modules and optimizers among them, and
-            static values, are handed to each call as they are.
+        fn: the function of one step, called as `fn(*slices)`.
+        *stacked: arrays, or pytrees of arrays, whose leading axes have the same length. Modules, optimizers and static
+            values are passed to each step unchanged.
         length: the number of steps, needed if there are no arrays.
-        unroll: how many steps XLA lays out in one turn of the loop.
+        unroll: how many steps XLA unrolls into one iteration of the loop.
         keep_grads: as in `mt.jit`.
 
     Returns:
-        What `fn` returned, each array with a leading axis of `length`.
+        The results of `fn`: each array has a new leading axis of size `length`.
 
     Raises:
-        ValueError: if leading axes differ, or there is none and no `length`.
+        ValueError: if the leading axes differ in length, or if there are no arrays and no `length`.
         TraceError: as `mt.jit`.
 
     Example:
@@ -64,7 +64,7 @@ def scan(
         raise TypeError(f"mt.scan takes a function, not {fn!r}")
     if not is_eager():
         return _scan(fn, stacked, length, unroll, keep_grads)
-    empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # runs nothing: another program
+    empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # no steps need another program
     key = length, unroll, keep_grads, empty
     scans: Kept = _scans.get(fn)
     function: Function = scans.get(key) or scans.set(key, _make_scan(keep_grads, fn))
@@ -81,7 +81,7 @@ def scan(
     )
 
 
-_scans = Functions(lambda _: Kept())  # of each function, by length and options
+_scans = Functions(lambda _: Kept())  # for each function, its compiled scans by length and options
 
 
 def _make_scan(keep_grads: bool, fn: Any) -> Function:
@@ -93,21 +93,21 @@ def _make_scan(keep_grads: bool, fn: Any) -> Function:
 
 @all_or_nothing
 def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool) -> Any:
-    """The scan, within a trace."""
+    """Do what `scan` does, within a trace."""
     call = Arguments(fn, stacked, {})
     arrays = [jnp.asarray(array) for array in owned_data(call.data)]
     length = _length(arrays, length)
     if plain.is_plain():
         if length:
             return plain.loop(fn, call, arrays, length)
-        with jax.disable_jit(False):  # what a step would return, only a trace can tell
+        with jax.disable_jit(False):  # without a step, only a trace shows what a step would return
             return _scan(fn, stacked, length, unroll, keep_grads)
     call.objects += closures.stateful_objects(fn).objects
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
     purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)
     traced, lifted = trace_with_all(call, purpose, data=slices)
-    if any(traced.settings) and length:  # the first step leaves settings of another kind: it is no step like others
+    if any(traced.settings) and length:  # the first step changes the kind of a setting, so it differs from the others
         return _first_and_rest(fn, stacked, length, unroll, keep_grads)
     touch_all(call.objects)
     values = [starting_value(cell) for cell in lifted]
@@ -116,7 +116,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
             values[i] = jnp.zeros(shape.shape, shape.dtype)
         traced = Traced(call, lifted, values, slices, purpose)
     for i in traced.observed:
-        if gradient(lifted[i]) is not None:  # now the run around this one has looked at it, too
+        if gradient(lifted[i]) is not None:  # `gradient` also records the read for the outer run
             values[i] = gradient(lifted[i])
     ends = dict(zip(traced.written, traced.shapes[1], strict=True))
     unseen = {i for i in traced.written if lifted[i].kind == "gradient" and i not in traced.observed}
@@ -124,7 +124,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
         i for i in traced.written if ends[i] is not None or (isinstance(values[i], jax.Array) and i not in unseen)
     ]
     for i in carried:
-        if i in unseen or values[i] is None:  # each step writes it anew: what it was before is no matter
+        if i in unseen or values[i] is None:  # each step writes it before any read, so any start value will do
             values[i] = jnp.zeros(ends[i].shape, ends[i].dtype)
 
     def body(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
@@ -137,7 +137,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
 
     final, out = jax.lax.scan(body, [values[i] for i in carried], arrays, length=length, unroll=unroll)
     changes: dict[int, Any] = {}
-    if length:  # no steps change nothing
+    if length:  # without a step nothing changes
         changes = {**dict.fromkeys(traced.written), **dict(zip(carried, final, strict=True))}
         changes |= dict.fromkeys(traced.dropped, CONSUMED)
     paths = paths_of(call.objects)
@@ -151,7 +151,7 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
 
 
 def _first_and_rest(fn: Any, stacked: tuple[Any, ...], length: int, unroll: int, keep_grads: bool) -> Any:
-    """A scan whose first step is taken before the loop."""
+    """Run the first step before the loop, and the other steps in it."""
 
     def part(take: Callable[[Any], Any]) -> Any:
         return jax.tree.map(lambda leaf: leaf if holds_state(leaf) else take(leaf), stacked, is_leaf=holds_state)
@@ -172,15 +172,17 @@ def _is_data(leaf: Any) -> bool:
 
 
 def _begun_inside(traced: Traced, values: list[Any]) -> dict[int, Any]:
-    """Gradients that are zeros never written at the start and arrays at the end: what a loop carries has one shape."""
+    """Return the shapes of gradients that start as None and end as arrays. A loop carries one shape, so they need arrays."""
     ends = zip(traced.written, traced.shapes[1], strict=True)
     return {i: end for i, end in ends if end is not None and values[i] is None and i in traced.observed}
 
 
 def _length(arrays: list[Any], length: int | None) -> int:
-    """The number of steps."""
+    """Return the number of steps."""
     if any(array.ndim == 0 for array in arrays):
-        raise ValueError("mt.scan runs over the leading axis, and a scalar has none: capture it, or stack it")
+        raise ValueError(
+            "mt.scan runs over the leading axis, and a scalar has none: capture it by closure, or stack it"
+        )
     lengths = {array.shape[0] for array in arrays} | ({length} if length is not None else set())
     if len(lengths) != 1 or min(lengths) < 0:
         found = ", ".join(str(array.shape) for array in arrays) or "no arrays"

@@ -1,4 +1,4 @@
-"""A table of a model: its modules, the shapes that go in and out, parameters, bytes."""
+"""A table of a model: its modules, the shapes of their inputs and outputs, their parameters and bytes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ class Row(NamedTuple):
     inputs: tuple[str, ...]  # of its first call, as "float32[8, 3]"; empty if it was not called
     outputs: tuple[str, ...]
     num_calls: int
-    num_parameters: int  # its own, not those of modules in it; tied ones where they come first
+    num_parameters: (
+        int  # its own, without those of its submodules; a tied parameter counts in the first row that has it
+    )
     num_bytes: int  # of its own parameters and buffers
 
     def texts(self) -> tuple[str, ...]:
-        """The row as it is printed."""
+        """Return the cells of the printed row."""
         times = f" × {self.num_calls}" if self.num_calls > 1 else ""
         indent = "  " * (self.path.count(".") + bool(self.path))
         return (
@@ -47,7 +49,7 @@ _HEADINGS = ("module", "type", "input", "output", "parameters", "bytes")
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """What `summary` found: a row for each module, and totals, tied parameters counted once. Prints as a table."""
+    """The result of `summary`: a row for each module, and totals, in which tied parameters count once. Prints as a table."""
 
     rows: tuple[Row, ...]
     num_parameters: int
@@ -71,7 +73,7 @@ class Summary:
         return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, self._totals()])
 
     def _repr_html_(self) -> str:
-        """The table for a notebook."""
+        """Return the table as HTML, for a notebook."""
 
         def cells(tag: str, line: tuple[str, ...]) -> str:
             first, *rest = (html.escape(text).replace("  ", "&emsp;") for text in line)
@@ -86,19 +88,20 @@ class Summary:
 
 
 def summary(model: Module, *inputs: Any, **kwargs: Any) -> Summary:
-    """A table of `model`: paths, classes, shapes in and out, parameter counts and bytes. Nothing is computed.
+    """Return a table of `model`: paths, classes, shapes of inputs and outputs, parameter counts, bytes. Nothing is computed.
 
     Args:
-        model: a Module, in the mode that it is in.
-        *inputs: of its call: arrays, or `jax.ShapeDtypeStruct`s in their places. Without any there are no shapes.
-        **kwargs: of its call.
+        model: a Module. It is traced in its present mode, training or evaluation.
+        *inputs: the arguments of a call: arrays, or `jax.ShapeDtypeStruct`s in their place. Without inputs the table shows
+            no shapes.
+        **kwargs: the keyword arguments of the call.
 
     Returns:
-        A `Summary`: print it, look at it in a notebook, or read its `rows` and totals.
+        A `Summary`: print it, display it in a notebook, or read its `rows` and totals.
 
     Raises:
-        TypeError: if `model` is no Module.
-        Exception: whatever its `forward` raises for these inputs, with a note that names the module that raised.
+        TypeError: if `model` is not a Module.
+        Exception: any error of `forward` for these inputs, with a note that names the module that raised it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -137,7 +140,7 @@ def summary(model: Module, *inputs: Any, **kwargs: Any) -> Summary:
 def _calls(
     model: Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]:
-    """Of each module, by path: the shapes in and out of its calls."""
+    """Return the shapes of inputs and outputs of each call of each module, by path."""
     calls: dict[str, list[Any]] = {}
     treedef: Any
     leaves, treedef = jax.tree.flatten((inputs, kwargs))
@@ -157,14 +160,14 @@ def _calls(
         finally:
             for _, module in watched:
                 vars(module).pop("forward", None)
-        return copied  # returned, since it may have changed
+        return copied  # a changed copy that is not returned would cause a warning
 
     jax.eval_shape(run, model, [leaves[i] for i in arrays])
     return {path: found for path, found in calls.items() if found}
 
 
 def _recording(found: list[Any], path: str, module: Module) -> Callable[..., Any]:
-    """The module's `forward`, which takes note of its shapes."""
+    """Return the module's `forward`, wrapped so that each call adds its shapes to `found`."""
     forward = module.forward
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -196,6 +199,6 @@ def _size(cell: Any) -> int:
 
 
 def _bytes(count: int) -> str:
-    """12,345 as "12.35 kB"."""
+    """Return 12345 as "12.35 kB"."""
     power = min((len(str(count)) - 1) // 3, 4)
     return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -16,7 +16,7 @@ from ..runtime.memory import SMALL, owned_data
 
 
 def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with NumPy memory copied. Large ones become JAX arrays, which inner calls do not copy."""
+    """Return the arguments of a call with NumPy memory copied. Large ones become JAX arrays, so inner calls copy no more."""
     mine = owned_data(args)
     named = kwargs if not kwargs else dict(zip(kwargs, owned_data(tuple(kwargs.values())), strict=True))
     if (mine is args and not kwargs) or not at_top_level():

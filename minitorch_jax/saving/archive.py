@@ -1,6 +1,6 @@
-"""The file of `mt.save`: an archive of NumPy's, with a description in JSON and a digest of everything at its end.
+"""The file format of `mt.save`: an `.npz` archive of NumPy with a description in JSON, and a digest of the file at its end.
 
-Nothing in it is pickled, and nothing is trusted: a file that is damaged, foreign or hostile is refused.
+Nothing in it is pickled, and everything is checked: a damaged, foreign or hostile file is refused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 from .files import BLOCK, filled
 
-_MAGIC = b"minitorch_jax sha256:"  # then the digest, in hexadecimal: the archive's comment, and so the end of the file
+_MAGIC = b"minitorch_jax sha256:"  # followed by the digest in hexadecimal: the archive's comment, which ends the file
 _DIGEST = 64
 _DESCRIPTION = "description.json"
-# What reading may raise of a file that was made to deceive. LookupError: KeyError and IndexError; RuntimeError:
-# NotImplementedError and RecursionError too.
+# What the reading of a hostile file may raise. LookupError includes KeyError and IndexError; RuntimeError includes
+# NotImplementedError and RecursionError.
 UNREADABLE = (
     *(ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError, EOFError),
     *(struct.error, zipfile.BadZipFile),
@@ -37,7 +37,7 @@ def write(file: BinaryIO, description: Any, arrays: Mapping[str, Any]) -> None:
         archive.writestr(_DESCRIPTION, json.dumps(description))
         for name, value in arrays.items():
             array = np.asarray(value)
-            if np.dtype(array.dtype.name).isbuiltin != 1:  # bfloat16 and the like, which NumPy's format has no name for
+            if np.dtype(array.dtype.name).isbuiltin != 1:  # NumPy's format has no name for bfloat16 and similar dtypes
                 array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
@@ -47,7 +47,7 @@ def write(file: BinaryIO, description: Any, arrays: Mapping[str, Any]) -> None:
 
 
 def _digest(file: BinaryIO) -> bytes:
-    """Of all that comes before the digest."""
+    """Return the digest of all bytes before the digest."""
     left = file.seek(0, os.SEEK_END) - _DIGEST
     file.seek(0)
     found = hashlib.sha256()
@@ -61,10 +61,10 @@ def _digest(file: BinaryIO) -> bytes:
 
 
 def read(file: BinaryIO, path: str) -> tuple[Any, dict[str, Any]]:
-    """The description, and the arrays by name.
+    """Return the description, and the arrays by name.
 
     Raises:
-        ValueError: if this is not what `write` wrote, or is damaged; naming `path`.
+        ValueError: if `write` did not write the file, or if it is damaged. The message names `path`.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(-min(len(_MAGIC) + _DIGEST, size), os.SEEK_END)
@@ -89,18 +89,18 @@ def read(file: BinaryIO, path: str) -> tuple[Any, dict[str, Any]]:
             }
             return description, arrays
     except (*UNREADABLE, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: an offset before the file's beginning
             raise
         raise ValueError(f"{path} is no file that mt.save has written: {error}") from error
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
-    """One array, whose header must say what is there."""
+    """Read one array. Its header must fit the size of the entry."""
     with archive.open(info) as entry:
         version = np.lib.format.read_magic(entry)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if header is None:
-            raise ValueError(f"{info.filename} is of a format that is not known")
+            raise ValueError(f"{info.filename} has a version of NumPy's format that is not known")
         shape, fortran, dtype = header(entry)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or size != info.file_size - entry.tell():

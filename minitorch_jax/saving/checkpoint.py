@@ -1,7 +1,7 @@
-"""Saving modules, optimizers and the random stream to one file, and back: all of it, or nothing.
+"""Saving modules, optimizers and the random stream to one file, and loading all of them or none.
 
-What is saved is a description in JSON with arrays beside it (`description.py`), in an archive that is not trusted when it
-is read (`archive.py`). Other kinds of checkpoint share what is here: `snapshot`, `validated`, `matched`, `bring_back`.
+A checkpoint is a description in JSON with separate arrays (`description.py`), in an archive that is validated when it is
+read (`archive.py`). Other kinds of checkpoint use `snapshot`, `validated`, `matched` and `bring_back` of this file, too.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from .files import replacing
 def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
     """Write objects to one file, under their names: `mt.save("run.npz", model=model, opt=opt, epoch=3)`.
 
-    Modules, optimizers and whatever else has `state_dict()` and `load_state_dict()` are saved by their state; numbers,
-    strings, arrays, random keys, and lists, tuples and dicts of these as they are. The random stream goes with them.
-    Arrays are saved in their dtype, bfloat16 and float8 included. A crash at any instant leaves the old file or the new
-    one, whole: the new one is written beside it, brought to the disk, and then renamed. A process that is killed while
-    it writes may leave its unfinished file there, hidden, as `.NAME.….tmp`.
+    Of modules, optimizers and other objects with `state_dict()` and `load_state_dict()`, the state is saved. Numbers,
+    strings, arrays, random keys, and lists, tuples and dicts of these are saved as values. The random stream is saved, too.
+    Arrays are saved in their dtype, bfloat16 and float8 included. A crash at any instant leaves either the whole old file
+    or the whole new one: the new file is written beside the old one, flushed to the disk, and then renamed. A process that
+    is killed while it writes may leave its unfinished file behind, hidden, as `.NAME.….tmp`.
 
     Args:
-        path: of the file. The name is taken as it is; it is an `.npz`, whatever its ending. What a link points to is
-            replaced, not the link; permissions stay.
-        **objects: what to save.
+        path: the path of the file. No ending is added; the format is `.npz` for every ending. If the path is a link, its
+            target is replaced and the link stays. The permissions of an old file are kept.
+        **objects: the objects and values to save.
 
     Raises:
-        TypeError: if something cannot be saved, naming it; no file is written then.
-        OSError: if the file cannot be written; the old one is still there.
+        TypeError: if something cannot be saved. The message names it, and no file is written.
+        OSError: if the file cannot be written. The old file is unchanged.
 
     Example:
         >>> import os, tempfile
@@ -63,20 +63,20 @@ def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
 
 
 def load(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> dict[str, Any]:
-    """Bring objects to the state that `save` wrote, in place; what was saved as it is, is returned.
+    """Load the states that `save` wrote into objects, in place, and return the saved values.
 
-    Arrays that are bound to a device, or spread over several, stay where they are.
+    Loaded arrays are put on the devices to which the objects' arrays are bound, in the same sharding.
 
     Args:
-        path: of the file.
-        **objects: under the names that they were saved by, for all that have a state; None leaves one as it is.
+        path: the path of the file.
+        **objects: every object whose state was saved, under its name; None skips an object.
 
     Returns:
-        The values without a state of their own (numbers, strings, arrays, …), by name; arrays as NumPy's.
+        The saved values (numbers, strings, arrays, …) by name. Arrays are NumPy arrays.
 
     Raises:
-        ValueError: if the file is not one of `save`'s, is damaged, or does not fit the objects: one error that says all
-            that differs. Nothing has changed then.
+        ValueError: if `save` did not write the file, if the file is damaged, or if it does not fit the objects. One error
+            lists all differences. Nothing is changed then.
         OSError: if the file cannot be read.
 
     Example:
@@ -95,18 +95,18 @@ def load(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> dict[str, A
 
 
 class Saved(NamedTuple):
-    """What a checkpoint says of itself."""
+    """The validated description of a checkpoint."""
 
     objects: dict[str, Any]  # name to {"stateful": bool, "type": str, "value": description}
-    impl: str  # of the random stream's keys
-    stream: np.ndarray[Any, Any]  # its data
+    impl: str  # the type of the random stream's keys, such as threefry2x32
+    stream: np.ndarray[Any, Any]  # the data of the random stream's key
 
 
 def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Objects and the random stream in JSON's terms, and their arrays by place.
+    """Return a description of the objects and the random stream in JSON types, and their arrays by name.
 
-    The arrays are as they are: JAX's are lent (a step copies them before it changes them), NumPy's are the caller's own.
-    All are of one moment between two calls, whatever other threads do.
+    The arrays are not copied: those of JAX are lent (a step copies them before it donates them), those of NumPy belong to
+    the caller. All are of one moment between two calls, even if other threads train.
     """
     held = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
     whole: tuple[dict[str, Any], dict[str, Any]] = steadily([*held, random.current().cell], partial(_snapshot, objects))
@@ -130,10 +130,10 @@ def _snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def validated(description: Any) -> Saved:
-    """What `snapshot` described, read from somewhere.
+    """Check a description of `snapshot` that was read from a checkpoint.
 
     Raises:
-        ValueError, TypeError, LookupError, AttributeError: if it is something else.
+        ValueError, TypeError, LookupError, AttributeError: if `snapshot` did not write it.
     """
     if description["version"] != 1:
         raise ValueError("another version of this library wrote it")
@@ -144,7 +144,7 @@ def validated(description: Any) -> Saved:
 
 
 def matched(saved: Saved, objects: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The objects that a state was saved for, by name, and what is wrong with the names and kinds of all."""
+    """Return the objects for which a state was saved, by name, and the problems with all names and types."""
     problems = [
         f"  {name}: nothing was saved by that name; there is {', '.join(saved.objects) or 'nothing at all'}"
         for name in objects.keys() - saved.objects
@@ -173,13 +173,17 @@ def _is_stateful(value: Any) -> bool:
 def bring_back(
     source: str, saved: Saved, targets: Mapping[str, Any], problems: list[str], values: Mapping[str, Any]
 ) -> None:
-    """Give all objects their states, modules before the optimizers that know them, and the random stream its; or none.
+    """Load the states into all objects and the random stream, or change nothing. Modules are loaded before optimizers.
 
     Args:
-        source: what the errors call the checkpoint.
-        saved: what it says of itself.
-        targets, problems: of `matched`.
-        values: the states, by name.
+        source: the name of the checkpoint in messages.
+        saved: its validated description.
+        targets: the objects, as `matched` returns them.
+        problems: the problems that `matched` has found.
+        values: the saved states by name.
+
+    Raises:
+        ValueError: if there are problems, or a state does not fit its object. One error lists them all.
     """
     ordered = sorted(targets, key=lambda name: hasattr(type(targets[name]), "step"))
     with interrupts.deferred:
@@ -206,9 +210,9 @@ def bring_back(
 
 
 def _fitted(saved: Any, mine: Any, path: str, problems: list[str]) -> Any:
-    """A saved state as the object that takes it over has it: with its own schedules, and with JAX's arrays in their place.
+    """Return a saved state in the form of `mine`, the state that it replaces: with its schedules, and on its devices.
 
-    Its schedules must be those that were saved; where they are not, that is added to `problems`.
+    The schedules must be those that were saved. If one is not, this is added to `problems`.
     """
     if isinstance(saved, Schedule) or (callable(mine) and not isinstance(saved, dict | list | tuple)):
         if not callable(mine) or not isinstance(saved, Schedule) or saved.text not in (None, text_of(mine)):
@@ -227,9 +231,9 @@ def _fitted(saved: Any, mine: Any, path: str, problems: list[str]) -> Any:
 
 
 def restored_like(saved: np.ndarray[Any, Any] | jax.Array, mine: jax.Array) -> jax.Array:
-    """An array, which nobody else changes, as one of JAX's that lies where `mine` does.
+    """Return a saved array as a JAX array on the devices, and in the sharding, of `mine`. Nobody else may change `saved`.
 
-    Its dtype stays, float64 too where JAX would make it float32, so that whoever compares dtypes sees it.
+    Its dtype is kept, even float64, which JAX would narrow to float32. A later check of dtypes can then report it.
     """
     where = mine.sharding if mine.committed and mine.shape == saved.shape else None
     with jax.enable_x64(True) if saved.dtype.itemsize >= 8 else nullcontext():

@@ -1,4 +1,4 @@
-"""Values in JSON's terms, with their arrays beside them, and back: what every kind of checkpoint writes."""
+"""Describing values in JSON, with their arrays in a separate dict, and rebuilding them. Every kind of checkpoint uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN_KEYS = (str, int, float, bool, type(None), tuple)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What is saved of a function of the step: its text, if that says what it is."""
+    """What a checkpoint stores in place of a schedule: its text, or None for a function without a readable text."""
 
     text: str | None
 
@@ -25,12 +25,12 @@ class Schedule:
 
 
 def text_of(schedule: Any) -> str | None:
-    """What tells a schedule from others in any process: the repr of ours, nothing of a function."""
+    """Return a text that identifies a schedule in any process: the repr of one of this package, None for a function."""
     return _shown(schedule) if dataclasses.is_dataclass(schedule) else None
 
 
 def _shown(value: Any) -> str:
-    """The repr; for what has one with its address in memory, only what it is."""
+    """Return the repr of a value, or only its type if the repr holds an address in memory."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f"{f.name}={_shown(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.repr]
         return f"{type(value).__qualname__}({', '.join(fields)})"
@@ -41,16 +41,16 @@ def _shown(value: Any) -> str:
 
 
 def described(value: Any, path: str, arrays: dict[str, Any], schedules: bool = False) -> Any:
-    """A value in JSON's terms.
+    """Return a description of a value in JSON types.
 
     Args:
         value: numbers, strings, arrays, random keys, and lists, tuples and dicts of these.
-        path: what to call it.
-        arrays: takes its arrays, as they are (JAX's and NumPy's), each at a place named after its path.
-        schedules: whether functions may be among the values: those are schedules, of which the text is kept.
+        path: the name of the value in messages.
+        arrays: a dict to which the value's arrays (JAX or NumPy) are added, each under a name made from its path.
+        schedules: True if functions in the value are schedules, whose text is stored.
 
     Raises:
-        TypeError: if something is none of these, naming it.
+        TypeError: if the value holds something else. The message names it.
     """
     if value is None or type(value) in (bool, int, str):
         return value
@@ -66,7 +66,7 @@ def described(value: Any, path: str, arrays: dict[str, Any], schedules: bool = F
         return {"key": str(jax.random.key_impl(value)), "data": data}
     if isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.ma.MaskedArray):
         array = value if isinstance(value, jax.Array) else _native(np.asarray(value), path)
-        # what can be an entry's name, whatever the path is
+        # any path becomes a valid name of an entry in the archive
         place = path.replace("\0", "").encode(errors="replace")[:1000].decode(errors="ignore")
         while place in arrays:
             place += "'"
@@ -75,9 +75,9 @@ def described(value: Any, path: str, arrays: dict[str, Any], schedules: bool = F
     if schedules and callable(value) and not isinstance(value, type):
         return {"schedule": text_of(value)}
     raise TypeError(
-        f"save(): {path} is a {type(value).__name__}, which cannot be saved: give modules and optimizers (another library's"
-        " within its adapter), each under a name of its own, or numbers, strings, arrays, random keys, and lists, tuples"
-        " and dicts of these"
+        f"save(): {path} is a {type(value).__name__}, which cannot be saved. Pass modules and optimizers (those of another"
+        " library within its adapter), each under a name of its own, or numbers, strings, arrays, random keys, and lists,"
+        " tuples and dicts of these."
     )
 
 
@@ -85,19 +85,23 @@ def _described_dict(value: dict[Any, Any], path: str, arrays: dict[str, Any], sc
     items = {key: described(item, f"{path}.{key}", arrays, schedules) for key, item in value.items()}
     if all(type(key) is str for key in value):
         return {"dict": items}
-    inside: dict[str, Any] = {}  # NumPy's numbers in a tuple, for which there is no place
+    inside: dict[str, Any] = {}  # arrays within keys (NumPy numbers in a tuple), which cannot be saved
     strange = [key for key in value if type(key) not in _PLAIN_KEYS]
     pairs = [[described(key, path, inside), item] for key, item in items.items() if not strange]
     if strange or inside:
         raise TypeError(
             f"save(): {path} is a dict with keys that cannot be saved: {strange or list(value)!r}. Keys may be strings,"
-            " numbers, None, and tuples of these"
+            " numbers, None, and tuples of these."
         )
     return {"pairs": pairs}
 
 
 def _native(array: np.ndarray[Any, Any], path: str) -> np.ndarray[Any, Any]:
-    """The array in this machine's byte order, if its dtype is one of numbers that has a name."""
+    """Return the array in this machine's byte order.
+
+    Raises:
+        TypeError: if its dtype is not a named dtype of numbers.
+    """
     dtype = array.dtype.newbyteorder("=")
     try:
         if np.dtype(dtype.name) == dtype and not dtype.hasobject:
@@ -105,20 +109,20 @@ def _native(array: np.ndarray[Any, Any], path: str) -> np.ndarray[Any, Any]:
     except TypeError:
         pass
     raise TypeError(
-        f"save(): {path} is an array of {array.dtype}, which is no array of numbers; strings can be saved as a list:"
-        " `array.tolist()`"
+        f"save(): {path} is an array of {array.dtype}, which is no array of numbers. Save strings as a list:"
+        " `array.tolist()`."
     )
 
 
 def value_of(what: Any, arrays: Mapping[str, Any]) -> Any:
-    """The value that `described` described.
+    """Return the value that `described` has described.
 
     Args:
-        what: its description.
-        arrays: by place, in their dtypes, or as bytes where NumPy has none of that name.
+        what: the description.
+        arrays: the arrays by name, each in its dtype, or as bytes if NumPy does not know the dtype.
 
     Raises:
-        ValueError: if an array is not what the description says of it.
+        ValueError: if an array does not have the dtype and size of its description.
     """
     match what:
         case {"float": text}:
@@ -138,7 +142,7 @@ def value_of(what: Any, arrays: Mapping[str, Any]) -> Any:
             if array.dtype == np.uint8 and wanted.isbuiltin != 1:
                 array = array.view(wanted)
             if array.dtype != wanted or array.size != math.prod(shape):
-                raise ValueError(f"the array {place} is not what is said of it")
+                raise ValueError(f"the array {place} is not the {dtype}{shape} of its description")
             return array if list(array.shape) == shape else array.reshape(shape)
         case {"schedule": text}:
             return Schedule(text)

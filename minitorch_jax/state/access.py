@@ -50,7 +50,7 @@ def check_encoded(cell: Cell, value: Any, label: str) -> None:
     if problem is not None:
         raise ValueError(
             f"{label} is {encoding.dtype}, which a module's pytree keeps as floats: {problem}."
-            " A map over all leaves of a module may copy them, and cast them to float16, bfloat16 or a wider type. Compute"
+            " A map over all leaves of a module may cast them to float16, bfloat16 or a wider type, and copy them. Compute"
             " only with parameters (`model.parameters()`), or use `model.astype(dtype)`."
         )
     cell.unseen = not is_concrete(value)
