@@ -1,4 +1,4 @@
-"""What goes into a compiled function of the user's and what comes out: objects, data, and what is static."""
+"""The arguments and results of a compiled function: objects, data, and static values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..state.containers import holds_state, is_array
 
 
 class Fixed:
-    """An argument that is static because the user says so."""
+    """An argument that is static because the user has named it in `static_argnums` or `static_argnames`."""
 
     __slots__ = ("value",)
 
@@ -31,7 +31,7 @@ class Fixed:
         return hash(self.value)
 
     def weakened(self, weaken: Any) -> Any:
-        """What stands for it in a key that keeps no functions alive; see `bounded_cache.py`."""
+        """Return its weak form for a cache key, which keeps no functions alive; see `bounded_cache.py`."""
         value = weaken(self.value)
         return self if value is self.value else (Fixed, value)
 
@@ -45,7 +45,7 @@ _codes: dict[type, str] = {}
 
 
 def _classify(value: Any) -> str:
-    """How an argument is treated: traced, lifted cell by cell, taken apart, or part of what is compiled for."""
+    """Return how an argument is treated: traced (DATA), lifted cell by cell (OBJECT), flattened (CONTAINER), or STATIC."""
     kind = type(value)
     if holds_state(value):
         code = OBJECT
@@ -55,14 +55,14 @@ def _classify(value: Any) -> str:
         raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
     else:
         code = STATIC if jax.tree_util.all_leaves([value]) else CONTAINER
-    if len(_codes) >= 1024:  # types that are made anew all the time
+    if len(_codes) >= 1024:  # a bound, for programs that create new types all the time
         _codes.clear()
     _codes[kind] = code
     return code
 
 
 class Arguments:
-    """The arguments of one call: objects whose cells are lifted, data that is traced, and everything else, static."""
+    """The arguments of one call: objects whose cells are lifted, data that is traced, and static values."""
 
     __slots__ = ("fn", "treedef", "template", "objects", "data")
 
@@ -84,19 +84,19 @@ class Arguments:
         self.template = tuple(template)
 
     def statics(self) -> list[Any]:
-        """The static arguments."""
+        """Return the static arguments."""
         values = [item[1] for item in self.template if type(item) is tuple]
         return [value.value if type(value) is Fixed else value for value in values]
 
     def count_data(self, first: int) -> int:
-        """How many of the data belong to the `first` positional arguments."""
+        """Return how many of the data belong to the first positional arguments, of which there are `first`."""
         if self.treedef is not FLAT:
             treedef: Any = self.treedef
             first = sum(child.num_leaves for child in treedef.children()[0].children()[:first])
         return self.template[:first].count(DATA)
 
     def run(self, data: Sequence[Any]) -> Any:
-        """Call the function with `data` in the data's places."""
+        """Call the function with `data` in place of the data of this call."""
         objects, arrays = iter(self.objects), iter(data)
         leaves = [
             next(arrays) if item is DATA else next(objects) if item is OBJECT else item[1] for item in self.template
@@ -108,7 +108,7 @@ class Arguments:
 
 
 def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Bring partials, methods of modules and modules themselves to a plain function with more arguments."""
+    """Replace a partial, a method of a module, or a module by a plain function with more arguments."""
     while True:
         if isinstance(fn, functools.partial):
             fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
@@ -121,7 +121,7 @@ def unfold(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any,
 
 
 def check_hashable(leaves: Sequence[Any], codes: Sequence[str]) -> None:
-    """Raise TypeError for a static argument that cannot be part of what a program is found by."""
+    """Raise TypeError for a static argument without a hash, which cannot be part of a program's key."""
     for leaf, code in zip(leaves, codes, strict=True):
         if code is STATIC:
             try:
@@ -129,13 +129,16 @@ def check_hashable(leaves: Sequence[Any], codes: Sequence[str]) -> None:
             except TypeError:
                 value = leaf.value if type(leaf) is Fixed else leaf
                 raise TypeError(
-                    f"an argument is a {type(value).__name__}, which is neither an array or a module nor hashable. Pass"
-                    " arrays, numbers, modules, pytrees of them, or hashable static values."
+                    f"an argument is a {type(value).__name__}, which is neither an array nor a module, and is not hashable."
+                    " Pass arrays, numbers, modules, pytrees of these, or hashable static values."
                 ) from None
 
 
 class Static:
-    """A leaf of a result that is not an array, or (`index`) one of the objects: passed around compiled code."""
+    """Stands in a traced result for a leaf that is not an array, or for the object at position `index`.
+
+    It is a pytree without leaves, so compiled code does not see the value.
+    """
 
     def __init__(self, value: Any, index: int | None = None) -> None:
         self.value, self.index = value, index
@@ -151,7 +154,7 @@ jax.tree_util.register_pytree_node(Static, lambda s: ((), s), lambda s, _: s)
 
 
 def wrap_output(out: Any, objects: Sequence[Any]) -> Any:
-    """`out` with everything but arrays wrapped, so that a compiled function can return it."""
+    """Wrap everything in `out` that is not an array, so that a compiled function can return it."""
     numbers = {id(obj): i for i, obj in enumerate(objects)}
 
     def wrap(leaf: Any) -> Any:
@@ -163,7 +166,7 @@ def wrap_output(out: Any, objects: Sequence[Any]) -> Any:
 
 
 def unwrap_output(out: Any, objects: Sequence[Any]) -> Any:
-    """Undo `wrap_output` outside, with the objects of this call."""
+    """Undo `wrap_output` after the compiled call, with the objects of this call."""
 
     def unwrap(leaf: Any) -> Any:
         if not isinstance(leaf, Static):

@@ -1,8 +1,8 @@
-"""Equations of a jaxpr as jitted functions, of which JAX remembers the derivative.
+"""Turning repeated equations of a jaxpr into calls of jitted functions, whose derivatives JAX caches.
 
-To differentiate a jaxpr, JAX derives a linear function from each equation, which takes it most of a millisecond. What it has
-derived from a jitted function it keeps. jax.numpy's functions are jitted, so in a network of many like layers, traced by
-`jax.grad`, each is derived once; a jaxpr has lost them. Here equations that a jaxpr has many times become jitted again.
+To differentiate a jaxpr, JAX derives a linear function from each equation, which takes most of a millisecond. It caches the
+derivative of a jitted function. The functions of `jax.numpy` are jitted, so `jax.grad` of a network with many equal layers
+derives each function once. In a jaxpr these functions have been inlined, so equations that occur often are jitted again here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jax.extend import core as jax_core
 
 from ..runtime import jax_private
 
-_OFTEN = 4  # from how many like equations on it pays
+_OFTEN = 4  # the smallest number of equal equations for which this is faster
 
 
 def remembered(closed: Any) -> Any:
-    """The same jaxpr, quicker to differentiate."""
+    """Return an equal jaxpr that is faster to differentiate."""
     config: Any = jax.config
-    if config.jax_disable_jit:  # then a function that is called leaves no trace
+    if config.jax_disable_jit:  # calls of jitted functions are then not traced as calls
         return closed
     keys = [_key(eqn) for eqn in closed.jaxpr.eqns]
     often = {key for key, count in Counter(keys).items() if key is not None and count >= _OFTEN}
@@ -33,7 +33,7 @@ def remembered(closed: Any) -> Any:
 
 
 def _key(eqn: Any) -> Any:
-    """What an equation computes, apart from its inputs: equal for equations that may share a function. None: not known."""
+    """Return a key that is equal for equations that may share a function, or None for an equation that may not."""
     avals = tuple([atom.aval for atom in eqn.invars])
     context = jax_private.context_of(eqn)
     if (
@@ -53,7 +53,11 @@ def _key(eqn: Any) -> Any:
 
 
 def _typed(value: Any) -> Any:
-    """The types in a parameter, since 1 equals True. TypeError: it may be Python's, or 0.0, which equals -0.0."""
+    """Return the types in a parameter, which tell 1 from True.
+
+    Raises:
+        TypeError: for a value whose equality is not safe, such as a float (0.0 equals -0.0) or an object of the user.
+    """
     if type(value) is tuple:
         return tuple(map(_typed, value))
     if value is None or isinstance(value, int | str | np.dtype) or type(value).__module__.partition(".")[0] in _JAX:
@@ -65,14 +69,14 @@ _JAX = ("jax", "jaxlib")
 
 
 def _jitted(eqn: Any, key: Any) -> Any:
-    """An equation as the call of a function, which is inlined again wherever it is traced."""
+    """Return an equation as the call of a jitted function, which is inlined again when it is traced."""
     call = _call(key)
     return eqn if call is None else jax_private.calling(eqn, call)
 
 
 @lru_cache(maxsize=1024)
 def _call(key: Any) -> Any:
-    """The call of the function that an equation with this key computes, or None if it cannot be made one."""
+    """Return the call of a jitted function that computes an equation with this key, or None if there is no such call."""
     primitive, params, _, avals, context = key
 
     def function(*args: Any) -> Any:
@@ -81,6 +85,6 @@ def _call(key: Any) -> Any:
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
     with jax_private.under(context):
         (call,) = jax.make_jaxpr(jax.jit(function))(*inputs).eqns
-    if tuple([var.aval for var in call.invars]) != avals:  # sharded, or whatever else this does not know of
+    if tuple([var.aval for var in call.invars]) != avals:  # the inputs have another property, such as a sharding
         return None
     return jax_private.inlined(call)

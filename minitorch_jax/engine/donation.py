@@ -1,4 +1,4 @@
-"""Data that a call may use up: an array that anything of ours, or another argument, holds too is copied before."""
+"""Donating data: an array that a cell or another argument also holds is copied before it is donated."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..state.packed import View
 
 
 def safe_to_donate(donated: Sequence[Any], others: Any) -> list[Any]:
-    """The arrays that a call gives away. Those also in `others` (a pytree), given twice, or held by a cell are copied."""
+    """Return the arrays to donate. An array that is also in `others` (a pytree), passed twice, or in a cell is copied."""
     if not donated:
         return []
     held, lent = _held()
     theirs = [leaf for leaf in jax.tree.leaves(others) if is_concrete(leaf)]
     taken = {*held, *map(id, theirs)}
-    known: dict[Any, list[Any]] = {}  # what may share a buffer with another array: those that someone outside has had
+    known: dict[Any, list[Any]] = {}  # arrays that users have had, so that other arrays may share their buffers
     for array in (*lent, *theirs):
         _add(known, array)
     result = []
@@ -35,7 +35,7 @@ def safe_to_donate(donated: Sequence[Any], others: Any) -> list[Any]:
 
 
 def _held() -> tuple[set[int], list[Any]]:
-    """The ids of all arrays in cells and packs, and those of the arrays that are lent."""
+    """Return the ids of all arrays in cells and packs, and those of these arrays that are lent."""
     ids: set[int] = set()
     lent: list[Any] = []
     packs = set()
@@ -57,13 +57,13 @@ def _add(known: dict[Any, list[Any]], array: Any) -> None:
 
 
 def _shares(known: dict[Any, list[Any]], array: Any) -> bool:
-    """Whether an array has a buffer in common with a known one (`jax.device_put` gives such)."""
+    """True if an array shares a buffer with a known one (`jax.device_put` returns such arrays)."""
     alike: Iterable[Any] = () if array.is_deleted() else known.get(_kind(array), ())
     return any(not _buffers(array).isdisjoint(_buffers(other)) for other in alike)
 
 
 def _kind(array: Any) -> Any:
-    """Equal for arrays that may share a buffer."""
+    """Return a key that is equal for arrays that may share a buffer."""
     data = _data(array)
     return data.dtype, data.sharding.shard_shape(data.shape)
 
@@ -74,5 +74,5 @@ def _buffers(array: Any) -> set[tuple[Any, int]]:
 
 
 def _data(array: Any) -> Any:
-    """The plain array of an array of random keys."""
+    """Return the array, or the data of an array of random keys."""
     return jax.random.key_data(array) if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array

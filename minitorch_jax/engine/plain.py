@@ -1,7 +1,7 @@
-"""What `backward`, `mt.jit` and `mt.scan` do under `jax.disable_jit()`: plain Python on values that are there.
+"""`backward`, `mt.jit` and `mt.scan` under `jax.disable_jit()`: the user's code runs as plain Python on concrete values.
 
-Nothing is traced or compiled, so `print(float(x))`, `pdb` and `if x > 0` work in the user's code. The code still runs on
-values in place of the cells' own (`cell.substituted`), which are stored when all has succeeded.
+Nothing is traced or compiled, so `print(float(x))`, `pdb` and `if x > 0` work in the user's code. The code still runs in a
+frame (`frame.substituted`), and the new values are stored in the cells when all of it has succeeded.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _config: Any = jax.config
 
 
 def is_plain() -> bool:
-    """Whether code is to run as plain Python: `jax.disable_jit()`."""
+    """True under `jax.disable_jit()`: code runs as plain Python."""
     return bool(_config.jax_disable_jit)
 
 
 def arrays_of(data: Sequence[Any]) -> tuple[Any, ...]:
-    """Data as the arrays that compiled code would see; NumPy memory is the caller's, and copied."""
+    """Return data as the arrays that compiled code would get. NumPy memory belongs to the caller, so it is copied."""
     return tuple([jnp.asarray(np.array(value) if isinstance(value, np.ndarray) else value) for value in data])
 
 
 def all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool = True) -> Any:
-    """Run eager code that changes the objects' cells, and store what it changed once all of it has succeeded.
+    """Run eager code that changes the objects' cells, and store the changes when all of it has succeeded.
 
-    Objects that no name leads to are found when the code meets them; then it runs again. `statics`: whether static
-    attributes may end with other values.
+    If the code reaches an object that is not in `objects`, the object is added and the code runs again. `statics` says that
+    static attributes may have other values at the end.
     """
 
     def checked(frame: Frame) -> Any:
@@ -60,19 +60,19 @@ def all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool = T
         if not frame.met:
             break
         objects += owners_met(frame)
-    for cell in lifted:  # whatever the code read, it may have kept
+    for cell in lifted:  # the user's code may keep any array that it has read
         lend(cell)
     changed = [(cell, value) for cell, value, before in zip(lifted, new, start, strict=True) if value is not before]
     moved = [c for c, new in changed if getattr(c.value, "sharding", None) != getattr(new, "sharding", None)]
     jax.block_until_ready([value for _, value in changed])
     access.store_all([cell for cell, _ in changed], [value for _, value in changed])
     for cell in moved:
-        cell_changed(cell)  # compiled functions keep results where they were
+        cell_changed(cell)  # a compiled function puts results where the arrays were when it was compiled
     return out
 
 
 class _Noted(dict[Cell, Any]):
-    """The values of a run, with a note of those that were read."""
+    """The values of a run. `seen` collects the cells that were read."""
 
     def __init__(self, values: dict[Cell, Any]) -> None:
         super().__init__(values)
@@ -84,9 +84,9 @@ class _Noted(dict[Cell, Any]):
 
 
 def value_and_grad(call: Arguments, purpose: Purpose) -> tuple[Any, Any, dict[Cell, Any], dict[Cell, Any]]:
-    """Run a loss function once, differentiated as it runs: `loss, aux, gradients, what it changed`.
+    """Run a loss function once and differentiate it. Returns `loss, aux, gradients, changes`, the last two by cell.
 
-    Its parameters, and what it computes from them, are tracers of `jax.grad`, of which each knows its value.
+    Its parameters, and the values computed from them, are tracers of `jax.grad`, each of which knows its value.
     """
     show_values()
     data = arrays_of(call.data)
@@ -129,7 +129,7 @@ def _value_and_grad(call: Arguments, purpose: Purpose, data: tuple[Any, ...]) ->
 
 
 def loop(fn: Callable[..., Any], call: Arguments, arrays: Sequence[Any], length: int) -> Any:
-    """`mt.scan` as a loop: `fn` on each slice in turn, and the stacked results."""
+    """Run the steps of `mt.scan` as a Python loop, and return the stacked results."""
     outs = [call.run([array[i] for array in arrays]) for i in range(length)]
 
     def stacked(*leaves: Any) -> Any:

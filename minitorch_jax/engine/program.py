@@ -1,7 +1,4 @@
-"""Programs: traced functions compiled for one structure, and bound to the cells of some objects.
-
-What is computed is said by subclasses of `Program`, in `autograd.py` and `compile.py`.
-"""
+"""Programs, which are functions compiled for one structure, and bindings of programs to the cells of objects."""
 
 from __future__ import annotations
 
@@ -32,13 +29,13 @@ from .tracing import Purpose, Traced, unaliased
 
 
 class Repartition(Exception):  # noqa: N818
-    """For new shapes the function uses or changes other cells than before."""
+    """The function uses or changes other cells for new shapes than it did before."""
 
 
 class Partition:
-    """What a program does with the stored cells (as indices): those it changes, uses up, only reads.
+    """What a program does with the stored cells, by index: which it writes, drops, donates (`owned`) and only reads.
 
-    `named`: the paths of the arrays that it reads by name, those of one array together.
+    `named` holds the paths of the arrays that it reads by name. The paths of one array are in one tuple.
     """
 
     def __init__(
@@ -51,16 +48,17 @@ class Partition:
         self.read = [i for i in self.used if i not in written]
 
     def covers(self, other: Partition) -> bool:
+        """True if a program with this partition can do what one with the other partition does."""
         return (
             set(other.used) <= set(self.used)
             and set(other.written) <= set(self.written)
-            and set(self.written) <= {*other.written, *self.used}  # what is not changed is passed through
+            and set(self.written) <= {*other.written, *self.used}  # an unchanged cell is passed through, so it is used
             and other.dropped == self.dropped
             and set(other.named) <= set(self.named)
         )
 
     def extended(self, other: Partition) -> Partition:
-        """One that covers `other` too, with all gradients given out unless both drop them."""
+        """Return a partition that covers both. A gradient is dropped only if both drop the same gradients."""
         kept = set() if other.dropped == self.dropped else {*other.dropped, *self.dropped}
         mine, theirs = {*self.written, *kept}, {*other.written, *kept}
         used = {*self.used, *other.used, *(mine ^ theirs), *kept}
@@ -69,14 +67,14 @@ class Partition:
 
 
 class _Now(threading.local):
-    """What a thread that runs a program for the first time hands to the tracing of it."""
+    """What a thread that runs a program for the first time passes to its trace."""
 
     call: Any = None
-    traced: Traced | None = None  # made already, to find out what the function reaches
+    traced: Traced | None = None  # the trace that has found out what the function reaches; it is used once
 
 
 class Program:
-    """The compiled form of one function for one structure: everything that the function does, as one XLA program."""
+    """One function compiled for one structure, as one XLA program."""
 
     def __init__(
         self,
@@ -89,27 +87,27 @@ class Program:
         followed: Followed,
     ) -> None:
         self.name, self.purpose, self.compilations = name, purpose, compilations
-        self.num_donated = num_donated  # of the data, the first ones
+        self.num_donated = num_donated  # how many data, from the first on, are donated
         self.layout = PackedLayout(lifted)
-        stored, self.layout.stored = self.layout.stored, []  # which would keep the first model alive
+        stored, self.layout.stored = self.layout.stored, []  # the cells would keep the first model alive
         self.places = placement(stored)
         self.wraps, self.changes_statics = traced.wraps, traced.changes_statics
         self.settings = traced.settings
         self.writes_gradients = any(lifted[i].kind == "gradient" for i in traced.written)
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
-        self.reaches: set[int] = set()  # the gradients that a loss has written; views one by one
-        self.structure = Structure()  # of its partition and options
-        self.classes: frozenset[type] = frozenset()  # of the objects
+        self.reaches: set[int] = set()  # the indices of gradients that a loss has written, with each view by itself
+        self.structure = Structure()  # changes with its partition and options
+        self.classes: frozenset[type] = frozenset()  # the classes of the objects
         self.mark = object()  # stands for the program in a key
         self.now = _Now()
         self.now.traced = traced
         self.inner = traced.inner
         self.options = options_for(traced.jaxpr)
         self._set(self._partition(traced, followed))
-        self.others = followed.others(self.version[1].named)  # arrays that are no inputs: others need another program
+        self.others = followed.others(self.version[1].named)  # arrays that are constants: new ones need a new program
 
     def _partition(self, traced: Traced, followed: Followed) -> Partition:
-        """What `traced` does with the cells, for the stored ones, and which arrays it reads by name."""
+        """Return what `traced` does with the stored cells, and which arrays it reads by name."""
         of, packs = self.layout.of, self.layout.packs
         used, written, dropped = ({of[i] for i in parts} for parts in (traced.used, traced.written, traced.dropped))
         if packs:
@@ -118,8 +116,8 @@ class Program:
                 views, whole = packs[j].views, packs[j].whole
                 covered = whole and set(views) <= {*traced.written, *traced.dropped}
                 if j in dropped and covered and all(values.get(i) is None for i in views):
-                    written.discard(j)  # no gradient of the pack is given out
-                elif j in dropped:  # some are: then all
+                    written.discard(j)  # all gradients of the pack are dropped
+                elif j in dropped:  # some gradients of the pack are kept, so all are kept
                     self.purpose = self.purpose.keeping_grads()
                     self.now.traced = None
                     dropped.discard(j)
@@ -130,15 +128,15 @@ class Program:
         return Partition(used, written, dropped, named)
 
     def _set(self, partition: Partition) -> None:
-        # one object, so that a thread sees either both old or both new
+        # one tuple, so that another thread reads either both old values or both new ones
         body = partial(self._traced_body, partition)
         self.version = Compiled(body, self.name, asks=True, options=self.options), partition
 
     def _traced_body(self, partition: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
         now = self.now
-        if now.call is None:  # it is to be called by `run_first`
+        if now.call is None:  # JAX must trace, which only `run_first` may ask for
             raise FirstRun
-        if partition is not self.version[1]:  # another thread has found that it takes more
+        if partition is not self.version[1]:  # another thread has extended the partition
             raise Repartition
         if self.num_donated:
             cut = len(owned) - self.num_donated
@@ -163,7 +161,7 @@ class Program:
                 for group in needed.named:
                     for path in group:
                         self.others.pop(path, None)
-                self.structure.change()  # bindings are to be made anew
+                self.structure.change()  # bindings regroup their cells
                 raise Repartition
             if self.options is None and (options := options_for(traced.jaxpr)) is not None:
                 self.options = options
@@ -179,34 +177,34 @@ class Program:
         return out
 
     def _run(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
-        """The changed cells' new values and what the function returns."""
+        """Return the new values of the written stored cells, followed by the result of the function."""
         old = self.stored_values(part, owned, read)
         out, written = traced(self.layout.cut(old, [None] * len(self.layout.of)), data)
         if self.purpose.marks_reached:
-            given = [i for i, shape in zip(traced.written, traced.shapes[1], strict=True) if shape is not None]
-            self.reaches |= self.gradients.intersection([*given, *traced.dropped])
+            computed = [i for i, shape in zip(traced.written, traced.shapes[1], strict=True) if shape is not None]
+            self.reaches |= self.gradients.intersection([*computed, *traced.dropped])
         stored = self.new_values(part, traced, written, old)
         flat, tree = jax.tree.flatten(out)
         unique = unaliased([*stored, *flat], jax.tree.leaves((owned, read, data)))
         return [*unique[: len(stored)], jax.tree.unflatten(tree, unique[len(stored) :])]
 
     def values_of(self, values: list[Any], part: Partition, owned: list[Any], read: list[Any]) -> list[Any]:
-        """The lifted cells' values: `values`, but for those that come from the arguments."""
+        """Return the values of the lifted cells: those from the program's arguments, and `values` for the other cells."""
         return self.layout.cut(self.stored_values(part, owned, read), values)
 
     def stored_values(self, part: Partition, owned: list[Any], read: list[Any]) -> dict[int, Any]:
-        """The values of stored cells among the arguments."""
+        """Return the values of the stored cells among the program's arguments, by index."""
         return dict(zip([*part.owned, *part.read], [*owned, *read], strict=True))
 
     def new_values(self, part: Partition, traced: Traced, written: Sequence[Any], old: dict[int, Any]) -> list[Any]:
-        """The changed stored cells' new values, from those that the trace gave."""
+        """Return the new values of the written stored cells, from the values that the trace returned."""
         changed = dict(zip(traced.written, written, strict=True))
         new = [self.layout.joined(j, lambda i: changed.get(i, KEPT), old.get(j)) for j in part.written]
         return [constrained(v, self.places[j]) for v, j in zip(new, part.written, strict=True)] if self.places else new
 
 
 class Binding:
-    """A program, and the cells of some objects in the order in which it takes them."""
+    """A program, and the cells of some objects in the program's order."""
 
     __slots__ = (
         *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "quick", "looked", "reads"),
@@ -223,42 +221,44 @@ class Binding:
         self.cells = lifted
         self.stored = stored_cells(lifted)
         self.looked: object = None  # see `habits.look`
-        self.reads: Any = None  # what the function reads by name (`reads.Reads`), as long as there is the function
+        self.reads: Any = None  # the values that the function reads by name (a `reads.Reads`)
         self.regroup()
 
     def regroup(self) -> None:
+        """Sort the cells by the program's present partition, and make the pipeline."""
         compiled, self.partition = self.program.version
         part = self.partition
         stored, owned, dropped, self.read = (
             [self.stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped, part.read)
         )
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
-        self.quick: Any = None  # the quick way of the last call; see `shortcut.quick_call`
+        self.quick: Any = None  # the fast path of the last call; see `shortcut.quick_call`
         self.mark_reached()
 
     def look(self) -> None:
-        """Notice what does nothing on arrays that were lent since the last look."""
+        """Raise TypeError if torch's attributes were set on arrays lent since the last check; see `habits.look`."""
         if self.looked is not lendings.last:
             habits.look(self, chain.from_iterable(walk.named() for walk in self.live_walks()))
 
     def live_walks(self) -> list[Walk]:
-        """The walks over the objects that are still there."""
+        """Return the walks that are still alive."""
         return [walk for reference in self.walks if (walk := reference()) is not None]
 
     def mark_reached(self) -> None:
-        """Note of which parameters the program gives gradients."""
+        """Mark the gradients that the program computes as reached by a loss."""
         for i in self.program.reaches:
             self.cells[i].reached = True
 
     def dissolve(self, stored: int) -> None:
-        """Release the pack of gradients that one of the stored cells holds."""
+        """Dissolve the pack whose packed cell is the stored cell of this index."""
         for pack in {cell.pack for cell in self.cells if cell.pack is not None}:
             if pack.cell is self.stored[stored]:
                 pack.dissolve()
 
     def takes(self, cell: Cell) -> bool:
-        """Whether the program uses or changes a cell."""
+        """True if the program uses or changes a cell."""
         return cell in self.pipeline.stored or cell in self.read
 
     def fits(self, walks: list[Walk]) -> bool:
+        """True if the binding is for exactly these walks."""
         return [reference() for reference in self.walks] == walks

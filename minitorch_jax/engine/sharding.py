@@ -1,4 +1,4 @@
-"""Where the arrays of cells are, and that they stay there."""
+"""Keeping the arrays of cells on their devices, in their sharding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import jax
 from ..state.access import store_all
 from ..state.cell import Cell, is_concrete
 
-Placement = tuple[Any, ...]  # of each cell its sharding, None on one device; empty if that is all of them
+Placement = tuple[Any, ...]  # the sharding of each cell, None on one device; empty if all cells are on one device
 
 
 def placement(cells: Sequence[Cell]) -> Placement:
-    """Where the cells' arrays are. XLA would give results whichever sharding it likes; ours stay where they were."""
+    """Return the shardings of the cells' arrays. A program keeps results in them; XLA alone might choose others."""
     found: list[Any] = []
     for cell in cells:
-        if cell.pack is not None or cell.kind not in ("parameter", "packed", "buffer", "state"):  # others follow them
+        if cell.pack is not None or cell.kind not in (
+            "parameter",
+            "packed",
+            "buffer",
+            "state",
+        ):  # gradients and others follow these
             found.append(None)
             continue
         known = is_concrete(cell.value)
@@ -27,7 +32,7 @@ def placement(cells: Sequence[Cell]) -> Placement:
 
 
 def follow(param: Cell, others: Sequence[Cell]) -> None:
-    """Bring arrays that were left behind on other devices, when `Module.to` moved a parameter, to where that is now."""
+    """Move arrays to the devices of a parameter, if they stayed on others when `Module.to` moved the parameter."""
     here = param.value
     if not is_concrete(here) or not here.committed:
         return
@@ -42,7 +47,7 @@ def follow(param: Cell, others: Sequence[Cell]) -> None:
 
 
 def join_mesh(cells: Sequence[Cell]) -> None:
-    """Bind arrays that are bound to no device, but lie beside some on a mesh, to all of it: after a call XLA would have."""
+    """Replicate arrays that are bound to no device over the mesh of the other arrays, as the first XLA call would do."""
     arrays = [cell for cell in cells if is_concrete(cell.value)]
     meshes = [
         cell.value.sharding.mesh for cell in arrays if isinstance(cell.value.sharding, jax.sharding.NamedSharding)
@@ -54,5 +59,5 @@ def join_mesh(cells: Sequence[Cell]) -> None:
 
 
 def constrained(value: Any, sharding: Any) -> Any:
-    """`value` of a traced computation, in the sharding that its cell has."""
+    """Return a traced value, constrained to the sharding of its cell."""
     return value if sharding is None else jax.lax.with_sharding_constraint(value, sharding)

@@ -1,4 +1,4 @@
-"""The quick way of a call that differs from the last one only in data."""
+"""The fast path of a call that differs from the last one only in data."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ Quick = Callable[[Any, tuple[Any, ...], dict[str, Any]], list[Any] | None]  # of
 def quick_call(
     call: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any], stream: Any, binding: Binding, snapshot: Snapshot
 ) -> Quick | None:
-    """A function that repeats a call with other data and returns its results; None where a call cannot be repeated so.
+    """Return a function that repeats a call with other data, or None if this call cannot be repeated so.
 
-    It returns None for a call that is not the same but for its data, which must go the long way. Shapes and dtypes are left
-    to JAX, which asks for a trace when they change. `snapshot` is of all structures that the call depends on.
+    The function returns the results. It returns None for a call that differs in more than its data, and for one that must
+    take the full path. Shapes and dtypes are left to JAX, which retraces when they change. `snapshot` covers all structures
+    that the call depends on.
 
-    It is for the thread that makes it. What it needs is in its closure, where Python finds it fastest. The binding, which
-    keeps it, is referred to weakly.
+    Only the thread that made the function may call it. Its values are in its closure, which Python reads fastest. The
+    binding holds the function, so the function refers to the binding weakly.
     """
     program, pipeline, reads = binding.program, binding.pipeline, binding.reads
     take = _taking(call, args, kwargs)
@@ -46,8 +47,9 @@ def quick_call(
         return None
     holds, values_if_same = snapshot.holds, None if reads.is_empty else reads.values_if_same
     fetch = reads.fetch if reads.partition.named else None
-    watched = [weakref.ref(walk) for walk in binding.live_walks() if walk.watched]  # their looks lead to the objects
-    sharding = getattr(stream.cell.stored, "sharding", None)  # the stream goes from device to device
+    # weak references, since the checks of a walk refer to the objects
+    watched = [weakref.ref(walk) for walk in binding.live_walks() if walk.watched]
+    sharding = getattr(stream.cell.stored, "sharding", None)  # the stream may move to another device between calls
     stream = stream if binding.takes(stream.cell) else None
     donating, dropped, replaced = pipeline.compiled.donating, pipeline.dropped, pipeline.replaced
     stored, owned, read = pipeline.stored, pipeline.owned, binding.read
@@ -55,7 +57,7 @@ def quick_call(
     lendable = list(dict.fromkeys([*binding.cells, *gradients, *stored, *owned]))
     writes_gradients, bound, types = program.writes_gradients, weakref.ref(binding), list(map(type, args))
     ident, calls = get_ident(), flights
-    lent_at = written_at = None  # what `lendings.last` and `gradient_writes.last` were when the cells were looked at
+    lent_at = written_at = None  # `lendings.last` and `gradient_writes.last` at the last check of the cells
 
     def quick(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         nonlocal lent_at, written_at
@@ -82,7 +84,7 @@ def quick_call(
             if named is None:
                 return None
             data += named
-        calls[ident] = pipeline  # before the look at what is lent; see `lending.py`
+        calls[ident] = pipeline  # before the check of what is lent; see `lending.py`
         try:
             last, written = lendings.last, gradient_writes.last
             if (last is lent_at or not any(map(get_lent, lendable))) and (
@@ -97,7 +99,7 @@ def quick_call(
                     written_at = gradient_writes.last = object()
                 return list(results)
         except (FirstRun, Repartition, ValueError, TypeError):
-            return None  # (the last two are JAX's, before anything is done: data on other devices, or that are no data)
+            return None  # JAX raises the last two before it runs: the data is on other devices, or is not data
         finally:
             if ident in calls:
                 del calls[ident]
@@ -116,9 +118,9 @@ def quick_call(
 
 
 def _taking(call: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A function that takes the data out of arguments that are otherwise those of this call; of others it returns None.
+    """Return a function that takes the data out of arguments, or returns None for arguments that differ in more than data.
 
-    None where that cannot be told quickly: with static arguments, or modules inside of containers.
+    Returns None if that cannot be checked quickly: with static arguments, or with modules inside containers.
     """
     objects = [(i, weakref.ref(arg)) for i, arg in enumerate(args) if holds_state(arg)]
     if any([type(code) is tuple for code in call.template]) or call.template.count(OBJECT) != len(objects):
@@ -127,7 +129,7 @@ def _taking(call: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if flat and not objects:
         return lambda args, kwargs: None if kwargs or len(args) != count else args
     places = [i for i in range(count) if not holds_state(args[i])]
-    first = count - len(places)  # where data begin, if they come last, which is quicker
+    first = count - len(places)  # if all data come last, a slice from here takes them, which is faster
     last = places == list(range(first, count))
     known: Any = jax.tree.structure(([args[i] for i in places], kwargs))
 

@@ -1,4 +1,4 @@
-"""Code of ours that reads and writes cells, written once: a compiled program in eager code, ordinary code in a trace."""
+"""Stateful functions of this package. In eager code they run a compiled program, in a trace they become part of it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .tracing import Purpose
 class StatefulFunction:
     """A function of modules, optimizers, `Cells` and arrays that changes cells in place. Use it as a decorator.
 
-    Called in eager code, it runs one program per structure, as `mt.jit` does. Called in a trace, or under
-    `jax.disable_jit()`, it is part of what is traced. Either way all of its changes happen, or none.
+    Called in eager code, it runs one program per structure, as `mt.jit` does. Called in a trace, it becomes part of the
+    trace. Under `jax.disable_jit()` it runs as plain Python. In each case it makes all of its changes, or none.
     """
 
     def __init__(self, body: Callable[..., Any]) -> None:
@@ -31,14 +31,14 @@ class StatefulFunction:
         self._function = Function(
             body,
             Purpose(_as_it_is, gradients=True, statics=False, marks_reached=False),
-            per_object=True,  # it serves many: programs are to be explained for one of them only
+            per_object=True,  # many objects use it, so recompiles are explained for each object by itself
         )
         self._function.name = self._function.compilations.name = body.__name__.lstrip("_")
 
     def __call__(self, *args: Any) -> Any:
         if not is_eager():
             return self._inside(*args)
-        return self._function.run(self._body, args, {}, id(args[0]))[0][0]  # it serves many objects in turn
+        return self._function.run(self._body, args, {}, id(args[0]))[0][0]  # many objects use it in turn
 
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:
@@ -46,10 +46,10 @@ def _as_it_is(out: Any, _: list[Any]) -> Any:
 
 
 class Cells(Stateful):
-    """Cells in an order, as one argument: for a function whose program depends on these alone.
+    """A list of cells as one argument, for a function whose program depends on nothing else of their modules.
 
-    What else their module is (its mode, its other attributes, what of it is frozen) is no part of what is compiled for.
-    `about` is: a hashable value that says how the function treats the cells.
+    A change of a module's mode, its other attributes or its frozen parameters compiles nothing. `about` is a hashable value
+    that says how the function treats the cells; a new value compiles another program.
     """
 
     __slots__ = ("cells", "about", "paths")
@@ -69,10 +69,10 @@ class Cells(Stateful):
 
 
 def whole_cells(cells: Sequence[Cell]) -> tuple[list[Cell], Sizes]:
-    """`cells` with a packed cell in place of the views of its pack, if they are all that it holds; and where each ends.
+    """Return `cells` with each packed cell in place of its views, if `cells` holds all views of all packs, and `Sizes`.
 
-    It is one array for a program, and may stand for its views where order and shapes do not matter. A trace around the
-    call knows the views themselves.
+    A packed cell is one array for a program. It may replace its views where their order and shapes do not matter. Within a
+    trace the cells are returned unchanged, because an outer trace has lifted the views.
     """
     packs = {cell.pack for cell in cells if cell.pack is not None}
     views = {view for pack in packs for view in pack.places}
@@ -82,15 +82,15 @@ def whole_cells(cells: Sequence[Cell]) -> tuple[list[Cell], Sizes]:
     return stored, tuple([(i, sizes[cell]) for i, cell in enumerate(stored) if cell in sizes])
 
 
-Sizes = tuple[
-    tuple[int, int], ...
-]  # places of packed cells among others, and how many numbers come before their padding
+# For each packed cell in a list of cells: its index, and how many numbers come before the padding of its array.
+Sizes = tuple[tuple[int, int], ...]
 
 
 def remembered(walks: tuple[Walk, ...], key: Any, make: Callable[[], Any]) -> Any:
-    """What `make()` returns for some objects, by their walks: the same object again as long as all of the walks are there.
+    """Return `make()`, cached under `key` for some objects, which are given by their walks.
 
-    That is until an object goes, or its structure changes. A compiled call goes by the identity of the `Cells` it is given.
+    The same object is returned until one of the walks is freed, with its object or after a change of structure. A compiled
+    call compares its `Cells` by identity, so it needs the same object.
     """
     known = walks[0].remembered
     found = known.get(key)
@@ -104,7 +104,7 @@ def remembered(walks: tuple[Walk, ...], key: Any, make: Callable[[], Any]) -> An
     return made
 
 
-_MOST = 8  # of one object
+_MOST = 8  # entries per walk
 
 
 def _forget(first: ReferenceType[Walk], key: Any, _: Any) -> None:

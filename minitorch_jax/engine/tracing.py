@@ -1,4 +1,4 @@
-"""Running stateful code as a pure function over its cells: the jaxpr of one run."""
+"""Tracing stateful code as a pure function over its cells. The result is the jaxpr of one run."""
 
 from __future__ import annotations
 
@@ -23,43 +23,44 @@ from .arguments import Arguments, Static
 from .derivatives import remembered
 
 
-class Met(Exception):  # noqa: N818  # a signal to whoever traces, never an error of the user's
-    """A run reached cells that were not lifted; it is repeated with their owners lifted too."""
+class Met(Exception):  # noqa: N818  # a signal to the code that traces; users never see it
+    """A run reached cells that were not lifted. It is repeated with their owners lifted, too."""
 
     def __init__(self, owners: list[Any]) -> None:
         self.owners = owners
 
 
-# Part of the key of every cache of JAX's: another value for each run, so that a function of the user's that is jitted
-# and reads a module by closure is traced in each run anew, with that run's tracers.
+# Part of the key of all of JAX's caches. Each run sets a new value. A jitted function of the user that reads a module by
+# closure is therefore traced again in each run, with the tracers of that run.
 _run = jax.make_user_context()
 
 
 class Purpose:
-    """What a function is traced for: what becomes of its result, and of gradients."""
+    """How a function is traced: what happens with its result, with gradients and with static attributes."""
 
     def __init__(
         self,
         check: Callable[[Any, list[Any]], Any],  # (result, objects) -> what the traced function returns
-        gradients: bool = False,  # whether gradients are lifted like other cells; a loss function may not touch them
-        keep_grads: bool = True,  # whether those that an optimizer's step has used up are given out
-        statics: bool = True,  # whether static attributes may be other ones at the end
-        marks_reached: bool = True,  # whether a gradient that is written shows that a loss reaches its parameter
+        gradients: bool = False,  # True: gradients are lifted like other cells. False: the function may not touch them
+        keep_grads: bool = True,  # True: gradients that an optimizer's step has used are results of the program, too
+        statics: bool = True,  # True: static attributes may have other values at the end
+        marks_reached: bool = True,  # True: a written gradient shows that a loss reaches its parameter
     ) -> None:
         self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
         self.marks_reached = marks_reached
 
     def keeping_grads(self) -> Purpose:
-        """The same with every gradient given out."""
+        """Return the same Purpose with `keep_grads`."""
         return Purpose(self.check, self.gradients, True, self.statics, self.marks_reached)
 
 
-# Of each optimizer, which settings (of itself, 0, or of a group, from 1 on) followed a schedule or were the optimizer's.
+# For each optimizer, the settings (of itself, 0, or of a group, from 1 on) that were a schedule, or inherited by a group,
+# and became numbers in the run.
 Settings = tuple[tuple[tuple[int, str], ...], ...]
 
 
 class Traced:
-    """One run of the user's function as a jaxpr over cell values and data."""
+    """The jaxpr of one run of the user's function, over cell values and data."""
 
     def __init__(
         self,
@@ -70,13 +71,15 @@ class Traced:
         purpose: Purpose,
         inner: dict[Any, dict[Any, Traced]] | None = None,
     ) -> None:
-        self.inner = {} if inner is None else inner  # traces of losses in it, by what else they depend on: `trace_once`
+        self.inner = {} if inner is None else inner  # traces of losses in it, by JAX's settings; see `trace_once`
         context = trace_context()
         self.written: list[int] = []
         self.dropped: list[int] = []  # gradients that end up CONSUMED
-        self.wraps = False  # whether the result holds more than arrays
-        self.changes_statics = False  # then what was compiled is right for this one call only
-        self.settings: Settings = ()  # what has become a number, of each optimizer among the objects
+        self.wraps = False  # True if the result holds more than arrays
+        self.changes_statics = (
+            False  # True if static attributes changed: the program is then correct for this call only
+        )
+        self.settings: Settings = ()  # settings of the optimizers among the objects that became numbers
 
         def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
             start = list(values)
@@ -99,7 +102,7 @@ class Traced:
             if frame.met:
                 raise Met(owners_met(frame))
             for opt, kept in zip(optimizers, before, strict=True):
-                opt.undo_run(kept)  # `settle` does it again, after this run or any other of the program
+                opt.undo_run(kept)  # `settle` repeats the changes after each call of the program
             self.observed = {i for i, cell in enumerate(lifted) if cell in frame.observed}
             self.written = [i for i, value in enumerate(new) if value is not start[i]]
             self.dropped = [
@@ -114,7 +117,7 @@ class Traced:
 
         with _run(object()), interrupts.unwrapped():
             closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
-        self.constants = closed.consts  # the arrays that it holds, of which some may be inputs: see `take`
+        self.constants = closed.consts  # arrays in the jaxpr; `take` turns some into inputs
         self._taken: list[int | None] = []
         self._out_tree = jax.tree.structure(shapes)
         self.shapes = shapes
@@ -127,11 +130,11 @@ class Traced:
         self.present = present
 
     def inner_constants(self) -> set[int]:
-        """The ids of constants of jitted functions inside, which cannot be inputs."""
+        """Return the ids of the constants of inner jitted functions. These cannot become inputs."""
         return set(map(id, _inner_constants(self._closed.jaxpr)))
 
     def take(self, arrays: Sequence[Any]) -> None:
-        """From now on `data` ends with values for these of its constants, which it holds no longer itself."""
+        """Turn the constants that are these arrays into inputs: `data` ends with their values from now on."""
         places = {id(constant): i for i, constant in enumerate(self.constants)}
         self._taken = [places.get(id(array)) for array in arrays]
         left = [None if i in self._taken else constant for i, constant in enumerate(self.constants)]
@@ -143,11 +146,11 @@ class Traced:
         return self._closed.jaxpr
 
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
-        """The result and the written cells' new values. `values` of unused cells may be anything."""
+        """Return the result and the new values of the written cells. The `values` of unused cells are ignored."""
         return self._run(self._closed, values, data)
 
     def differentiably(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
-        """The same, for `jax.value_and_grad`, which is quicker so."""
+        """Do the same as a call, in a form that `jax.value_and_grad` differentiates faster."""
         return self._run(remembered(self._closed), values, data)
 
     def _run(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
@@ -157,7 +160,7 @@ class Traced:
                 if i is not None:
                     constants[i] = value
             closed, data = jax_core.ClosedJaxpr(closed.jaxpr, constants), data[:cut]
-        avals = closed.in_avals  # (jax_enable_checks looks at inputs that are used for nothing, too)
+        avals = closed.in_avals  # jax_enable_checks checks unused inputs, too, so they get zeros of the right shape
         inputs = [
             free_zeros(aval) if values[i] is None else values[i] for i, aval in zip(self.present, avals, strict=False)
         ]
@@ -166,12 +169,12 @@ class Traced:
 
 
 def optimizers_of(objects: Sequence[Any]) -> list[Any]:
-    """The optimizers that some objects are or hold, in the order of their structure."""
+    """Return the optimizers among some objects and inside them, in the order of their structure."""
     return [opt for obj in objects for reference in walk_of(obj).optimizers if (opt := reference()) is not None]
 
 
 def settle(settings: Settings, objects: Sequence[Any]) -> None:
-    """Do to optimizers what a traced run did to settings besides giving them other numbers."""
+    """Repeat in the optimizers what a traced run did to settings, other than new numbers."""
     if any(settings):
         for opt, changed in zip(optimizers_of(objects), settings, strict=True):
             opt.settle(changed)
@@ -186,7 +189,11 @@ def _is_used_up(frame: Frame, cell: Cell, value: Any) -> bool:
 
 
 def check_statics(frame: Frame, may: bool) -> bool:
-    """Whether a static attribute of a module that was there before ends with another value than it had; if it `may`."""
+    """True if the run has left a static attribute of an older module with another value.
+
+    Raises:
+        TraceError: if an attribute has changed, and it `may` not.
+    """
     seen: set[tuple[int, str]] = set()
     for module, name, before in frame.statics:
         if id(module) in frame.own or (id(module), name) in seen:
@@ -198,15 +205,15 @@ def check_statics(frame: Frame, may: bool) -> bool:
                 return True
             change = "" if now is frame else f" (to {now!r})"
             raise TraceError(
-                f"{type(module).__name__}.{name} was changed{change} inside compiled code: that would happen at the first"
-                f" call only, since later ones run the compiled program. Change it outside (`model.eval()` before the"
-                " call), change it back in the function, or, if it counts something, declare it as a Buffer."
+                f"{type(module).__name__}.{name} was changed{change} inside compiled code. Only the first call would change"
+                f" it, since later calls run the compiled program. Change it outside (`model.eval()` before the call),"
+                " change it back in the function, or, if it counts something, declare it as a Buffer."
             )
     return False
 
 
 def owners_met(frame: Frame) -> list[Any]:
-    """What a run reached besides what was lifted."""
+    """Return the objects whose cells a run has reached although they were not lifted."""
     owners = {id(owner): owner for owner, _ in frame.met.values()}
     if None in owners.values():
         raise RuntimeError("a cell without an owner was reached while tracing")
@@ -224,12 +231,12 @@ def _inner_constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def free_zeros(like: Any) -> Any:
-    """Zeros of any shape in the memory of one."""
+    """Return NumPy zeros of the shape and dtype of `like`, in the memory of one number."""
     return np.broadcast_to(np.zeros((), like.dtype), like.shape)
 
 
 def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """Outputs of a traced function of which none shares a buffer with an input or another output."""
+    """Return the outputs of a traced function, with copies of those that are an input or another output."""
     seen = {id(value) for value in inputs}
     result = []
     for value in outputs:
@@ -241,7 +248,7 @@ def unaliased(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
 
 
 def unique_cells(walks: Sequence[Walk], gradients: bool) -> tuple[list[Cell], tuple[int, ...]]:
-    """The cells of the objects, each once, and a signature of which of them the objects share."""
+    """Return the cells of the objects, each once, and a signature that tells which cells the objects share."""
     index: dict[Cell, int] = {}
     groups = [walk.with_gradients() if gradients else walk.cells for walk in walks]
     order = [index.setdefault(cell, len(index)) for group in groups for cell in group]
@@ -251,7 +258,7 @@ def unique_cells(walks: Sequence[Walk], gradients: bool) -> tuple[list[Cell], tu
 def trace_with_all(
     args: Arguments, purpose: Purpose, met: list[Any] | None = None, data: Sequence[Any] | None = None
 ) -> tuple[Traced, list[Cell]]:
-    """Trace the function at the cells' present values, again as long as it reaches objects not in `args.objects`."""
+    """Trace the function with the cells' present values, and repeat it while it reaches objects not in `args.objects`."""
     while True:
         lifted, _ = unique_cells([walk_of(obj) for obj in args.objects], purpose.gradients)
         try:
@@ -265,10 +272,10 @@ def trace_with_all(
 
 
 def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
-    """`trace_with_all` within a run, but for what an earlier run of the same program has traced with inputs like these.
+    """Do what `trace_with_all` does, within a run. A trace of an earlier run with inputs of the same types is reused.
 
-    What is around a loss may be traced again, when there are gradients already to which its own are to be added, say. The
-    user's code is not, unless it reads arrays by name: those may have been rebound since.
+    The code around a loss may be traced again, for example when there are gradients to add to. The user's code in the loss
+    is then not traced again, unless it reads arrays by name, because these names may hold other arrays by then.
     """
     frame: Any = frames.local.frame
     if frame is None or frame.inner is None:
@@ -292,7 +299,7 @@ def trace_once(args: Arguments, purpose: Purpose) -> tuple[Traced, list[Cell]]:
 
 
 def touch_all(objects: list[Any]) -> None:
-    """Let the run around this one know what an inner run has reached."""
+    """Record in the outer run that an inner run has reached these objects."""
     frame = frames.local.frame
     if frame is not None:
         for obj in objects:
@@ -301,7 +308,7 @@ def touch_all(objects: list[Any]) -> None:
 
 
 def paths_of(objects: list[Any]) -> dict[Cell, str]:
-    """What to call the cells of some objects in messages."""
+    """Return the names of the cells of some objects, for messages."""
     return {
         cell: f"{type(obj).__name__}.{path}"
         for obj in reversed(objects)
