@@ -242,7 +242,7 @@ def test_all_that_differs_is_said_at_once_and_nothing_changes(tmp_path):
         match=r"(?s)ema, a Linear, was saved: pass.*epoch was saved as a value.*other: nothing was saved by that name",
     ):
         mt.load(path, model=model, opt=None, epoch=4, other=line())
-    with pytest.raises(ValueError, match="model: a list has no state to bring back a Linear's"):
+    with pytest.raises(ValueError, match="model: a list has no state, and the state of a Linear was saved"):
         mt.load(path, model=[], opt=None, ema=None)
     mine, large = line(5.0), nn.Linear(4, 2)
     opt = optim.SGD([mine], lr=0.7)
@@ -309,7 +309,7 @@ def test_what_cannot_be_given_back_is_said_and_the_rest_is(tmp_path):
     mine = line(5.0)
     with pytest.raises(ValueError, match="  c: ") as raised:
         mt.load(tmp_path / "a", a=Once(), b=mine, c=nn.Linear(4, 4))
-    assert raised.value.__notes__ == ["a could not be given back the state that it had: no more"]
+    assert raised.value.__notes__ == ["the earlier state of a could not be restored: no more"]
     assert float(mine.bias[0]) == 5.0
 
 

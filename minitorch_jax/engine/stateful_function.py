@@ -56,7 +56,7 @@ class Cells(Stateful):
 
     def __init__(self, cells: Sequence[Cell], about: Any = None, paths: Sequence[str] = ()) -> None:
         self.cells, self.about = list(cells), about
-        self.paths = paths or list(map(str, range(len(self.cells))))  # what messages call them
+        self.paths = paths or list(map(str, range(len(self.cells))))  # their names in messages
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)

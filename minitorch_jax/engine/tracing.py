@@ -74,7 +74,7 @@ class Traced:
         self.inner = {} if inner is None else inner  # traces of losses in it, by JAX's settings; see `trace_once`
         context = trace_context()
         self.written: list[int] = []
-        self.dropped: list[int] = []  # gradients that end up CONSUMED
+        self.dropped: list[int] = []  # gradients that are CONSUMED at the end
         self.wraps = False  # True if the result holds more than arrays
         self.changes_statics = (
             False  # True if static attributes changed: the program is then correct for this call only

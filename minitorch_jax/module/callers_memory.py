@@ -15,7 +15,7 @@ from ..runtime.jax_private import at_top_level
 from ..runtime.memory import SMALL, owned_data
 
 
-def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def copied_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with NumPy memory copied. Large ones become JAX arrays, so inner calls copy no more."""
     mine = owned_data(args)
     named = kwargs if not kwargs else dict(zip(kwargs, owned_data(tuple(kwargs.values())), strict=True))
@@ -46,7 +46,7 @@ def own_arguments(namespace: dict[str, Any]) -> None:
 def _owning(function: Callable[..., Any], module: str) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = given(args, kwargs)
+        args, kwargs = copied_arguments(args, kwargs)
         return function(*args, **kwargs)
 
     call.__module__ = module  # where pickle looks the function up

@@ -40,7 +40,7 @@ def accumulate(module: Any, grads: Any) -> None:
         if theirs.spec != walk.spec:
             raise ValueError(
                 f"the gradients are a {type(grads).__name__} of another structure than this {type(module).__name__}:"
-                f" {difference(theirs.spec, walk.spec)}. Take them with respect to this very module."
+                f" {difference(theirs.spec, walk.spec)}. Compute the gradients with respect to this module."
             )
         values = [cell.value for cell, mine in zip(theirs.cells, walk.cells, strict=True) if mine.trainable]
         access.mark_used(theirs.cells)
@@ -48,7 +48,10 @@ def accumulate(module: Any, grads: Any) -> None:
         values = list(grads)
     targets = [(path, cell) for path, cell in walk.named() if cell.trainable]
     if len(values) != len(targets):
-        raise ValueError(f"{len(values)} gradients were given for {len(targets)} trainable parameters")
+        raise ValueError(
+            f"{len(values)} gradients were given for {len(targets)} trainable parameters: pass one for each item of"
+            " `parameters()`"
+        )
     new = []
     for (path, cell), value in zip(targets, values, strict=True):
         label = f"the gradient of {path}"

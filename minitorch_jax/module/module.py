@@ -18,7 +18,7 @@ from ..state.pytree import Builder, Stateful
 from ..state.reach import PLAIN
 from ..state.walk import Node, Walker, join, walk_of
 from . import attributes, class_attributes, conversion, gradients, habits, tree
-from .callers_memory import given
+from .callers_memory import copied_arguments
 from .live_lists import LiveList
 from .parameter import assign
 from .state_dict import IncompatibleKeys, load_state_dict, read_state_dict
@@ -64,7 +64,7 @@ class Module(Stateful):
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = given(args, kwargs)
+        args, kwargs = copied_arguments(args, kwargs)
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ class Module(Stateful):
             if frames.local.frame is None:
                 habits.note_read(cell, value, type(self), name)
             return value
-        if name in vars(self):  # the class has a slot of that name
+        if name in vars(self):  # a slot of the class hides the object's attribute
             return vars(self)[name]
         raise attributes.not_found(self, name)
 
@@ -133,7 +133,7 @@ class Module(Stateful):
         attributes.tie(self, name, other, other_name)
 
     def _holder(self, path: str) -> tuple[Module, str]:
-        """The module that holds the parameter or buffer at a dotted path, and its name there."""
+        """Return the module that holds the parameter or buffer at a dotted path, and its name there."""
         return attributes.holder(self, path)
 
     # -- what it holds ------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Module(Stateful):
         return (module for _, module in self.named_modules())
 
     def _entries(self) -> Iterator[tuple[str, Module, str, Cell]]:
-        """`(path, holder, name, cell)` of every parameter and buffer under each of its names, as in torch's state_dict."""
+        """Iterate over `(path, holder, name, cell)` of every parameter and buffer, under each of its names."""
         return tree.entries(self)
 
     def parameters(self) -> LiveList:

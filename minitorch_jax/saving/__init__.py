@@ -1,1 +1,1 @@
-"""Saving and loading: checkpoints, the archive they are kept in."""
+"""Saving and loading: checkpoints, and the archive in which they are stored."""

@@ -156,7 +156,7 @@ def matched(saved: Saved, objects: Mapping[str, Any]) -> tuple[dict[str, Any], l
             problems.append(f"  {name} was saved as a value, and is returned: do not pass it")
         elif name in objects and objects[name] is not None and not _is_stateful(objects[name]):
             problems.append(
-                f"  {name}: a {type(objects[name]).__name__} has no state to bring back a {entry['type']}'s"
+                f"  {name}: a {type(objects[name]).__name__} has no state, and the state of a {entry['type']} was saved"
             )
     impl = random.current().impl
     if saved.impl != impl:
@@ -205,7 +205,7 @@ def bring_back(
                 try:
                     targets[name].load_state_dict(before[name])
                 except Exception as failure:
-                    error.add_note(f"{name} could not be given back the state that it had: {failure}")
+                    error.add_note(f"the earlier state of {name} could not be restored: {failure}")
             raise
 
 

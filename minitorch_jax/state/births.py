@@ -1,4 +1,4 @@
-"""Copies made inside a JAX transform, and the warning when their changes are dropped."""
+"""Births: where copies inside a JAX transform were made, and the warning if their changes are dropped."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Walk(Snapshot):
         self.objects = set(walker.objects)  # the ids of the modules in the tree
         self.watched = walker.watched  # checks of objects that do not report their changes
         self.optimizers = walker.optimizers  # the optimizers in the tree: traced code may change their settings
-        self.bindings: dict[Any, Any] = {}  # of compiled functions to these cells
+        self.bindings: dict[Any, Any] = {}  # the bindings of compiled functions to these cells
         self.remembered: dict[Any, Any] = {}  # objects made for these cells, by key; see `stateful_function.remembered`
         self.looked: object = None  # see `habits.look`
         self.before: Walk | None = None  # the previous walk, which holds again when `train()` follows `eval()`
