@@ -16,9 +16,9 @@ def safe_to_donate(donated: Sequence[Any], others: Any) -> list[Any]:
     """Return the arrays to donate. An array that is also in `others` (a pytree), passed twice, or in a cell is copied."""
     if not donated:
         return []
-    held, lent = _held()
+    stored_ids, lent = _arrays_in_cells()
     theirs = [leaf for leaf in jax.tree.leaves(others) if is_concrete(leaf)]
-    taken = {*held, *map(id, theirs)}
+    taken = {*stored_ids, *map(id, theirs)}
     known: dict[Any, list[Any]] = {}  # arrays that users have had, so that other arrays may share their buffers
     for array in (*lent, *theirs):
         _add(known, array)
@@ -34,7 +34,7 @@ def safe_to_donate(donated: Sequence[Any], others: Any) -> list[Any]:
     return result
 
 
-def _held() -> tuple[set[int], list[Any]]:
+def _arrays_in_cells() -> tuple[set[int], list[Any]]:
     """Return the ids of all arrays in cells and packs, and those of these arrays that are lent."""
     ids: set[int] = set()
     lent: list[Any] = []

@@ -76,9 +76,9 @@ def class_attribute(cls: type, name: str) -> Any:
 
 def declare(cls: type, name: str) -> None:
     """Make objects find a parameter or buffer of this name, even if the class has a plain value of that name."""
-    held = class_attribute(cls, name)
-    if held is not _MISSING and type(held) not in (Declared, types.MemberDescriptorType):
-        setattr(cls, name, Declared(name, held))
+    existing = class_attribute(cls, name)
+    if existing is not _MISSING and type(existing) not in (Declared, types.MemberDescriptorType):
+        setattr(cls, name, Declared(name, existing))
 
 
 def settle(cls: type, name: str, value: Any, label: str, reserved: Collection[str]) -> bool:
@@ -98,13 +98,13 @@ def settle(cls: type, name: str, value: Any, label: str, reserved: Collection[st
     special = name.startswith("__") and name.endswith("__")
     if (name in reserved and name.startswith("_") and not special) or (tracked and name == "training"):
         raise TypeError(f"{label}: every module has an attribute of its own by that name; choose another one")
-    held = class_attribute(cls, name)
-    if held is _MISSING or type(held) in (Declared, types.MemberDescriptorType):
+    existing = class_attribute(cls, name)
+    if existing is _MISSING or type(existing) in (Declared, types.MemberDescriptorType):
         return False
-    if hasattr(type(held), "__set__"):
+    if hasattr(type(existing), "__set__"):
         return True
-    if hasattr(type(held), "__get__"):
-        kind = "cached_property" if isinstance(held, functools.cached_property) else "method"
+    if hasattr(type(existing), "__get__"):
+        kind = "cached_property" if isinstance(existing, functools.cached_property) else "method"
         if tracked or special or (name in reserved and not callable(value)):
             raise TypeError(
                 f"{label}: {cls.__name__} has a {kind} `{name}`. It and the {type(value).__name__} assigned by that name"

@@ -77,8 +77,8 @@ def warn_of_untied(cell: Cell, array: Any, owner: type, name: str) -> None:
     other = None if reference is None else reference()
     if other is None or other is cell or not other.kind == cell.kind == "parameter":
         return
-    held = other.stored if other.pack is None else other.pack.known_part(other)
-    if held is array and isinstance(array, jax.Array):
+    current = other.stored if other.pack is None else other.pack.known_part(other)
+    if current is array and isinstance(array, jax.Array):
         warnings.warn(
             f"{owner.__name__}.{name} was assigned the array that {other_owner.__name__}.{other_name} holds. This copies the"
             f" values, and the two stay separate parameters. For one parameter under both names write"

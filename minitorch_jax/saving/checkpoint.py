@@ -108,8 +108,8 @@ def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     The arrays are not copied: those of JAX are lent (a step copies them before it donates them), those of NumPy belong to
     the caller. All are of one moment between two calls, even if other threads train.
     """
-    held = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
-    whole: tuple[dict[str, Any], dict[str, Any]] = steadily([*held, random.current().cell], partial(_snapshot, objects))
+    cells = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
+    whole: tuple[dict[str, Any], dict[str, Any]] = steadily([*cells, random.current().cell], partial(_snapshot, objects))
     return whole
 
 
