@@ -19,19 +19,19 @@ def is_module(value: Any) -> bool:
 
 def items_below(module: Any) -> Iterator[tuple[str, Any]]:
     """`(path, value)` of each attribute that is not an array; for a container, of each item in it."""
-
-    def find(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                yield from find(item, join(path, str(i)))
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                yield from find(item, join(path, key))
-        else:
-            yield path, value
-
     for name, value in list(vars(module).items()):
-        yield from find(value, name)
+        yield from _items_in(value, name)
+
+
+def _items_in(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _items_in(item, join(path, str(i)))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _items_in(item, join(path, key))
+    else:
+        yield path, value
 
 
 def named_modules(

@@ -109,7 +109,9 @@ def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     the caller. All are of one moment between two calls, even if other threads train.
     """
     cells = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
-    whole: tuple[dict[str, Any], dict[str, Any]] = steadily([*cells, random.current().cell], partial(_snapshot, objects))
+    whole: tuple[dict[str, Any], dict[str, Any]] = steadily(
+        [*cells, random.current().cell], partial(_snapshot, objects)
+    )
     return whole
 
 
