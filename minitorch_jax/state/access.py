@@ -88,8 +88,8 @@ def check_restructurable(birth: Any, label: str, what: str, own: bool = False) -
         return
     if local.frame is not None and (at_top_level() or local.frame.state == trace_state()):
         raise TraceError(
-            f"{label} {what} inside compiled code: the structure of a module cannot change while it runs. Declare it in"
-            " `__init__`, or change it between calls."
+            f"{label} {what} inside compiled code: the structure of a module cannot change while compiled code runs. Make"
+            " the change in `__init__`, or between calls."
         )
     if birth is None or birth != trace_state():
         raise changed_by_closure(label)
