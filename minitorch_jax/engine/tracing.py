@@ -76,9 +76,7 @@ class Traced:
         self.written: list[int] = []
         self.dropped: list[int] = []  # gradients that are CONSUMED at the end
         self.wraps = False  # True if the result holds more than arrays
-        self.changes_statics = (
-            False  # True if static attributes changed: the program is then correct for this call only
-        )
+        self.changes_statics = False  # True if static attributes changed: the program is for this call only
         self.settings: Settings = ()  # settings of the optimizers among the objects that became numbers
 
         def pure(values: list[Any], data: tuple[Any, ...]) -> Any:

@@ -135,9 +135,8 @@ def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
         cells, values = _into_packs(cells, values)
     for cell in cells if local.undo is not None else ():
         on_failure(setattr, cell, "stored", cell.stored)
-    before = list(
-        map(get_stored, cells)
-    )  # keeps the old arrays: freeing one could let another thread run between stores
+    # `before` keeps the old arrays until all are stored: freeing one could let another thread run between two stores
+    before = list(map(get_stored, cells))
     deque(map(store, cells, values), 0)
     del before
 

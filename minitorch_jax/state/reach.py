@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from .cell import Cell
 
-PLAIN = frozenset(
-    {str, bytes, int, float, bool, complex, type(None), type(Ellipsis)}
-)  # they refer to nothing else, and have a hash
+# Types whose values refer to nothing else and have a hash.
+PLAIN = frozenset({str, bytes, int, float, bool, complex, type(None), type(Ellipsis)})
 _MOST, _MOST_OF_ONE = 10_000, 2_000  # how many values are searched in all, and in one container
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque, functools.partial)
 _LIBRARIES = ("jax", "jaxlib")
