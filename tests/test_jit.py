@@ -778,7 +778,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "not a function": (3, {}, TypeError, "mt.jit takes a function, not 3"),
     "static position": (powers, {"static_argnums": 2}, ValueError, "static_argnums has 2, but .* takes 2 arguments"),
     "negative position": (powers, {"static_argnums": -3}, ValueError, "static_argnums has -3"),
-    "static name": (powers, {"static_argnames": "z"}, ValueError, "static_argnames has 'z', which is no argument"),
+    "static name": (
+        powers,
+        {"static_argnames": "z"},
+        ValueError,
+        "static_argnames has 'z', but the function has no such argument",
+    ),
     "donated position": (powers, {"donate_argnums": (0, 5)}, ValueError, "donate_argnums has 5, but"),
     "donated name": (powers, {"donate_argnames": ["x", "q"]}, ValueError, "donate_argnames has 'q'"),
     "both": (powers, {"static_argnums": 0, "donate_argnames": "x"}, ValueError, "both static and donated"),
