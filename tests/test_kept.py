@@ -10,7 +10,7 @@ from optimizers import loss_of, matrix, stepped
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.optim import plan
+from minitorch_jax.optim import update
 from minitorch_jax.runtime.bounded_cache import Kept
 
 X = jnp.ones((3, 2))
@@ -96,12 +96,12 @@ def test_a_schedule_does_not_keep_its_owner(schedule, use, group):
 
 def test_equal_schedules_share_their_programs_one_after_another(monkeypatch):
     """A sweep: each optimizer has gone when the next one is made."""
-    monkeypatch.setattr(plan, "_updates", Kept())
+    monkeypatch.setattr(update, "_steps", Kept())
     for make in (lambda: 0.1, lambda: optim.schedules.cosine(0.1, 7), lambda: optim.schedules.warmup(half, 7)):
         for _ in range(3):
             stepped(optim.NAdam([matrix()], lr=make()), X)
             gc.collect()
-    assert len(plan._updates) == 3
+    assert len(update._steps) == 3
 
 
 def half(t):
@@ -158,7 +158,7 @@ def lambda_of_scan(model, x):
 def test_what_is_defined_anew_in_a_loop_does_not_pile_up(what, monkeypatch):
     """With room for three of each kind, so that a few rounds show what a hundred would."""
     monkeypatch.setattr(Kept.__init__, "__defaults__", (3,))
-    for kept in [plan._updates, plan._rules, train._function.programs]:
+    for kept in [update._steps, train._function.programs]:
         monkeypatch.setattr(kept, "_most", 3)
     run = loops()[what]
     for _ in range(4):

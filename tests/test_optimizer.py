@@ -1781,13 +1781,13 @@ def test_repr() -> None:
 
 
 class Interrupting:
-    """Raises a SIGINT at one of the lines of plan.py that are run: `sys.settrace(Interrupting(at))`."""
+    """Raises a SIGINT at one of the lines of plan.py and states.py that are run: `sys.settrace(Interrupting(at))`."""
 
     def __init__(self, at: int) -> None:
         self.at, self.lines = at, 0
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.endswith("plan.py"):
+        if not frame.f_code.co_filename.endswith(("plan.py", "states.py")):
             return None
         if event == "line":
             self.lines += 1

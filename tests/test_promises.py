@@ -163,7 +163,7 @@ def test_interrupts_at_random_instants_lose_and_tear_nothing():
 @pytest.mark.slow
 def test_interrupts_while_tracing_and_compiling():
     """Every few microseconds to milliseconds of the first calls, where JAX runs Python after using up its inputs."""
-    again = "jax.clear_caches(); mt.optim.plan._updates.drop(bool); opt._plan = None; mt.state.structure.changed(opt)"
+    again = "jax.clear_caches(); mt.optim.update._steps.drop(bool); opt._plan = None; mt.state.structure.changed(opt)"
     again += "; loss_fn.__dict__.clear()"
     hit = run_interrupts(small=2, large=64, wanted=60, low=1e-3, high=0.25, seconds=180, after=again, seed=1)
     assert hit == 60

@@ -13,7 +13,7 @@ from minitorch_jax.module.parameter import as_array, is_narrow
 from minitorch_jax.optim import LBFGS, Optimizer
 from minitorch_jax.optim.hyperparameters import complement, is_schedule
 from minitorch_jax.optim.joint import JointOptimizer
-from minitorch_jax.optim.plan import Master, Settings, lifted, masked_decay
+from minitorch_jax.optim.update import Master, Settings, lifted, masked_decay
 
 from .._extra import missing
 

@@ -89,7 +89,7 @@ class _Search:
         self.home = ""
 
     def root(self, fn: Any, values: Sequence[Any], objects: Sequence[Any]) -> None:
-        self.home = top(getattr(fn, "__module__", None) if isinstance(fn, _FUNCTIONS) else type(fn).__module__)
+        self.home = next((package for package in map(_package, _roots(fn, objects)) if not is_library(package)), "")
         for i, obj in enumerate(objects):
             self.objects[id(obj)] = i
         self.callable(fn, "", 0, False, root=True)
@@ -362,7 +362,7 @@ class _Search:
             return
         self.seen[id(obj)] = label
         self.alive.append(obj)
-        cls = type(obj)
+        cls = obj._followed_class()
         self.of_class(cls, label, 0, False, constructs=False, always=cls._entry_points)
         users = self.is_users(cls)
         for name, value in obj._follows():
@@ -370,6 +370,18 @@ class _Search:
                 self.object(value, f"{label}.{name}")
             elif not users or self.names.may_be_attribute(name.partition(".")[0]):
                 self.value(value, f"{label}.{name}", None, 1)
+
+
+def _roots(fn: Any, objects: Sequence[Any]) -> Iterator[Any]:
+    """The code at which a search begins: a function of ours comes to the user's by way of its objects."""
+    yield fn
+    for obj in objects:
+        yield obj._followed_class()
+        yield from (value for _, value in obj._follows() if callable(value) and not holds_state(value))
+
+
+def _package(value: Any) -> str:
+    return top(value.__module__ if isinstance(value, _FUNCTIONS | type) else type(value).__module__)
 
 
 def _closed_over(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:

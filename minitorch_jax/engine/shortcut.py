@@ -78,7 +78,7 @@ def quick_call(
                     look()
             if not holds():
                 return None
-        data = owned_data(data)
+        data = data and owned_data(data)
         if fetch is not None:
             named = fetch(values)
             if named is None:
@@ -126,6 +126,9 @@ def _taking(call: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if any([type(code) is tuple for code in call.template]) or call.template.count(OBJECT) != len(objects):
         return None
     count, flat = len(args), call.treedef is FLAT
+    if flat and count == len(objects) == 1:
+        (first_object,) = (reference for _, reference in objects)
+        return lambda args, kwargs: None if kwargs or len(args) != 1 or args[0] is not first_object() else ()
     if flat and not objects:
         return lambda args, kwargs: None if kwargs or len(args) != count else args
     places = [i for i in range(count) if not holds_state(args[i])]

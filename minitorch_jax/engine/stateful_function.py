@@ -25,7 +25,7 @@ class StatefulFunction:
     trace. Under `jax.disable_jit()` it runs as plain Python. In each case it makes all of its changes, or none.
     """
 
-    def __init__(self, body: Callable[..., Any]) -> None:
+    def __init__(self, body: Callable[..., Any], name: str | None = None) -> None:
         update_wrapper(self, body)
         self._body, self._inside = body, all_or_nothing(body)
         self._function = Function(
@@ -33,7 +33,17 @@ class StatefulFunction:
             Purpose(_as_it_is, gradients=True, statics=False, marks_reached=False),
             per_object=True,  # many objects use it, so recompiles are explained for each object by itself
         )
-        self._function.name = self._function.compilations.name = body.__name__.lstrip("_")
+        self._function.name = self._function.compilations.name = name or body.__name__.lstrip("_")
+
+    @property
+    def body(self) -> Callable[..., Any]:
+        return self._body
+
+    def quick(self) -> Any:
+        """Return what repeats this thread's last call in eager code, or None; see `shortcut.quick_call`."""
+        bindings = self._function.latest.bindings
+        binding = bindings[0]() if bindings else None
+        return None if binding is None else binding.quick
 
     def __call__(self, *args: Any) -> Any:
         if not is_eager():

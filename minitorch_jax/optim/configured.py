@@ -19,7 +19,7 @@ from ..state.structure import changed
 from .declaration import Setting, as_flags, as_tuples, is_optional, is_whole
 from .groups import Group, as_list, group_modules, own_settings
 from .hyperparameters import Hyperparameters
-from .plan import begins_state
+from .states import begins_state
 
 
 class Configured(Stateful):

@@ -24,8 +24,9 @@ from .declaration import OPTIONS, Rate, setting
 from .hyperparameters import Hyperparameters, is_schedule
 from .objective import Before, Line, Objective, wide_dtype
 from .optimizer import Optimizer
-from .plan import LAST, Plan
+from .plan import Plan
 from .quasi_newton import direction, number_array, numbers, steepest
+from .update import LAST
 from .wolfe import Point, strong_wolfe
 
 _CLOSURE = """a closure, a function that computes the loss and its gradients anew each time that it is called:

@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from ..engine.call_and_store import Pipeline
 from ..engine.tracing import Met
 from ..module import habits
 from ..runtime import contexts, interrupts
 from ..state import access, births
 from ..state import frame as frames
-from ..state.cell import Cell, get_stored, get_value
+from ..state.cell import Cell, get_value
 from ..state.gradient import gradient
 from ..state.lending import lendings, using
 from ..state.structure import structure_of
@@ -27,8 +26,10 @@ from ..state.undo import all_or_nothing
 from .declaration import NOT_NEGATIVE, Rate, as_flags, as_tuples, check_names, declare, setting
 from .groups import as_list, split
 from .hyperparameters import Hyperparameters
-from .plan import Plan, begin_states, forget_older, make_plan
-from .tree import CACHES, Tree, notice
+from .plan import Plan, ids_of, make_plan
+from .states import begin_states
+from .tree import CACHES, Tree
+from .update import forget_older
 
 
 class Optimizer(Tree):
@@ -198,18 +199,13 @@ class Optimizer(Tree):
             return
         if plan.looked is not lendings.last:
             habits.look(plan, zip(plan.paths, plan.params, strict=True))
-        if plan.pipeline is None:
-            plan.compile(self)
-        grads = list(map(get_stored, plan.held_grads))
-        if plan.fresh or (grads and grads[0] is None):
+        cells = plan.outside(self)
+        if plan.fresh or (plan.first_grad is not None and plan.first_grad.stored is None):
             self._look_for_missing(plan, list(map(get_value, plan.grads)))
         if plan.foreign:
-            self._step_foreign(plan, grads, *extra)
+            self._step_foreign(plan, cells, *extra)
         else:
-            others = grads, self._hyper.cell.stored
-            plan.pipeline.run((*others, (), (), *extra) if extra else others)
-        if plan.reading.is_new and plan.reading.finds_own_changes():
-            plan.rename()
+            plan.take(cells, *extra)
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
@@ -278,32 +274,21 @@ class Optimizer(Tree):
     @all_or_nothing
     def _step_inline(self, plan: Plan, *extra: Any) -> None:
         self._check_writable(plan)
-        grads = list(map(gradient, plan.grads))
-        self._look_for_missing(plan, grads)
-        new = plan.update(list(map(get_value, plan.owned)), grads, self._hyper.cell.value, (), (), *extra)
-        for cell, value in zip(plan.owned, new, strict=True):
-            access.write(cell, value, f"{cell.kind} updated by {type(self).__name__}.step()", self)
-        frame = frames.local.frame
-        if frame is not None:
-            frame.consumed.update(zip(plan.grads, grads, strict=True))
+        self._look_for_missing(plan, list(map(gradient, plan.grads)))
+        plan.step(plan.inside, *extra)
 
-    def _step_foreign(self, plan: Plan, grads: list[Any], *extra: Any) -> None:
-        """The same update with NumPy arrays in it, written back into those arrays, put off from any Ctrl-C."""
-        landing = [Cell(None, "foreign") for foreign in plan.foreign for _ in foreign.cells]
+    def _step_foreign(self, plan: Plan, cells: Any, extra: Any = None) -> None:
+        """The same with NumPy arrays as data, whose new values are written back into them, put off from any Ctrl-C."""
         by_module = [foreign.arrays() for foreign in plan.foreign]
+        pairs = zip(plan.foreign, by_module, strict=True)
+        grads = [grad for foreign, arrays in pairs for grad in foreign.gradients(arrays)]
         arrays = [array for found in by_module for array in found]
-        gradients = [
-            g for foreign, found in zip(plan.foreign, by_module, strict=True) for g in foreign.gradients(found)
-        ]
         wide = any(array.dtype == np.float64 for array in arrays)
-        with jax.enable_x64(True) if wide else nullcontext():
-            values = np.asarray(self._hyper.numbers(), np.float64) if wide else self._hyper.cell.value
-            with interrupts.deferred:
-                pipeline = Pipeline(plan.compiled, [*plan.held, *landing], plan.held)
-                pipeline.run((grads, values, arrays, gradients, *extra))
-                new = iter([np.asarray(cell.value) for cell in landing])
-                for foreign in plan.foreign:
-                    foreign.write([next(new) for _ in foreign.cells])
+        with jax.enable_x64(True) if wide else nullcontext(), interrupts.deferred:
+            values = np.asarray(self._hyper.numbers(), np.float64) if wide else None
+            new = map(np.asarray, plan.step(cells, extra, *jax.device_put((arrays, grads, values))))
+            for foreign, found in zip(plan.foreign, by_module, strict=True):
+                foreign.write([next(new) for _ in found])
 
     def _look_for_missing(self, plan: Plan, grads: list[Any]) -> None:
         """Warn of parameters that no loss has read, or of a step without any gradient."""
@@ -342,10 +327,9 @@ class Optimizer(Tree):
             self._refuse_other_modules()
         plan: Plan | None = self._plan
         if plan is not None:
-            notice(self._lists, plan.ids, structure_of(self))
-            for look in plan.watched if plan.unchanged() else ():
-                look()
-            if plan.unchanged() and not plan.reading.changed():
+            if ids_of(self._lists) != plan.ids:
+                structure_of(self).change()
+            if plan.unchanged():
                 return plan
         if self._planner == get_ident():
             name = type(self).__name__
@@ -356,7 +340,7 @@ class Optimizer(Tree):
         with interrupts.deferred, contexts.constants():  # states and step counts change together
             vars(self)["_planner"] = get_ident()
             try:
-                if plan is None or plan.reading.changed() or not plan.still_fits():
+                if plan is None or not plan.still_fits():
                     plan = make_plan(self)
             finally:
                 vars(self)["_planner"] = None

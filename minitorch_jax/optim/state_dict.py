@@ -17,7 +17,9 @@ from ..state import access
 from ..state.cell import Cell
 from ..state.lending import lend
 from ..state.structure import changed
-from .plan import LAST, Plan, field_names
+from .plan import Plan
+from .states import field_names
+from .update import LAST
 
 
 def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:

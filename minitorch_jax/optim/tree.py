@@ -26,7 +26,8 @@ from . import state_dict as state
 from .configured import Configured
 from .declaration import setting
 from .hyperparameters import Hyperparameters
-from .plan import Plan, field_names, ids_of
+from .plan import Plan, ids_of
+from .states import field_names
 
 # `_traced`: within a traced run, the modules that there were at its start.
 CACHES: dict[str, Any] = {"_plan": None, "_planner": None, "_traced": None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..state.cell import Cell
 from ..state.lending import using
-from ..state.packed import Pack, PackedLayout, compact, make_pack, padded
+from ..state.packed import Pack, compact, make_pack, padded
 
 
 class Unit:
@@ -121,19 +121,3 @@ def without_padding(update: Callable[..., Any], size: int) -> Callable[..., Any]
         return jax.tree.map(lambda array: jnp.pad(array, (0, p.size - size)), new)
 
     return real
-
-
-def over_packs(
-    update: Callable[..., list[Any]], owned: Sequence[Cell], grads: Sequence[Cell]
-) -> tuple[Callable[..., list[Any]], Any]:
-    """`update` of cells' values as a function of the values that are stored for them, and what it depends on."""
-    layout, grad_layout = PackedLayout(owned), PackedLayout(grads)
-
-    def stored_update(stored: list[Any], stored_grads: list[Any], values: Any, *others: Any) -> list[Any]:
-        parts = layout.cut(dict(enumerate(stored)), [None] * len(owned))
-        part_grads = grad_layout.cut(dict(enumerate(stored_grads)), [None] * len(grads))
-        new = update(parts, part_grads, values, *others)
-        joined = [layout.joined(j, new.__getitem__, old) for j, old in enumerate(stored)]
-        return [*joined, *new[len(owned) :]]
-
-    return stored_update, (layout.key, grad_layout.key)

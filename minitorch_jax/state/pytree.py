@@ -135,6 +135,10 @@ class Stateful:
         """Return the Spec and the leaves of a copy whose parts have not been made yet, or None."""
         return None
 
+    def _followed_class(self) -> Any:
+        """The class whose `_entry_points` compiled code comes to by way of this object."""
+        return type(self)
+
     def _follows(self) -> Iterator[tuple[str, Any]]:
         """Iterate over `(name, value)` of inner objects, and of the user's values that may be code or hold plain values."""
         return iter(())
