@@ -11,6 +11,7 @@ import numpy as np
 from ..engine.sharding import follow, join_mesh, placement
 from ..module.live_lists import LiveList
 from ..module.module import Module
+from ..runtime.jax_private import is_debugging
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.packed import stored_cells
@@ -64,6 +65,7 @@ class Plan:
             for g in range(len(opt._lists))
         ]
         self._rule = opt._form or type(opt), tuple(settings), hyper.layout
+        self._debugs = False  # whether JAX looks for NaN, of which padding may be full
         self._num_steps, self._clocks, self._hyper = len(order), opt._clocks, hyper.cell
         self.inside = self._cells(singles)  # what a step in a trace is about
         self.update = self.inside.about
@@ -119,14 +121,16 @@ class Plan:
 
         def each(unit: Unit) -> Each:
             decayed = settings[unit.group].decayed(unit.shapes, unit.size)
-            return Each(unit.tree, unit.positions, clocks[unit.positions[0]], unit.group, decayed, unit.size)
+            size = unit.size if self._debugs else None
+            return Each(unit.tree, unit.positions, clocks[unit.positions[0]], unit.group, decayed, size)
 
         update = Update(*self._rule, len(native), tuple(map(each, units)), self._num_steps, placement(owned))
         return StepCells(update, owned, [unit.grad for unit in native], self._hyper)
 
     def outside(self, opt: Any) -> StepCells:
         """What a step in eager code is about: packed parameters go in as one array."""
-        if self._outside is None:
+        if self._outside is None or (self._outside is not self.inside and self._debugs is not is_debugging()):
+            self._debugs = is_debugging()
             packed = any([cell.pack is not None for cell in self.owned])
             self._outside = self._cells(make_units(opt, self.shapes, self.groups)) if packed else self.inside
             grads = stored_cells(self._outside.grads)

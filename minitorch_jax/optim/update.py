@@ -20,7 +20,6 @@ from ..engine.stateful_function import Cells, StatefulFunction
 from ..module.parameter import wide_dtype
 from ..runtime import contexts
 from ..runtime.bounded_cache import Kept
-from ..runtime.jax_private import is_debugging
 from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell, get_value
@@ -85,7 +84,7 @@ class Each(NamedTuple):
     clock: int  # the position of the first parameter that has taken as many steps
     group: int
     decayed: Any  # see `Settings.decayed`
-    size: int | None  # of a packed one, where its padding begins
+    size: int | None  # of a packed one, where its padding begins, if that is to be left out
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class Update:
         for p, g, s, each in zip(params, grads, states, self.arrays, strict=True):
             mine = numbers[each.group] | masked_decay(numbers[each.group], each.decayed)
             rule = rules[self.settings[each.group].flags]
-            if each.size is not None and is_debugging():
+            if each.size is not None:
                 rule = without_padding(rule, each.size)
             new_p, new_s = rule(p, g, s, mine, clocks[each.clock])
             new_params.append(new_p)
