@@ -27,17 +27,13 @@ class StatefulFunction:
 
     def __init__(self, body: Callable[..., Any], name: str | None = None) -> None:
         update_wrapper(self, body)
-        self._body, self._inside = body, all_or_nothing(body)
+        self.body, self._inside = body, all_or_nothing(body)
         self._function = Function(
             body,
             Purpose(_as_it_is, gradients=True, statics=False, marks_reached=False),
             per_object=True,  # many objects use it, so recompiles are explained for each object by itself
         )
         self._function.name = self._function.compilations.name = name or body.__name__.lstrip("_")
-
-    @property
-    def body(self) -> Callable[..., Any]:
-        return self._body
 
     def quick(self) -> Any:
         """Return what repeats this thread's last call in eager code, or None; see `shortcut.quick_call`."""
@@ -48,7 +44,7 @@ class StatefulFunction:
     def __call__(self, *args: Any) -> Any:
         if not is_eager():
             return self._inside(*args)
-        return self._function.run(self._body, args, {}, id(args[0]))[0][0]  # many objects use it in turn
+        return self._function.run(self.body, args, {}, id(args[0]))[0][0]  # many objects use it in turn
 
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:
