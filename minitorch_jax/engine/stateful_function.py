@@ -27,7 +27,7 @@ class StatefulFunction:
 
     def __init__(self, body: Callable[..., Any], name: str | None = None) -> None:
         update_wrapper(self, body)
-        self.body, self._inside = body, all_or_nothing(body)
+        self._body, self._inside = body, all_or_nothing(body)
         self._function = Function(
             body,
             Purpose(_as_it_is, gradients=True, statics=False, marks_reached=False),
@@ -44,7 +44,7 @@ class StatefulFunction:
     def __call__(self, *args: Any) -> Any:
         if not is_eager():
             return self._inside(*args)
-        return self._function.run(self.body, args, {}, id(args[0]))[0][0]  # many objects use it in turn
+        return self._function.run(self._body, args, {}, id(args[0]))[0][0]  # many objects use it in turn
 
 
 def _as_it_is(out: Any, _: list[Any]) -> Any:

@@ -205,7 +205,7 @@ class Optimizer(Tree):
         if plan.foreign:
             self._step_foreign(plan, cells, *extra)
         else:
-            plan.take(cells, *extra)
+            plan.take(cells, extra)
 
     def zero_grad(self) -> None:
         """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""

@@ -20,7 +20,7 @@ from ..state.walk import Walk, join, walk_of
 from .numpy_modules import Foreign, overlapping
 from .states import keep_seen, keep_state
 from .units import Unit, make_units, single
-from .update import Each, Settings, StepCells, Update, step_function
+from .update import Each, Settings, StepCells, Update, step_function, take_step
 
 
 def ids_of(lists: list[list[Any]]) -> list[Any]:
@@ -137,16 +137,13 @@ class Plan:
             self.first_grad = grads[0] if grads else None
         return self._outside
 
-    def take(self, cells: StepCells, *extra: Any) -> list[Any]:
+    def take(self, cells: StepCells, extra: tuple[Any, ...]) -> None:
         """Take a step in eager code."""
+        args = (cells, *extra) if extra else (cells,)
         thread, quick = self._quick
-        if thread == get_ident() and quick is not None:
-            results = quick(self.step.body, (cells, *extra), {})
-            if results is not None:
-                return results[0]
-        new = self.step(cells, *extra)
-        self._quick = get_ident(), self.step.quick()
-        return new
+        if thread != get_ident() or quick is None or quick(take_step, args, {}) is None:
+            self.step(*args)
+            self._quick = get_ident(), self.step.quick()
 
     def values(self) -> dict[str, Any]:
         """The parameters' arrays by path, frozen ones and those of NumPy included."""

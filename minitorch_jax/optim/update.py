@@ -197,7 +197,7 @@ class StepCells(Cells):
             yield from group.schedules
 
 
-def _step(
+def take_step(
     cells: StepCells,
     extra: Mapping[str, Any] | None = None,
     foreign: Sequence[Any] = (),
@@ -224,7 +224,7 @@ def step_function(update: Update) -> StatefulFunction:
     """The step of all optimizers with one rule and equal settings: what those read by name is theirs alone."""
     key = update.rule, update.settings, update.layout
     found: StatefulFunction | None = _steps.get(key)
-    return found or _steps.set(key, StatefulFunction(_step, f"{update.rule.__name__}_step"))
+    return found or _steps.set(key, StatefulFunction(take_step, f"{update.rule.__name__}_step"))
 
 
 def forget_older(cls: type) -> None:
