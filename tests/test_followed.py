@@ -380,7 +380,7 @@ ROWS = {
         "1 and 1.0 and True",
         "the sign of zero",
     ],
-    "what a list, a dict, a set or a deque holds": [
+    "an item of a list, a dict, a set or a deque": [
         "a dict of settings",
         "a key that was not there",
         "a key found by a variable",

@@ -174,6 +174,7 @@ class Function:
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
+        now.inner = binding.inner
         results: Any = None
         try:
             run = partial(binding.pipeline.run_first, others, safe_to_donate(donated, others))
@@ -181,7 +182,7 @@ class Function:
         except _SIGNALS as signal:
             self._heed(signal, binding)
         finally:
-            now.traced = now.call = None
+            now.traced = now.call = now.inner = None
             if program.changes_statics:
                 self._forget(program)
         if results is None:
@@ -216,13 +217,14 @@ class Function:
         owned = [*map(get_stored, binding.pipeline.owned), *donated]
         now = binding.program.now
         now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
+        now.inner = binding.inner
         try:
             return binding.pipeline.compiled.donating.lower(owned, others)
         except _SIGNALS as signal:
             self._heed(signal, binding)
             return self.lower(fn, args, kwargs)
         finally:
-            now.traced = now.call = None
+            now.traced = now.call = now.inner = None
             if binding.program.changes_statics:
                 self._forget(binding.program)
             interrupts.release()
@@ -297,6 +299,7 @@ class Function:
             join_mesh(stored_cells(lifted))
             followed = self.follow(args)
             program = self._program_for(self._key(args, walks, lifted, alias, followed), followed)
+            inner: dict[Any, Any] = {}
             if program is None:
                 known = list(map(id, args.objects))
                 traced, lifted, followed = self._traced(args, reached, followed)
@@ -304,7 +307,7 @@ class Function:
                     walks = [walk_of(obj) for obj in args.objects]
                     lifted, alias = self._unique(walks)
                 key = self._key(args, walks, lifted, alias, followed)
-                program = self._program_for(key, followed)
+                program, inner = self._program_for(key, followed), traced.inner
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
                     program = Program(self.name, self.purpose, self.compilations, traced, lifted, donated, followed)
@@ -312,6 +315,7 @@ class Function:
                     self._drop_of_old_classes(program)
                     self.programs.set(key, [*(self.programs.get(key) or ()), program])
             binding = Binding(program, walks, lifted)
+            binding.inner = inner
             binding.reads = Reads(args.fn, followed, reached.found, binding.partition)
             self.bound.add(binding)
             bindings, kept = walks[0].bindings, list[Any]()

@@ -71,6 +71,7 @@ class _Now(threading.local):
 
     call: Any = None
     traced: Traced | None = None  # the trace that has found out what the function reaches; it is used once
+    inner: Any = None  # traces of losses that may be used again; see `tracing.trace_once`
 
 
 class Program:
@@ -101,7 +102,6 @@ class Program:
         self.mark = object()  # stands for the program in a key
         self.now = _Now()
         self.now.traced = traced
-        self.inner = traced.inner
         self.options = options_for(traced.jaxpr)
         self._set(self._partition(traced, followed))
         self.others = followed.others(self.version[1].named)  # arrays that are constants: new ones need a new program
@@ -151,7 +151,7 @@ class Program:
             arguments.objects += reached
             values = self.values_of(list(map(starting_value, lifted)), partition, owned, read)
             before = random_state(followed.generators)
-            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, self.inner)
+            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, now.inner)
             self.compilations.note_draws(arguments.objects[0], before, random_state(followed.generators))
             needed = self._partition(traced, followed)
             if not partition.covers(needed):
@@ -207,7 +207,7 @@ class Binding:
     """A program, and the cells of some objects in the program's order."""
 
     __slots__ = (
-        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "quick", "looked", "reads"),
+        *("program", "walks", "cells", "stored", "read", "partition", "pipeline", "quick", "looked", "reads", "inner"),
         "__weakref__",
     )
 
@@ -221,6 +221,7 @@ class Binding:
         self.cells = lifted
         self.stored = stored_cells(lifted)
         self.looked: object = None  # see `habits.look`
+        self.inner: dict[Any, Any] = {}  # traces of losses, which go with the objects: see `tracing.trace_once`
         self.reads: Any = None  # the values that the function reads by name (a `reads.Reads`)
         self.regroup()
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self
 import jax
 from jax.tree_util import GetAttrKey
 
+from ..runtime.memory import owned_data
 from . import access, births
 from . import cell as cells
 from . import frame as frames
@@ -211,5 +212,5 @@ def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:
 
 
 def _unflatten(spec: Spec, leaves: Iterable[Any]) -> Any:
-    copied: Any = spec.node[1]._from_leaves(spec, list(leaves))
+    copied: Any = spec.node[1]._from_leaves(spec, list(owned_data(tuple(leaves))))
     return copied
