@@ -392,14 +392,14 @@ ROWS = {
         "nested containers",
     ],
     "the content of a small NumPy array": ["a small NumPy array", "a NumPy scalar"],
-    "a JAX array: rebound": [
+    "a JAX array is rebound": [
         "a JAX array",
         "a JAX array in a list",
         "a JAX array in a tuple",
         "a JAX array of two names, one rebound",
         "a JAX array by an object",
     ],
-    "a JAX array of which the code makes a Python value": [
+    "a JAX array that the code converts to a Python value": [
         "a JAX array as a number",
         "a JAX array in a jitted function",
     ],
@@ -408,10 +408,10 @@ ROWS = {
         "test_a_config_object_that_a_module_holds",
         "test_a_config_object_that_is_an_argument",
     ],
-    "what a schedule or a user's rule reads": ["test_what_a_schedule_or_a_rule_reads"],
-    "what the code does not name": ["test_a_counter_and_a_history_on_the_same_object_compile_nothing"],
-    "what the function itself changes": ["test_what_the_function_itself_changes_is_no_part_of_its_key"],
-    "numbers drawn from `np.random`": ["test_numbers_drawn_outside_of_jax_are_warned_of_once"],
+    "a value that a schedule or a user's rule reads": ["test_what_a_schedule_or_a_rule_reads"],
+    "a value that the code does not name": ["test_a_counter_and_a_history_on_the_same_object_compile_nothing"],
+    "a value that the function itself changes": ["test_what_the_function_itself_changes_is_no_part_of_its_key"],
+    "random numbers from `np.random`": ["test_numbers_drawn_outside_of_jax_are_warned_of_once"],
 }
 
 
