@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .engine import plain
+from .engine import disabled_jit
 from .engine.arguments import Arguments, Static, unfold, unwrap_output, wrap_output
-from .engine.closures import stateful_objects
-from .engine.function import Function
-from .engine.kept_with import Functions
+from .engine.compiled_function import Function
+from .engine.kept_with_owner import Functions
+from .engine.names.modules import stateful_objects
 from .engine.tracing import Purpose, Settings, Traced, free_zeros, paths_of, settle, touch_all, trace_once
 from .module import random
 from .module.module import Module
@@ -109,7 +109,7 @@ def _returning(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
 
     def differentiate(*args: Any, **kwargs: Any) -> Any:
         loss, aux, grads, _ = _differentiate(fn, name, args, kwargs, has_aux)
-        places = tuple(grads) if plain.is_plain() else frames.places_of(grads)
+        places = tuple(grads) if disabled_jit.is_plain() else frames.places_of(grads)
         return loss, aux, list(grads.values()), Static(places)
 
     differentiate.__wrapped__ = differentiate.stands_for = fn  # type: ignore[attr-defined]
@@ -202,8 +202,8 @@ def _differentiate(
     call = Arguments(fn, args, kwargs)
     call.objects += [*stateful_objects(fn).objects, random.current()]
     purpose = Purpose(_checking(name, has_aux))
-    if plain.is_plain():
-        loss, aux, grads, changes = plain.value_and_grad(call, purpose)
+    if disabled_jit.is_plain():
+        loss, aux, grads, changes = disabled_jit.value_and_grad(call, purpose)
         settings: Settings = ()
     else:
         traced, lifted = trace_once(call, purpose)

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from .engine.arguments import Arguments, Fixed, unfold, unwrap_output, wrap_output
-from .engine.function import Function
-from .engine.kept_with import Functions, kept_for
-from .engine.libraries import is_library
+from .engine.compiled_function import Function
+from .engine.kept_with_owner import Functions, kept_for
+from .engine.names.libraries import is_library
 from .engine.tracing import Purpose
 from .runtime.bounded_cache import Kept
 from .state.containers import holds_state

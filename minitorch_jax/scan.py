@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .engine import closures, plain
+from .engine import disabled_jit
 from .engine.arguments import Arguments, unwrap_output, wrap_output
-from .engine.function import Function
-from .engine.kept_with import Functions
+from .engine.compiled_function import Function
+from .engine.kept_with_owner import Functions
+from .engine.names import modules as named_modules
 from .engine.tracing import Purpose, Traced, paths_of, touch_all, trace_with_all
 from .module import random
 from .runtime.bounded_cache import Kept
@@ -97,12 +98,12 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
     call = Arguments(fn, stacked, {})
     arrays = [jnp.asarray(array) for array in owned_data(call.data)]
     length = _length(arrays, length)
-    if plain.is_plain():
+    if disabled_jit.is_plain():
         if length:
-            return plain.loop(fn, call, arrays, length)
+            return disabled_jit.loop(fn, call, arrays, length)
         with jax.disable_jit(False):  # without a step, only a trace shows what a step would return
             return _scan(fn, stacked, length, unroll, keep_grads)
-    call.objects += closures.stateful_objects(fn).objects
+    call.objects += named_modules.stateful_objects(fn).objects
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
     purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)

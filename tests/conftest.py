@@ -21,7 +21,7 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import nn
-from minitorch_jax.engine.kept_with import Functions
+from minitorch_jax.engine.kept_with_owner import Functions
 from minitorch_jax.runtime.bounded_cache import Kept
 
 if (

@@ -23,8 +23,8 @@ from training import Line, Scale, X, Y, assert_same, eagerly, everything, mean_s
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.engine import closures
-from minitorch_jax.engine.function import Function
+from minitorch_jax.engine.compiled_function import Function
+from minitorch_jax.engine.names import modules as named_modules
 from minitorch_jax.engine.recompiles import RecompileWarning
 from minitorch_jax.state.walk import walk_of
 
@@ -724,7 +724,7 @@ def test_a_name_that_is_rebound_while_another_thread_looks_it_up(monkeypatch: py
     kept = model
     call = mt.jit(lambda x: model(x))
     looking, go_on = threading.Event(), threading.Event()
-    look = closures.holds_state
+    look = named_modules.holds_state
 
     def slow(value: Any) -> bool:
         if threading.current_thread() is not threading.main_thread() and not looking.is_set():
@@ -734,7 +734,7 @@ def test_a_name_that_is_rebound_while_another_thread_looks_it_up(monkeypatch: py
 
     assert [float(call(1.0)) for _ in range(3)] == [1.0] * 3
     model = Scale(2.0)
-    monkeypatch.setattr(closures, "holds_state", slow)
+    monkeypatch.setattr(named_modules, "holds_state", slow)
     results: list[float] = []
     thread = threading.Thread(target=lambda: results.append(float(call(1.0))))
     thread.start()

@@ -21,7 +21,7 @@ from training import everything, line
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.saving import archive as files
-from minitorch_jax.saving import description
+from minitorch_jax.saving import as_json
 
 SCRIPT = """
 import sys
@@ -227,7 +227,7 @@ def test_a_schedule_around_a_function_is_known_in_another_process(tmp_path):
     ],
 )
 def test_the_text_of_a_schedule_is_its_repr(schedule):
-    assert description.text_of(schedule) == repr(schedule)
+    assert as_json.text_of(schedule) == repr(schedule)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

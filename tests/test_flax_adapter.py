@@ -24,7 +24,7 @@ from training import as_jax_comes, mean_square, squared
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters.flax import NNX, Linen, to_flax
-from minitorch_jax.engine.function import Function
+from minitorch_jax.engine.compiled_function import Function
 from minitorch_jax.state.walk import walk_of
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)

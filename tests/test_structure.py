@@ -11,7 +11,7 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.engine.function import Function
+from minitorch_jax.engine.compiled_function import Function
 from minitorch_jax.optim import optimizer as optimizer_file
 from minitorch_jax.state import walk
 

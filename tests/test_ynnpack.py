@@ -17,7 +17,7 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import nn
-from minitorch_jax.runtime import ynnpack
+from minitorch_jax.runtime import xla_faults
 
 F = nn.functional
 
@@ -74,11 +74,11 @@ def test_images_of_nan_are_pooled_to_nan(layer):
 def test_largest_is_the_maximum(dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(0, 100, (80, 90)), dtype)
     for axis in (None, 0, 1):
-        np.testing.assert_array_equal(ynnpack.largest(x, axis), np.asarray(x).max(axis))
-        np.testing.assert_array_equal(ynnpack.largest(x, axis, True), np.asarray(x).max(axis, keepdims=True))
+        np.testing.assert_array_equal(xla_faults.largest(x, axis), np.asarray(x).max(axis))
+        np.testing.assert_array_equal(xla_faults.largest(x, axis, True), np.asarray(x).max(axis, keepdims=True))
     if dtype == "float32":
-        np.testing.assert_array_equal(jax.grad(ynnpack.largest)(x), jax.grad(jnp.max)(x))
-    assert float(ynnpack.largest(jnp.zeros((0,)), initial=0.0)) == 0.0
+        np.testing.assert_array_equal(jax.grad(xla_faults.largest)(x), jax.grad(jnp.max)(x))
+    assert float(xla_faults.largest(jnp.zeros((0,)), initial=0.0)) == 0.0
 
 
 def test_the_gradient_of_max_pooling_is_what_it_was():
@@ -130,17 +130,17 @@ def test_maxima_in_compiled_user_code_keep_nan():
 
 def test_the_option_is_given_to_programs_that_need_it_alone():
     def options(function, *args):
-        return ynnpack.options_for(jax.make_jaxpr(function)(*args).jaxpr)
+        return xla_faults.options_for(jax.make_jaxpr(function)(*args).jaxpr)
 
     x = jnp.ones((8, 8))
-    for function in (F.softmax, F.log_softmax, jax.nn.logsumexp, jnp.argmax, F.relu, ynnpack.largest, jnp.tanh):
+    for function in (F.softmax, F.log_softmax, jax.nn.logsumexp, jnp.argmax, F.relu, xla_faults.largest, jnp.tanh):
         assert options(lambda x, f=function: f(x, 1) if f in (F.softmax, F.log_softmax) else f(x), x) is None
     assert options(lambda x: F.cross_entropy(x, jnp.zeros(8, jnp.int32)), x) is None
     assert options(lambda x: F.max_pool2d(x, 2), jnp.ones((1, 1, 8, 8))) is None
     assert options(lambda x: x.astype(int).max(), x) is None
     assert options(lambda x, w: F.linear(x, w), jnp.ones((9, 3)), jnp.ones((3, 3))) is None
     for function in (jnp.max, jnp.min, jax.jit(jnp.max), lambda x: jax.lax.map(jnp.max, x)):
-        assert options(function, x) == ynnpack.OPTION
+        assert options(function, x) == xla_faults.OPTION
 
 
 def test_a_program_gets_the_option_when_another_shape_needs_it():
@@ -152,18 +152,18 @@ def test_a_program_gets_the_option_when_another_shape_needs_it():
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(ynnpack, "OPTION", {"xla_of_another_version": "x"})
-    ynnpack._is_known.cache_clear()
+    monkeypatch.setattr(xla_faults, "OPTION", {"xla_of_another_version": "x"})
+    xla_faults._is_known.cache_clear()
     try:
         model = Largest()
         assert float(mt.jit(lambda m, x: m(x))(model, jnp.ones((5, 5)))[0]) == 1.0
     finally:
-        ynnpack._is_known.cache_clear()
+        xla_faults._is_known.cache_clear()
 
 
 def test_the_option_is_not_given_on_other_backends(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert ynnpack.options_for(jax.make_jaxpr(jnp.max)(jnp.ones(3)).jaxpr) is None
+    assert xla_faults.options_for(jax.make_jaxpr(jnp.max)(jnp.ones(3)).jaxpr) is None
 
 
 def test_known_faults_in_a_user_s_programs():

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from minitorch_jax.saving.as_json import value_of
 from minitorch_jax.saving.checkpoint import bring_back, matched, snapshot, validated
-from minitorch_jax.saving.description import value_of
 
 from .arrays import arrays_of, read_arguments, stored_dtype, stored_form
 from .retention import Always, Retention

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ..runtime import interrupts
+from ..runtime.free_memory import has_room
 from ..runtime.jax_private import forget_effects, forget_refusals, is_debugging
-from ..runtime.room import has_room
 from ..state.access import store_all
 from ..state.cell import Cell, get_stored, store
 from ..state.gradient import CONSUMED

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from ..module import habits
-from ..runtime.ynnpack import options_for
+from ..module import torch_habits
+from ..runtime.xla_faults import options_for
 from ..state import access
 from ..state.cell import Cell
 from ..state.gradient import starting_value
@@ -22,7 +22,7 @@ from ..state.structure import Structure
 from ..state.walk import Walk
 from .arguments import Arguments
 from .call_and_store import Compiled, FirstRun, Pipeline
-from .followed import Followed, random_state
+from .names.found import Followed, random_state
 from .recompiles import Compilations
 from .sharding import constrained, placement
 from .tracing import Purpose, Traced, unaliased
@@ -239,7 +239,7 @@ class Binding:
     def look(self) -> None:
         """Raise TypeError if torch's attributes were set on arrays lent since the last check; see `habits.look`."""
         if self.looked is not lendings.last:
-            habits.look(self, chain.from_iterable(walk.named() for walk in self.live_walks()))
+            torch_habits.look(self, chain.from_iterable(walk.named() for walk in self.live_walks()))
 
     def live_walks(self) -> list[Walk]:
         """Return the walks that are still alive."""

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from ..module.differences import short, statics
+from ..module.structure_differences import short, statics
 from ..state.containers import holds_state
 from ..state.id_map import IdMap
 from ..state.walk import join, walk_of
 from .arguments import DATA, OBJECT, Arguments
-from .followed import Followed
-from .libraries import top
-from .roots import root_of
+from .names.found import Followed
+from .names.libraries import top
+from .names.roots import root_of
 
 MANY = 6  # the number of programs of one function from which on each new one is explained
 _REMEMBERED = 32

@@ -14,7 +14,7 @@ from ..state.packed import stored_cells
 from ..state.pytree import Stateful
 from ..state.undo import all_or_nothing
 from ..state.walk import Node, Walk, Walker
-from .function import Function
+from .compiled_function import Function
 from .tracing import Purpose
 
 

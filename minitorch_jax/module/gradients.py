@@ -11,10 +11,10 @@ from ..state.lending import lend, lendings
 from ..state.packed import release
 from ..state.structure import cell_changed
 from ..state.walk import walk_of
-from . import habits
+from . import torch_habits
 from .attributes import check_restructurable
-from .differences import difference
 from .parameter import checked
+from .structure_differences import difference
 from .tree import is_module
 
 
@@ -23,7 +23,7 @@ def zero(module: Any) -> None:
     walk = walk_of(module)
     if frames.is_eager():
         if walk.looked is not lendings.last:
-            habits.look(walk, walk.named())
+            torch_habits.look(walk, walk.named())
         access.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
         return
     grads = [c.grad for c in walk.params if c.trainable or starting_value(c.grad) is not None]

@@ -11,8 +11,8 @@ from ..state import access
 from ..state.cell import Cell
 from ..state.lending import lendings
 from ..state.walk import walk_of
-from .habits import look, note_read
 from .parameter import assign, checked, read_gradient, write_gradient
+from .torch_habits import look, note_read
 
 
 class LiveList(list[Any]):

@@ -14,10 +14,10 @@ from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.containers import is_array
+from ..state.hidden_state import PLAIN
 from ..state.pytree import Builder, Stateful
-from ..state.reach import PLAIN
 from ..state.walk import Node, Walker, join, walk_of
-from . import attributes, class_attributes, conversion, gradients, habits, tree
+from . import attributes, class_attributes, conversion, gradients, torch_habits, tree
 from .callers_memory import copied_arguments
 from .live_lists import LiveList
 from .parameter import assign
@@ -82,7 +82,7 @@ class Module(Stateful):
         if cell is not None:
             value = access.read(cell, self)
             if frames.local.frame is None:
-                habits.note_read(cell, value, type(self), name)
+                torch_habits.note_read(cell, value, type(self), name)
             return value
         if name in vars(self):  # a slot of the class hides the object's attribute
             return vars(self)[name]
@@ -94,7 +94,7 @@ class Module(Stateful):
         if cell is not None and (is_array(value) or isinstance(value, int | float | np.generic)):
             assign(cell, value, label, self)
             if frames.local.frame is None:
-                habits.warn_of_untied(cell, value, type(self), name)
+                torch_habits.warn_of_untied(cell, value, type(self), name)
         elif type(value) in PLAIN and name in vars(self):
             attributes.set_static(self, name, value, label)
         else:
@@ -183,7 +183,7 @@ class Module(Stateful):
         for path, cell in walk_of(self).named():
             if cell.trainable:
                 array = access.read(cell, self)
-                habits.note_read(cell, array, type(self), path)
+                torch_habits.note_read(cell, array, type(self), path)
                 yield path, array
 
     def named_buffers(self) -> Iterator[tuple[str, jax.Array]]:

@@ -14,7 +14,7 @@ from ..engine.stateful_function import Cells, Sizes, StatefulFunction, remembere
 from ..module.module import Module
 from ..module.parameter import wide_dtype
 from ..runtime import contexts
-from ..runtime.ynnpack import largest
+from ..runtime.xla_faults import largest
 from ..state import access
 from ..state import frame as frames
 from ..state.errors import TraceError

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.kept_with import kept_for
+from ..engine.kept_with_owner import kept_for
 from ..engine.stateful_function import Cells, StatefulFunction
 from ..runtime import contexts
 from ..state import access

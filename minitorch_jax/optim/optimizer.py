@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ..engine.tracing import Met
-from ..module import habits
+from ..module import torch_habits
 from ..runtime import contexts, interrupts
 from ..state import access, births
 from ..state import frame as frames
@@ -27,8 +27,8 @@ from .declaration import NOT_NEGATIVE, Rate, as_flags, as_tuples, check_names, d
 from .groups import as_list, split
 from .hyperparameters import Hyperparameters
 from .plan import Plan, ids_of, make_plan
+from .pytree import CACHES, Tree
 from .states import begin_states
-from .tree import CACHES, Tree
 from .update import forget_older
 
 
@@ -198,7 +198,7 @@ class Optimizer(Tree):
             self._step_inline(plan, *extra)
             return
         if plan.looked is not lendings.last:
-            habits.look(plan, zip(plan.paths, plan.params, strict=True))
+            torch_habits.look(plan, zip(plan.paths, plan.params, strict=True))
         cells = plan.outside(self)
         if plan.fresh or (plan.first_grad is not None and plan.first_grad.stored is None):
             self._look_for_missing(plan, list(map(get_value, plan.grads)))

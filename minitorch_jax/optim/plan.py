@@ -18,8 +18,8 @@ from ..state.packed import stored_cells
 from ..state.structure import Snapshot, get_stamp, process, structure_of
 from ..state.walk import Walk, join, walk_of
 from .numpy_modules import Foreign, overlapping
+from .packed_parameters import Unit, make_units, single
 from .states import keep_seen, keep_state
-from .units import Unit, make_units, single
 from .update import Each, Settings, StepCells, Update, step_function, take_step
 
 

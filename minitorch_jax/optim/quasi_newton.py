@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..runtime import contexts
-from ..runtime.ynnpack import largest
+from ..runtime.xla_faults import largest
 
 
 def number_array(number: Any, dtype: Any) -> Any:

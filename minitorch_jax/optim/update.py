@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.libraries import is_users_code
+from ..engine.names.libraries import is_users_code
 from ..engine.sharding import Placement, constrained
 from ..engine.stateful_function import Cells, StatefulFunction
 from ..module.parameter import wide_dtype
@@ -27,7 +27,7 @@ from ..state.gradient import gradient, unless_consumed
 from ..state.packed import padded
 from .clip import norm
 from .hyperparameters import VectorLayout, complement
-from .units import without_padding
+from .packed_parameters import without_padding
 
 LAST = int(np.iinfo(np.int32).max)  # where the counts of steps stay
 

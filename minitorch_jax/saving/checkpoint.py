@@ -21,7 +21,7 @@ from ..state import access
 from ..state.lending import steadily
 from ..state.pytree import Stateful
 from . import archive
-from .description import Schedule, described, text_of, value_of
+from .as_json import Schedule, described, text_of, value_of
 from .files import replacing
 
 

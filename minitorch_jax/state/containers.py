@@ -12,7 +12,7 @@ import numpy as np
 
 from . import access, births
 from .cell import Cell
-from .reach import PLAIN, Found, find, leads_somewhere
+from .hidden_state import PLAIN, Found, find, leads_somewhere
 from .structure import changed
 
 

@@ -9,7 +9,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from .cell import Cell
 from .containers import TrackedDict, TrackedList, check_source, check_walked, holds_state, watched
-from .reach import PLAIN
+from .hidden_state import PLAIN
 from .structure import Snapshot, process, structure_of
 
 Node = tuple[Any, ...]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...runtime.ynnpack import largest
+from ...runtime.xla_faults import largest
 from .dtypes import promoted, promoted_to_floats, wide
 from .spatial import floating
 

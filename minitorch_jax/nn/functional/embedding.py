@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ...module.parameter import wide_dtype
-from ...runtime.ynnpack import largest
+from ...runtime.xla_faults import largest
 from .distance import norm
 from .dtypes import of_one_dtype
 from .spatial import floating

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...runtime.ynnpack import largest_in_windows
+from ...runtime.xla_faults import largest_in_windows
 from .spatial import Size, floating, not_empty, over_batch, sizes, wide
 from .windows import Windows, first_maxima, lowest, windows
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..runtime.bounded_cache import Kept
 from ..state.id_map import IdMap
-from .watch import Same
+from .names.watch import Same
 
 
 class Functions:

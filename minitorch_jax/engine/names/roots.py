@@ -15,7 +15,7 @@ from functools import partial
 from operator import getitem
 from typing import Any, NamedTuple
 
-from .code_names import names_in
+from .bytecode import names_in
 from .watch import GONE, Place, constant, contents, item, itself
 
 CLOSURE, DEFAULT, KEYWORD, GLOBAL, IMPORT, ATTRIBUTE, ARGUMENT = range(7)

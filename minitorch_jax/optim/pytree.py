@@ -23,10 +23,10 @@ from ..state.pytree import Builder, Stateful, build
 from ..state.structure import Structure, changed, structure_of
 from ..state.walk import Node, Spec, Walk, Walker, join
 from . import state_dict as state
-from .configured import Configured
 from .declaration import setting
 from .hyperparameters import Hyperparameters
 from .plan import Plan, ids_of
+from .settings import Configured
 from .states import field_names
 
 # `_traced`: within a traced run, the modules that there were at its start.

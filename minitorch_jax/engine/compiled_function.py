@@ -21,22 +21,22 @@ from ..state.cell import Cell, get_stored, is_concrete
 from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
 from ..state.structure import Snapshot, process
 from ..state.walk import Walk, walk_of
-from . import closures
 from .arguments import OBJECT, Arguments
 from .call_and_store import FirstRun
+from .disabled_jit import all_or_nothing, arrays_of, is_plain
 from .donation import safe_to_donate
-from .follow import follow
-from .followed import Followed, random_state
-from .kept_with import kept_for
-from .plain import all_or_nothing, arrays_of, is_plain
+from .kept_with_owner import kept_for
+from .names import modules as named_modules
+from .names.found import Followed, random_state
+from .names.reads import Reads
+from .names.roots import root_of, settings_of
+from .names.search import follow
+from .names.watch import Watch
 from .program import Binding, Program, Repartition
-from .reads import Reads
+from .quick_call import quick_call
 from .recompiles import Compilations
-from .roots import root_of, settings_of
 from .sharding import join_mesh, placement
-from .shortcut import quick_call
 from .tracing import Met, Purpose, Traced, settle, trace_with_all, unique_cells
-from .watch import Watch
 
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
 
@@ -74,7 +74,7 @@ _MOST_LATEST, _MOST_OTHERS = 4, 32
 class _Reached(NamedTuple):
     """What a call reaches besides its arguments."""
 
-    found: closures.Found
+    found: named_modules.Found
     stream: random.Stream
     met: list[Any]  # weak references to what only a trace could find
 
@@ -108,7 +108,7 @@ class Function:
         for binding in list(self.bound):  # they may live as long as their modules, and would keep what was read
             binding.reads = binding.quick = None
 
-    def find(self, fn: Callable[..., Any], again: bool = False) -> closures.Found:
+    def find(self, fn: Callable[..., Any], again: bool = False) -> named_modules.Found:
         """Find by name what `fn` reaches by closure; with `again`, even if nothing seems to have changed."""
         fn = root_of(fn)
         kept = kept_for(getattr(fn, "__self__", fn))
@@ -117,7 +117,7 @@ class Function:
             found, watch = kept[key]
             if not watch.rebound():
                 return found
-        found = closures.stateful_objects(fn)
+        found = named_modules.stateful_objects(fn)
         if kept is not None:
             kept[key] = found, Watch(found.places)  # one object, so that a thread sees both parts old or both new
         return found

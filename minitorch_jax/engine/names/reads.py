@@ -10,12 +10,12 @@ from functools import partial
 from operator import getitem
 from typing import Any
 
-from ..state.cell import is_concrete
-from .closures import Found
-from .followed import Followed
-from .kept_with import kept_for
+from ...state.cell import is_concrete
+from ..kept_with_owner import kept_for
+from ..program import Partition
+from .found import Followed
 from .libraries import is_library
-from .program import Partition
+from .modules import Found
 from .roots import ARGUMENT, CLOSURE, GLOBAL, Held, Outline, Root, root_of
 from .watch import BINARY, GONE, Place, Watch
 from .watch import itself as nothing

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .code_names import Names
+from .bytecode import Names
 from .roots import Slices
 from .watch import Place, Same, getter, items
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..state.containers import holds_state
-from .code_names import Names, names_in
+from ...state.containers import holds_state
+from .bytecode import Names, names_in
 from .libraries import is_library, is_namespace, is_users_code, is_wrapper
 from .roots import GLOBAL, Slices, root_of, roots_of
 from .watch import Place, getter, item, items, itself, length
