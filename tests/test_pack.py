@@ -1439,7 +1439,7 @@ def lines_of(run: Callable[[], Any], stop: int | None = None) -> int:
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.endswith(("state/packed.py", "optim/units.py")):
+        if not frame.f_code.co_filename.endswith(("state/packed.py", "optim/packed_parameters.py")):
             return None
         if event == "line":
             count += 1

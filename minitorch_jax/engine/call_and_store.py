@@ -49,7 +49,7 @@ class Compiled:
     donated is gone. Nothing but the lowered program tells: what is differentiated, a custom_vjp's backward pass or a
     primitive of the user's may bring such a call in. So the first call with new inputs is to go by `prepare`: JAX keeps
     what it traces and lowers there. `asks`: the function itself raises FirstRun, for its caller. `options` are XLA's, for
-    what it would compute wrongly otherwise (`ynnpack.py`).
+    what it would compute wrongly otherwise (`xla_faults.py`).
     """
 
     __slots__ = ("donating", "keeping", "calls_back", "asks")

@@ -220,7 +220,7 @@ class Binding:
                     access.check_encoded(cell, cell.value, f"{walk.spec.node[1].__name__}.{path}")
         self.cells = lifted
         self.stored = stored_cells(lifted)
-        self.looked: object = None  # see `habits.look`
+        self.looked: object = None  # see `torch_habits.look`
         self.inner: dict[Any, Any] = {}  # traces of losses, which go with the objects: see `tracing.trace_once`
         self.reads: Any = None  # the values that the function reads by name (a `reads.Reads`)
         self.regroup()
@@ -233,11 +233,11 @@ class Binding:
             [self.stored[j] for j in indices] for indices in (part.written, part.owned, part.dropped, part.read)
         )
         self.pipeline = Pipeline(compiled, stored, owned, dropped)
-        self.quick: Any = None  # the fast path of the last call; see `shortcut.quick_call`
+        self.quick: Any = None  # the fast path of the last call; see `quick_call.quick_call`
         self.mark_reached()
 
     def look(self) -> None:
-        """Raise TypeError if torch's attributes were set on arrays lent since the last check; see `habits.look`."""
+        """Raise TypeError if torch's attributes were set on arrays lent since the last check; see `torch_habits.look`."""
         if self.looked is not lendings.last:
             torch_habits.look(self, chain.from_iterable(walk.named() for walk in self.live_walks()))
 

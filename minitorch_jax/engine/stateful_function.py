@@ -36,7 +36,7 @@ class StatefulFunction:
         self._function.name = self._function.compilations.name = name or body.__name__.lstrip("_")
 
     def quick(self) -> Any:
-        """Return what repeats this thread's last call in eager code, or None; see `shortcut.quick_call`."""
+        """Return what repeats this thread's last call in eager code, or None; see `quick_call.quick_call`."""
         bindings = self._function.latest.bindings
         binding = bindings[0]() if bindings else None
         return None if binding is None else binding.quick

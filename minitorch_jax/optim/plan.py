@@ -46,7 +46,7 @@ class Plan:
         self.paths = [native[cell] for cell in self.params]
         self.grads = [cell.grad for cell in self.params]
         self.fresh = True  # no step has been taken with this plan
-        self.looked: object = None  # see `habits.look`
+        self.looked: object = None  # see `torch_habits.look`
         self.extra: list[Cell] = []
         for module in foreign:
             self.extra += module.cells

@@ -1,6 +1,6 @@
 """Saving modules, optimizers and the random stream to one file, and loading all of them or none.
 
-A checkpoint is a description in JSON with separate arrays (`description.py`), in an archive that is validated when it is
+A checkpoint is a description in JSON with separate arrays (`as_json.py`), in an archive that is validated when it is
 read (`archive.py`). Other kinds of checkpoint use `snapshot`, `validated`, `matched` and `bring_back` of this file, too.
 """
 

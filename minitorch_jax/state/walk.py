@@ -98,7 +98,7 @@ class Walk(Snapshot):
         self.optimizers = walker.optimizers  # the optimizers in the tree: traced code may change their settings
         self.bindings: dict[Any, Any] = {}  # the bindings of compiled functions to these cells
         self.remembered: dict[Any, Any] = {}  # objects made for these cells, by key; see `stateful_function.remembered`
-        self.looked: object = None  # see `habits.look`
+        self.looked: object = None  # see `torch_habits.look`
         self.before: Walk | None = None  # the previous walk, which holds again when `train()` follows `eval()`
 
     def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 `loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
 globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest. Plain values
-that a function reads by name are found in `follow.py`.
+that a function reads by name are found in `search.py`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The search for values that a compiled function reads by name.
 
-It begins at a function and goes through what its code names (`code_names.py`): globals, closure variables, attributes of
+It begins at a function and goes through what its code names (`bytecode.py`): globals, closure variables, attributes of
 plain objects, items of containers, and the code of functions and methods found there. A plain value is part of what a
 program is compiled for. A JAX array is an input of the program if its trace turns out to hold it as a constant.
-`closures.py` looks for modules and optimizers from the same roots, but everywhere, not only where the code names them.
+`modules.py` looks for modules and optimizers from the same roots, but everywhere, not only where the code names them.
 """
 
 from __future__ import annotations
