@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import minitorch_jax as mt
-from minitorch_jax.state import births
+from minitorch_jax.state import dropped_copies
 from minitorch_jax.state.cell import Cell
 from minitorch_jax.state.pytree import build
 from minitorch_jax.state.walk import Spec, walk_of
@@ -31,7 +31,7 @@ def functional_call(
         values[path] if encoding is None else encoding.encode(values[path])
         for path, encoding in zip(spec.paths, encodings, strict=True)
     ]
-    module = build(spec, leaves, births.birth_here())
+    module = build(spec, leaves, dropped_copies.birth_here())
     if module.training != training:
         module.train(training)
     with nullcontext() if key is None else mt.rng(key):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minitorch_jax.state.containers import describe
+from minitorch_jax.state.static_values import describe
 
 
 class ByIdentity:

@@ -10,11 +10,11 @@ import numpy as np
 
 import minitorch_jax as mt
 from minitorch_jax.module.parameter import as_array
-from minitorch_jax.state import access, births
+from minitorch_jax.state import access, dropped_copies
 from minitorch_jax.state import frame as frames
 from minitorch_jax.state.cell import Cell
-from minitorch_jax.state.containers import describe
 from minitorch_jax.state.encoding import Encoding
+from minitorch_jax.state.static_values import describe
 
 _config: Any = jax.config
 
@@ -92,5 +92,5 @@ def new_cell(value: Any, kind: str, trainable: bool = False) -> Cell:
     value = as_array(value)
     encoding = None if kind == "parameter" else Encoding.of(value)
     value = value if encoding is None else encoding.encode(value)
-    birth = births.birth_here()
+    birth = dropped_copies.birth_here()
     return Cell(value, kind, trainable=trainable, lent=True, encoding=encoding, birth=birth)

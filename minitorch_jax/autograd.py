@@ -17,12 +17,12 @@ from .engine.arguments import Arguments, Static, unfold, unwrap_output, wrap_out
 from .engine.compiled_function import Function
 from .engine.kept_with_owner import Functions
 from .engine.names.modules import stateful_objects
-from .engine.tracing import Purpose, Settings, Traced, free_zeros, paths_of, settle, touch_all, trace_once
+from .engine.tracing import ChangedSettings, Purpose, Traced, free_zeros, paths_of, settle, touch_all, trace_once
 from .module import random
 from .module.module import Module
 from .runtime import interrupts
-from .runtime.memory import owned_data
-from .state import access, births
+from .runtime.numpy_memory import owned_data
+from .state import access, dropped_copies
 from .state import frame as frames
 from .state.cell import Cell, get_value
 from .state.frame import is_eager
@@ -204,7 +204,7 @@ def _differentiate(
     purpose = Purpose(_checking(name, has_aux))
     if disabled_jit.is_plain():
         loss, aux, grads, changes = disabled_jit.value_and_grad(call, purpose)
-        settings: Settings = ()
+        settings: ChangedSettings = ()
     else:
         traced, lifted = trace_once(call, purpose)
         train = [i for i in traced.used if lifted[i].trainable]
@@ -304,7 +304,11 @@ def _as_modules(objects: list[Any], grads: dict[Cell, Any]) -> Any:
             left -= {*walks[-1].cells}
     used = [walk for walk in dict.fromkeys(walks) if any(cell in grads for cell in walk.cells)]
     copies = [
-        build(walk.spec, [grads[c] if c in grads else free_zeros(c.value) for c in walk.cells], births.birth_here())
+        build(
+            walk.spec,
+            [grads[c] if c in grads else free_zeros(c.value) for c in walk.cells],
+            dropped_copies.birth_here(),
+        )
         for walk in used
     ]
     return copies[0] if len(copies) == 1 else tuple(copies)

@@ -19,8 +19,8 @@ from .engine.kept_with_owner import Functions, kept_for
 from .engine.names.libraries import is_library
 from .engine.tracing import Purpose
 from .runtime.bounded_cache import Kept
-from .state.containers import holds_state
 from .state.frame import is_eager
+from .state.static_values import holds_state
 from .state.undo import all_or_nothing
 
 

@@ -17,11 +17,11 @@ from .engine.names import modules as named_modules
 from .engine.tracing import Purpose, Traced, paths_of, touch_all, trace_with_all
 from .module import random
 from .runtime.bounded_cache import Kept
-from .runtime.memory import owned_data
+from .runtime.numpy_memory import owned_data
 from .state import access
-from .state.containers import holds_state
 from .state.frame import is_eager
 from .state.gradient import CONSUMED, gradient, starting_value
+from .state.static_values import holds_state
 from .state.undo import all_or_nothing
 
 

@@ -14,7 +14,7 @@ from .module.module import Module
 from .module.parameter import declared
 from .module.random import rng
 from .module.tree import own_cells
-from .state.containers import describe
+from .state.static_values import describe
 
 
 class Row(NamedTuple):

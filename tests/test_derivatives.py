@@ -20,7 +20,7 @@ from training import Scale
 import minitorch_jax as mt
 from minitorch_jax import nn
 from minitorch_jax.engine import derivatives
-from minitorch_jax.engine.derivatives import remembered
+from minitorch_jax.engine.derivatives import with_cached_derivatives
 
 X = jnp.linspace(-1.0, 1.5, 12).reshape(4, 3)
 KEY = jax.random.key(0)
@@ -78,7 +78,7 @@ SLOW = [(jax.hessian, of_many_kinds)]  # 10 seconds
 def test_it_is_the_same_function(transform: Any, function: Callable[..., Any]) -> None:
     with jax.numpy_rank_promotion("allow"):
         closed = jax.make_jaxpr(function)(X)
-    new = remembered(closed)
+    new = with_cached_derivatives(closed)
     assert any(eqn.params.get("inline") for eqn in new.jaxpr.eqns)
     apply = (lambda f: transform(f, X)[0]) if transform is jax.linearize else (lambda f: transform(f)(X))
     expected = apply(lambda x: jaxpr_as_fun(closed)(x)[0])
@@ -140,7 +140,7 @@ def test_equations_with_other_parameters_are_apart() -> None:
         return [repr(eqn.params["value"]) for eqn in inner]
 
     assert (
-        given(remembered(jax.make_jaxpr(function)(1.0)).jaxpr)
+        given(with_cached_derivatives(jax.make_jaxpr(function)(1.0)).jaxpr)
         == ["1", "True", "0.0", "-0.0", "(1,)", "(True,)", "(0.0,)", "(-0.0,)"] * 4
     )
 
@@ -154,7 +154,7 @@ def test_settings_of_an_equation_are_kept() -> None:
 
     closed = jax.make_jaxpr(function)(jnp.eye(3))
     products = [eqn for eqn in closed.jaxpr.eqns if eqn.primitive.name == "dot_general"]
-    new = [eqn for eqn in remembered(closed).jaxpr.eqns if eqn.params.get("name") == "function"]
+    new = [eqn for eqn in with_cached_derivatives(closed).jaxpr.eqns if eqn.params.get("name") == "function"]
     assert [eqn.params["jaxpr"].eqns[0].params["precision"] for eqn in new] == [
         eqn.params["precision"] for eqn in products
     ]
@@ -168,7 +168,7 @@ def test_what_has_effects_or_is_pythons_stays() -> None:
         return x
 
     closed = jax.make_jaxpr(function)(jnp.float32(1))
-    assert remembered(closed) is closed
+    assert with_cached_derivatives(closed) is closed
 
 
 def test_nothing_is_kept_alive() -> None:
@@ -195,7 +195,7 @@ def test_on_a_mesh_with_explicit_axes() -> None:
     with jax.set_mesh(mesh):
         x = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
         closed = jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(jnp.sin(jnp.sin(x)))).sum())(x)
-        value, grad = jax.value_and_grad(lambda x: jaxpr_as_fun(remembered(closed))(x)[0])(x)
+        value, grad = jax.value_and_grad(lambda x: jaxpr_as_fun(with_cached_derivatives(closed))(x)[0])(x)
         expected = jax.value_and_grad(lambda x: jnp.sin(jnp.sin(jnp.sin(jnp.sin(x)))).sum())(x)
     assert_allclose(value, expected[0], rtol=1e-6)
     assert_allclose(grad, expected[1], rtol=1e-6)

@@ -155,7 +155,7 @@ def test_it_can_be_turned_on_and_off():
 
 def test_reading_it_lends_nothing_and_compiles_nothing():
     """Else the next step would copy; and the array that was read stays what it was."""
-    from minitorch_jax.state.lending import lendings
+    from minitorch_jax.state.concurrent_reads import lendings
 
     model, opt = pair(track_grad_norm=True)
     step(model, opt, X, Y)

@@ -128,7 +128,7 @@ def test_no_array_is_looked_at_while_none_was_lent(monkeypatch):
     for _ in range(2):
         step(model, opt, X)
         jitted(model, opt, X)
-    monkeypatch.setattr(mt.module.habits, "look", None)
+    monkeypatch.setattr(mt.module.torch_habits, "look", None)
     step(model, opt, X)
     jitted(model, opt, X)
 

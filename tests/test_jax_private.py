@@ -135,11 +135,11 @@ def test_equations_by_public_names(missing: str, monkeypatch: pytest.MonkeyPatch
     """Without a way to have like equations derived once, each is derived by itself."""
     derivatives._call.cache_clear()
     closed = jax.make_jaxpr(sines)(1.0)
-    quick = derivatives.remembered(closed)
+    quick = derivatives.with_cached_derivatives(closed)
     assert {eqn.primitive.name for eqn in quick.eqns} != {"sin"}
     derivatives._call.cache_clear()
     monkeypatch.setattr(jax_private, missing, lambda _: None)
-    slow = derivatives.remembered(closed)
+    slow = derivatives.with_cached_derivatives(closed)
     assert {eqn.primitive.name for eqn in slow.eqns} == {"sin"}
     for form in (jax.grad, jax.jit):
         mine, other = (form(lambda x, c=c: jaxpr_as_fun(c)(x)[0])(1.0) for c in (quick, slow))

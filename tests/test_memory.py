@@ -10,7 +10,7 @@ from training import mean_square
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
-from minitorch_jax.runtime.memory import owned
+from minitorch_jax.runtime.numpy_memory import owned
 
 SIDE = 1500  # JAX copies smaller arrays before it returns, as it happens
 TRIES = 3

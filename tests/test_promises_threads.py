@@ -23,7 +23,7 @@ from training import within
 
 import minitorch_jax as mt
 from minitorch_jax import optim
-from minitorch_jax.state.lending import flights, private
+from minitorch_jax.state.concurrent_reads import flights, private
 
 SIZE = 4000
 

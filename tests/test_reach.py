@@ -15,7 +15,7 @@ import pytest
 
 import minitorch_jax as mt
 from minitorch_jax import Parameter, nn, optim
-from minitorch_jax.state.containers import find_hidden
+from minitorch_jax.state.static_values import find_hidden
 
 LAYER = nn.Linear(3, 3)  # a global
 

@@ -23,7 +23,7 @@ from minitorch_jax.module.parameter import encode_checked
 from minitorch_jax.state import access
 from minitorch_jax.state import frame as frames
 from minitorch_jax.state.cell import Cell
-from minitorch_jax.state.lending import lend
+from minitorch_jax.state.concurrent_reads import lend
 from minitorch_jax.state.structure import changed
 
 from .._functional_call import decoded

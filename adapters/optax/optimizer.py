@@ -15,7 +15,7 @@ from minitorch_jax.module.parameter import as_array, checked
 from minitorch_jax.optim.hyperparameters import short
 from minitorch_jax.optim.joint import JointOptimizer
 from minitorch_jax.runtime import contexts
-from minitorch_jax.runtime.memory import owned
+from minitorch_jax.runtime.numpy_memory import owned
 from minitorch_jax.state import access
 from minitorch_jax.state import frame as frames
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from minitorch_jax.module.parameter import X64, fitting
-from minitorch_jax.runtime.memory import owned
+from minitorch_jax.runtime.numpy_memory import owned
 
 _PLAIN = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),

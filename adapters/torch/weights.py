@@ -14,7 +14,7 @@ from minitorch_jax.module.parameter import X64, declared, fitting, same_values
 from minitorch_jax.module.state_dict import IncompatibleKeys
 from minitorch_jax.runtime import interrupts
 from minitorch_jax.state.cell import Cell
-from minitorch_jax.state.containers import describe
+from minitorch_jax.state.static_values import describe
 
 from .arrays import described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
 

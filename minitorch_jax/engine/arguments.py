@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.tree_util import tree_flatten, tree_map, tree_unflatten
 
-from ..state.containers import holds_state, is_array
+from ..state.static_values import holds_state, is_array
 
 
 class Fixed:

@@ -17,8 +17,8 @@ from ..runtime.free_memory import has_room
 from ..runtime.jax_private import forget_effects, forget_refusals, is_debugging
 from ..state.access import store_all
 from ..state.cell import Cell, get_stored, store
+from ..state.concurrent_reads import flights, get_ident, gradient_writes, lend, lendings
 from ..state.gradient import CONSUMED
-from ..state.lending import flights, get_ident, gradient_writes, lend, lendings
 
 _config: Any = jax.config
 
@@ -73,10 +73,10 @@ class Compiled:
         self.calls_back, self.asks = False, asks
 
     def prepare(self, owned: list[Any], others: tuple[Any, ...], to_compile: bool = False) -> bool:
-        """Have JAX trace and lower for these inputs, and note whether the program calls Python. Uses nothing up.
+        """Have JAX trace and lower for these inputs, and note whether the program calls Python. Nothing is donated.
 
-        With `to_compile`, also compile; returns True if nothing speaks against a run that uses up its inputs: all that the
-        program does is known to succeed, once there is memory for it, and there is.
+        With `to_compile`, also compile. Return True if the program may then donate its inputs: it calls no code but XLA's,
+        and there is memory for its results and temporaries.
         """
         if _config.jax_disable_jit or is_debugging():  # then nothing is donated anyway
             return False
@@ -118,8 +118,8 @@ class Pipeline:
     """A compiled function bound to cells: those that it updates in place (`owned`), those that take its first results.
 
     `compiled` may be one for many pipelines. `dropped` are gradients that it uses up and does not give out. `last_seen`
-    is `lendings.last` at a time when no owned cell was lent. `replaced` are the cells of which no input is an array: a call
-    holds on to what they have until all is stored, since freeing an array lets other threads in.
+    is `lendings.last` at a time when no owned cell was lent. `replaced` are the cells that the call stores to
+    and does not read: it keeps their old arrays until all results are stored, since freeing an array lets other threads run.
     """
 
     __slots__ = ("compiled", "stored", "owned", "dropped", "replaced", "last_seen")
@@ -141,10 +141,10 @@ class Pipeline:
         arrays that may be used up.
         """
         if self.compiled.calls_back or is_debugging():
-            return self._run_slowly(others, donated)
+            return self._run_on_copies(others, donated)
         ident = get_ident()
         try:
-            flights[ident] = self  # before the look at what is lent; see `lending.py`
+            flights[ident] = self  # before the look at what is lent; see `concurrent_reads.py`
             try:
                 last = lendings.last
                 held = list(map(get_stored, self.owned))
@@ -198,7 +198,7 @@ class Pipeline:
         finally:
             interrupts.release()
 
-    def _run_slowly(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
+    def _run_on_copies(self, others: tuple[Any, ...], donated: Sequence[Any]) -> list[Any]:
         if is_debugging():  # JAX runs the program again, bit by bit
             return self._await(self.compiled.keeping, [*map(get_stored, self.owned), *donated], others)
         return self._await(self.compiled.donating, [*self._copies(), *donated], others)

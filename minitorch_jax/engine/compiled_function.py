@@ -1,6 +1,7 @@
-"""Functions of the user's, and their programs: one for each distinct structure of what they are given.
+"""A function of the user's and its programs: it compiles one for each distinct structure of what it is called with.
 
-A call is bound to cells once per object; after that it compares, gathers, and commits.
+The first call with some objects traces the function, finds or compiles a program, and binds the program to the cells of those
+objects (`program.py`). Later calls with the same objects go by `quick_call.py`: they compare, gather arrays, call, store.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import Any, NamedTuple
 from ..module import random
 from ..runtime import interrupts
 from ..runtime.bounded_cache import Kept, Weaken
-from ..runtime.memory import owned_data
+from ..runtime.numpy_memory import owned_data
 from ..state.cell import Cell, get_stored, is_concrete
 from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
 from ..state.structure import Snapshot, process
 from ..state.walk import Walk, walk_of
 from .arguments import OBJECT, Arguments
 from .call_and_store import FirstRun
-from .disabled_jit import all_or_nothing, arrays_of, is_plain
+from .disabled_jit import arrays_of, is_plain, run_all_or_nothing
 from .donation import safe_to_donate
 from .kept_with_owner import kept_for
 from .names import modules as named_modules
-from .names.found import Followed, random_state
+from .names.followed import Followed, random_state
 from .names.reads import Reads
 from .names.roots import root_of, settings_of
-from .names.search import follow
+from .names.values import follow
 from .names.watch import Watch
 from .program import Binding, Program, Repartition
 from .quick_call import quick_call
@@ -94,7 +95,7 @@ class Function:
         self.purpose = purpose
         self.wrap = wrap  # makes what is compiled of the user's function and its name: to keep it would make a cycle
         self.count_donated = count_donated  # how many of a call's data may be used up: the first ones
-        self.programs = Kept()  # lists: of one key, those that read other arrays by name
+        self.programs = Kept()  # by key, lists: the programs of one key differ in the arrays that they read by name
         self.latest = Latest()
         self.compilations = Compilations(self.name, per_object, self.latest)
         self.is_shared = False  # by several that count their programs
@@ -135,10 +136,10 @@ class Function:
     def run(
         self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = 0
     ) -> tuple[list[Any], Binding | None]:
-        """Call `fn`'s program for these arguments and store its results; returns the other results, and the binding.
+        """Call `fn`'s program for these arguments and store new values of cells; return the other results and the binding.
 
-        Calls of one `number` are much alike: by default, those of one function object.
-        Under `jax.disable_jit()` (where a program that is called gives `FirstRun`, too) there is no binding.
+        Calls of one `number` are looked for among each other first: by default, those of one function object.
+        Under `jax.disable_jit()` there is no program, and the binding is None.
         """
         latest, number = self.latest, number or id(fn)
         if latest.number != number:
@@ -160,7 +161,7 @@ class Function:
             call = Arguments(fn, args, kwargs)
             self.add_reached(call)
             run = partial(call.run, arrays_of(call.data))
-            return [all_or_nothing(call.objects, run, self.purpose.statics)], None
+            return [run_all_or_nothing(call.objects, run, self.purpose.statics)], None
         binding, data, reached = self._bind(fn, args, kwargs)
         binding.look()
         program, data = binding.program, tuple(owned_data(data))
@@ -230,14 +231,14 @@ class Function:
             interrupts.release()
 
     def _heed(self, signal: Exception, binding: Binding) -> None:
-        """What a call is to be made again after, when its trace was ended by a signal."""
+        """Prepare the next attempt of a call whose trace has raised one of `_SIGNALS`."""
         if isinstance(signal, PartlyConsumed):
             binding.dissolve(signal.stored)
-        elif isinstance(signal, Met):  # with these shapes only: now a trace is to look for them first
+        elif isinstance(signal, Met):  # these shapes reach other objects: from now on each call traces first
             self.met = [weakref.ref(owner) for owner in signal.owners]
 
     def _forget(self, program: Program) -> None:
-        """Have no later call run a program in which Python would not do what it did when that was traced."""
+        """Drop a program whose trace had effects in Python that a later run would not repeat."""
         with self.lock:
             self.programs.drop(lambda entry: program in entry.value)
             self.token = object()

@@ -21,7 +21,7 @@ from ..runtime import jax_private
 _OFTEN = 4  # the smallest number of equal equations for which this is faster
 
 
-def remembered(closed: Any) -> Any:
+def with_cached_derivatives(closed: Any) -> Any:
     """Return an equal jaxpr that is faster to differentiate."""
     config: Any = jax.config
     if config.jax_disable_jit:  # calls of jitted functions are then not traced as calls

@@ -18,10 +18,10 @@ from ..runtime.jax_private import show_values
 from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell, get_value
-from ..state.containers import holds_state
+from ..state.concurrent_reads import lend
 from ..state.frame import Frame
 from ..state.gradient import starting_value
-from ..state.lending import lend
+from ..state.static_values import holds_state
 from ..state.structure import cell_changed
 from ..state.walk import walk_of
 from .arguments import Arguments
@@ -40,7 +40,7 @@ def arrays_of(data: Sequence[Any]) -> tuple[Any, ...]:
     return tuple([jnp.asarray(np.array(value) if isinstance(value, np.ndarray) else value) for value in data])
 
 
-def all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool = True) -> Any:
+def run_all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool = True) -> Any:
     """Run eager code that changes the objects' cells, and store the changes when all of it has succeeded.
 
     If the code reaches an object that is not in `objects`, the object is added and the code runs again. `statics` says that

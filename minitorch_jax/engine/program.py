@@ -15,14 +15,14 @@ from ..module import torch_habits
 from ..runtime.xla_faults import options_for
 from ..state import access
 from ..state.cell import Cell
+from ..state.concurrent_reads import lendings
 from ..state.gradient import starting_value
-from ..state.lending import lendings
 from ..state.packed import KEPT, PackedLayout, stored_cells
 from ..state.structure import Structure
 from ..state.walk import Walk
 from .arguments import Arguments
 from .call_and_store import Compiled, FirstRun, Pipeline
-from .names.found import Followed, random_state
+from .names.followed import Followed, random_state
 from .recompiles import Compilations
 from .sharding import constrained, placement
 from .tracing import Purpose, Traced, unaliased

@@ -13,11 +13,11 @@ import jax
 
 from ..module import random
 from ..runtime.jax_private import is_debugging
-from ..runtime.memory import owned_data
+from ..runtime.numpy_memory import owned_data
 from ..state.cell import get_stored, store
-from ..state.containers import holds_state
+from ..state.concurrent_reads import flights, get_ident, get_lent, gradient_writes, lendings
 from ..state.gradient import CONSUMED
-from ..state.lending import flights, get_ident, get_lent, gradient_writes, lendings
+from ..state.static_values import holds_state
 from ..state.structure import Snapshot, process
 from .arguments import FLAT, OBJECT, Arguments
 from .call_and_store import FirstRun
@@ -84,7 +84,7 @@ def quick_call(
             if named is None:
                 return None
             data += named
-        calls[ident] = pipeline  # before the check of what is lent; see `lending.py`
+        calls[ident] = pipeline  # before the check of what is lent; see `concurrent_reads.py`
         try:
             last, written = lendings.last, gradient_writes.last
             if (last is lent_at or not any(map(get_lent, lendable))) and (

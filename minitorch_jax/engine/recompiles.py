@@ -15,11 +15,11 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..module.structure_differences import short, statics
-from ..state.containers import holds_state
 from ..state.id_map import IdMap
+from ..state.static_values import holds_state
 from ..state.walk import join, walk_of
 from .arguments import DATA, OBJECT, Arguments
-from .names.found import Followed
+from .names.followed import Followed
 from .names.libraries import top
 from .names.roots import root_of
 

@@ -31,7 +31,7 @@ def placement(cells: Sequence[Cell]) -> Placement:
     return tuple(found) if any(sharding is not None for sharding in found) else ()
 
 
-def follow(param: Cell, others: Sequence[Cell]) -> None:
+def move_to(param: Cell, others: Sequence[Cell]) -> None:
     """Move arrays to the devices of a parameter, if they stayed on others when `Module.to` moved the parameter."""
     here = param.value
     if not is_concrete(here) or not here.committed:

@@ -20,7 +20,7 @@ from ..state.frame import Frame
 from ..state.gradient import CONSUMED, Unread, starting_value
 from ..state.walk import Walk, walk_of
 from .arguments import Arguments, Static
-from .derivatives import remembered
+from .derivatives import with_cached_derivatives
 
 
 class Met(Exception):  # noqa: N818  # a signal to the code that traces; users never see it
@@ -54,9 +54,9 @@ class Purpose:
         return Purpose(self.check, self.gradients, True, self.statics, self.marks_reached)
 
 
-# For each optimizer, the settings (of itself, 0, or of a group, from 1 on) that were a schedule, or inherited by a group,
-# and became numbers in the run.
-Settings = tuple[tuple[tuple[int, str], ...], ...]
+# For each optimizer, `(place, name)` of each setting that became a number in the run: it was a schedule, or a group had it
+# from the optimizer. Place 0 is the optimizer itself, 1 its first group.
+ChangedSettings = tuple[tuple[tuple[int, str], ...], ...]
 
 
 class Traced:
@@ -77,7 +77,7 @@ class Traced:
         self.dropped: list[int] = []  # gradients that are CONSUMED at the end
         self.wraps = False  # True if the result holds more than arrays
         self.changes_statics = False  # True if static attributes changed: the program is for this call only
-        self.settings: Settings = ()  # settings of the optimizers among the objects that became numbers
+        self.settings: ChangedSettings = ()  # settings of the optimizers among the objects that became numbers
 
         def pure(values: list[Any], data: tuple[Any, ...]) -> Any:
             start = list(values)
@@ -149,7 +149,7 @@ class Traced:
 
     def differentiably(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """Do the same as a call, in a form that `jax.value_and_grad` differentiates faster."""
-        return self._run(remembered(self._closed), values, data)
+        return self._run(with_cached_derivatives(self._closed), values, data)
 
     def _run(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
         if self._taken:
@@ -171,7 +171,7 @@ def optimizers_of(objects: Sequence[Any]) -> list[Any]:
     return [opt for obj in objects for reference in walk_of(obj).optimizers if (opt := reference()) is not None]
 
 
-def settle(settings: Settings, objects: Sequence[Any]) -> None:
+def settle(settings: ChangedSettings, objects: Sequence[Any]) -> None:
     """Repeat in the optimizers what a traced run did to settings, other than new numbers."""
     if any(settings):
         for opt, changed in zip(optimizers_of(objects), settings, strict=True):

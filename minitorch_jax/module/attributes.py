@@ -10,10 +10,10 @@ from typing import Any
 from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell
-from ..state.containers import TrackedDict, TrackedList, convert, stateful_in
 from ..state.packed import release
 from ..state.pytree import Stateful
 from ..state.structure import changed
+from ..state.tracked_containers import TrackedDict, TrackedList, convert, stateful_in
 from ..state.walk import walk_of
 from . import class_attributes
 from .parameter import Buffer, Parameter, checked

@@ -13,8 +13,9 @@ from typing import Any
 
 from ..state import cell as cells
 from ..state import frame as frames
-from ..state.containers import convert, find_hidden, holds_state, is_array, is_declaration, stateful_in
+from ..state.static_values import find_hidden, holds_state, is_array, is_declaration
 from ..state.structure import changed
+from ..state.tracked_containers import convert, stateful_in
 from ..state.walk import walk_of
 
 _MISSING = object()

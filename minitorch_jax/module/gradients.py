@@ -6,8 +6,8 @@ from typing import Any
 
 from ..state import access
 from ..state import frame as frames
+from ..state.concurrent_reads import lend, lendings
 from ..state.gradient import gradient, starting_value
-from ..state.lending import lend, lendings
 from ..state.packed import release
 from ..state.structure import cell_changed
 from ..state.walk import walk_of

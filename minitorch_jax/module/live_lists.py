@@ -9,7 +9,7 @@ import jax
 
 from ..state import access
 from ..state.cell import Cell
-from ..state.lending import lendings
+from ..state.concurrent_reads import lendings
 from ..state.walk import walk_of
 from .parameter import assign, checked, read_gradient, write_gradient
 from .torch_habits import look, note_read

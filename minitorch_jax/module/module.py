@@ -13,13 +13,13 @@ import numpy as np
 from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell
-from ..state.containers import is_array
 from ..state.hidden_state import PLAIN
 from ..state.pytree import Builder, Stateful
+from ..state.static_values import is_array
 from ..state.walk import Node, Walker, join, walk_of
 from . import attributes, class_attributes, conversion, gradients, torch_habits, tree
-from .callers_memory import copied_arguments
 from .live_lists import LiveList
+from .numpy_arguments import copied_arguments
 from .parameter import assign
 from .state_dict import IncompatibleKeys, load_state_dict, read_state_dict
 

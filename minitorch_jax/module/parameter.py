@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..runtime import contexts
-from ..runtime.memory import owned
-from ..state import access, births
+from ..runtime.numpy_memory import owned
+from ..state import access, dropped_copies
 from ..state.cell import Cell
-from ..state.containers import describe
 from ..state.encoding import Encoding
+from ..state.static_values import describe
 
 X64 = 'jax.config.update("jax_enable_x64", True)'
 
@@ -108,7 +108,7 @@ class Parameter(_Declaration):
                 " `Parameter(array.astype(float))`, or `Buffer(array)` for an array that is not trained."
             )
         lent = isinstance(array, jax.Array)  # anything else was copied
-        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=lent, birth=births.birth_here())
+        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=lent, birth=dropped_copies.birth_here())
 
 
 def fresh_parameter(array: jax.Array) -> Parameter:
@@ -144,7 +144,7 @@ class Buffer(_Declaration):
         value = as_array(array)
         encoding = Encoding.of(value)
         value = value if encoding is None else encoding.encode(value)
-        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=births.birth_here())
+        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=dropped_copies.birth_here())
 
 
 def wide_dtype(dtype: Any) -> Any:

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..runtime import contexts
 from ..runtime.jax_private import at_top_level
-from ..runtime.memory import owned
-from ..state import access, births
+from ..runtime.numpy_memory import owned
+from ..state import access, dropped_copies
 from ..state import cell as cells
 from ..state import frame as frames
 from ..state.cell import Cell
@@ -37,7 +37,7 @@ class Stream(Stateful):
     def __init__(self, key: jax.Array) -> None:
         self.impl = str(jax.random.key_impl(key))
         data = jax.random.key_data(key)  # shares the buffer of the key, which belongs to the caller
-        self.cell = Cell(data, "stream", lent=True, birth=births.birth_here())
+        self.cell = Cell(data, "stream", lent=True, birth=dropped_copies.birth_here())
 
     def next(self) -> jax.Array:
         """Return a key that no other call returns."""

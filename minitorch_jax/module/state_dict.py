@@ -11,7 +11,7 @@ import numpy as np
 from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell
-from ..state.lending import lend, steadily
+from ..state.concurrent_reads import lend, steadily
 from ..state.structure import cell_changed
 from .parameter import encode_checked, same_values
 from .tree import entries

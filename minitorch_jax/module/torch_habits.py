@@ -15,7 +15,7 @@ from weakref import ref
 import jax
 
 from ..state.cell import Cell
-from ..state.lending import lendings
+from ..state.concurrent_reads import lendings
 
 _FIXES = {
     "requires_grad": "freeze() or unfreeze() on the module that holds it",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..state.cell import Cell
-from ..state.containers import describe
 from ..state.pytree import Builder, Stateful
+from ..state.static_values import describe
 from ..state.walk import Node, Walker, join
 from .parameter import declared
 

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module.callers_memory import own_arguments
 from ..module.module import Module
+from ..module.numpy_arguments import own_arguments
 from ..module.random import draw, next_key
 
 _GAINS = {

@@ -10,7 +10,7 @@ import jax
 
 from ..module.module import Module
 from ..module.parameter import Parameter
-from ..state.containers import is_array
+from ..state.static_values import is_array
 from .container import check_name
 
 

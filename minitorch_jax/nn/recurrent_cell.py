@@ -12,7 +12,7 @@ from ..module.module import Module
 from ..module.parameter import fresh_parameter
 from ..module.random import next_key
 from ..nn import functional as F  # noqa: N812
-from ..state.containers import describe
+from ..state.static_values import describe
 from . import init
 from .functional.dtypes import DtypeMismatch, with_dtype
 

@@ -15,12 +15,12 @@ from ..engine.tracing import unaliased
 from ..module.module import Module
 from ..module.parameter import Buffer, counted, is_narrow, wide_dtype
 from ..runtime import contexts
-from ..state import access, births
+from ..state import access, dropped_copies
 from ..state import frame as frames
 from ..state.cell import Cell, get_value, store
-from ..state.containers import describe
 from ..state.packed import stored_cells
 from ..state.pytree import build
+from ..state.static_values import describe
 from ..state.walk import Walk, walk_of
 from .checks import as_number
 
@@ -91,7 +91,7 @@ class AveragedModel(Module):
         self.use_buffers = bool(use_buffers)
         self.num_averaged = Buffer(jax.device_put(np.int32(0)))
         leaves = jax.tree.leaves(model)  # arrays are shared until the first update
-        self.module = build(walk_of(model).spec, leaves, births.birth_here()).freeze()
+        self.module = build(walk_of(model).spec, leaves, dropped_copies.birth_here()).freeze()
         self.averages = _Averages()
         for path, cell in params:
             if is_narrow(cell.value):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..runtime import contexts
-from ..runtime.memory import owned
-from ..state import access, births
+from ..runtime.numpy_memory import owned
+from ..state import access, dropped_copies
 from ..state import cell as cells
 from ..state import frame as frames
 from ..state.cell import Cell
@@ -49,7 +49,7 @@ class Hyperparameters:
                     self.check(name, value)
         self.layout, self.width = _vector_layout(given)
         self.structure = Structure()  # which settings are schedules, flags, or a group's own
-        self.cell = Cell(self._vector(), "hyperparameters", birth=births.birth_here())
+        self.cell = Cell(self._vector(), "hyperparameters", birth=dropped_copies.birth_here())
         self.exact: Any = self.cell.value  # the vector that the numbers were brought into
 
     @classmethod

@@ -13,10 +13,10 @@ from jax.tree_util import DictKey, keystr
 from ..engine.tracing import unaliased
 from ..module.parameter import as_array
 from ..runtime import contexts
-from ..runtime.memory import owned
+from ..runtime.numpy_memory import owned
 from ..state.cell import Cell
-from ..state.containers import describe
 from ..state.pytree import Builder
+from ..state.static_values import describe
 from ..state.walk import Node
 from .hyperparameters import Hyperparameters
 from .optimizer import Optimizer

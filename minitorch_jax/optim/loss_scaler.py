@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..engine.arguments import unfold
-from ..state import access, births
+from ..state import access, dropped_copies
 from ..state import frame as frames
 from ..state.cell import Cell
-from ..state.lending import lend, using
+from ..state.concurrent_reads import lend, using
 from ..state.pytree import Builder, Stateful
 from ..state.structure import changed
 from ..state.walk import Node, Walker, join
@@ -79,7 +79,7 @@ class LossScaler(Stateful):
     ) -> None:
         settings = _checked((growth_factor, backoff_factor, growth_interval))
         scale = np.float32(_number("init_scale", init_scale, 0.0))
-        birth = births.birth_here()
+        birth = dropped_copies.birth_here()
         self._setup(
             Cell(jax.device_put(scale), "state", birth=birth),
             Cell(jax.device_put(np.zeros(4, np.int32), may_alias=False), "state", birth=birth),

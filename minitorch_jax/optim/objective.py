@@ -17,8 +17,8 @@ from ..engine.stateful_function import Cells, StatefulFunction
 from ..runtime import contexts
 from ..state import access
 from ..state.cell import Cell, get_value, store
+from ..state.concurrent_reads import gradient_writes, lend, lendings
 from ..state.gradient import gradient
-from ..state.lending import gradient_writes, lend, lendings
 from ..state.packed import PackedLayout, stored_cells
 from .quasi_newton import dot, largest_of, number_array, numbers
 from .wolfe import Point

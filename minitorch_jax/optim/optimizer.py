@@ -16,11 +16,11 @@ import numpy as np
 from ..engine.tracing import Met
 from ..module import torch_habits
 from ..runtime import contexts, interrupts
-from ..state import access, births
+from ..state import access, dropped_copies
 from ..state import frame as frames
 from ..state.cell import Cell, get_value
+from ..state.concurrent_reads import lendings, using
 from ..state.gradient import gradient
-from ..state.lending import lendings, using
 from ..state.structure import structure_of
 from ..state.undo import all_or_nothing
 from .declaration import NOT_NEGATIVE, Rate, as_flags, as_tuples, check_names, declare, setting
@@ -131,7 +131,7 @@ class Optimizer(Tree):
         given = {name: value for name, value in as_tuples(type(self), settings).items() if name not in flags}
         lists, own = split(type(self).__name__, as_list(modules))
         own = [self._checked(mine, given, flags) for mine in own]
-        steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=births.birth_here())
+        steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=dropped_copies.birth_here())
         self._setup(lists, Hyperparameters(type(self).__name__, self._ranges, given, flags, own), steps)
         self._validate_now()
         self._plan_now()

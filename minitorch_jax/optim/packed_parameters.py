@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..state.cell import Cell
-from ..state.lending import using
+from ..state.concurrent_reads import using
 from ..state.packed import Pack, compact, make_pack, padded
 
 

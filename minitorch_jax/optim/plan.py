@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.sharding import follow, join_mesh, placement
+from ..engine.sharding import join_mesh, move_to, placement
 from ..module.live_lists import LiveList
 from ..module.module import Module
 from ..runtime.jax_private import is_debugging
@@ -74,7 +74,7 @@ class Plan:
         self._quick: tuple[int, Any] = 0, None  # what repeats the last step, and in which thread
 
     def _depend_on(self, version: object, opt: Any, walks: list[Walk]) -> None:
-        """Note what the plan follows from: `_parts` decide about it; with the modules' structure unchanged, so are these."""
+        """Take the snapshots that tell if the plan still holds: of the cells that it names, and of all that leads to them."""
         parts = [structure_of(opt), opt._hyper.structure, *opt._shared.values(), opt._steps]
         parts += [cell for _, state in opt._state.values() for cell in state]
         stamps = list(map(get_stamp, parts))
@@ -168,9 +168,9 @@ def make_plan(opt: Any) -> Plan:
         states = [*opt._shared.values(), *(cell for _, state in opt._state.values() for cell in state)]
         seen = [] if opt._seen is None else [opt._seen]
         for param, (_, state) in opt._state.items():
-            follow(param, state)
+            move_to(param, state)
         for param in list(native)[:1]:
-            follow(param, [*opt._shared.values(), opt._steps, *seen])
+            move_to(param, [*opt._shared.values(), opt._steps, *seen])
         join_mesh(stored_cells([*native, *states, opt._steps, *seen]))
     plan = Plan(opt, native, foreign, groups, version)
     if frames.is_eager() and any(cell.pack is not None for cell in plan.params):

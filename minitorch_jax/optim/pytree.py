@@ -16,9 +16,9 @@ from ..module.module import Module
 from ..runtime import contexts
 from ..state import frame as frames
 from ..state.cell import Cell
+from ..state.concurrent_reads import steadily
 from ..state.errors import TraceError
 from ..state.gradient import CONSUMED, gradient, starting_value
-from ..state.lending import steadily
 from ..state.pytree import Builder, Stateful, build
 from ..state.structure import Structure, changed, structure_of
 from ..state.walk import Node, Spec, Walk, Walker, join

@@ -12,8 +12,8 @@ import jax
 from ..runtime import interrupts
 from ..state import access
 from ..state import frame as frames
+from ..state.concurrent_reads import using
 from ..state.errors import TraceError
-from ..state.lending import using
 from ..state.pytree import Stateful, change_class
 from ..state.structure import changed
 from .declaration import Setting, as_flags, as_tuples, is_optional, is_whole

@@ -15,7 +15,7 @@ from ..runtime import contexts
 from ..runtime.jax_private import at_top_level
 from ..state import access
 from ..state.cell import Cell
-from ..state.lending import lend
+from ..state.concurrent_reads import lend
 from ..state.structure import changed
 from .plan import Plan
 from .states import field_names

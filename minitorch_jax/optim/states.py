@@ -14,9 +14,9 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from ..engine.tracing import unaliased
 from ..module.parameter import is_narrow
 from ..runtime import contexts
-from ..runtime.memory import owned
+from ..runtime.numpy_memory import owned
 from ..state.cell import Cell
-from ..state.lending import using
+from ..state.concurrent_reads import using
 from .numpy_modules import Foreign
 from .update import Master
 

@@ -221,7 +221,7 @@ _steps = Kept()
 
 
 def step_function(update: Update) -> StatefulFunction:
-    """The step of all optimizers with one rule and equal settings: what those read by name is theirs alone."""
+    """Return the step that optimizers of one rule and equal settings share. Others may read other values by name."""
     key = update.rule, update.settings, update.layout
     found: StatefulFunction | None = _steps.get(key)
     return found or _steps.set(key, StatefulFunction(take_step, f"{update.rule.__name__}_step"))

@@ -18,7 +18,7 @@ import numpy as np
 from ..module import random
 from ..runtime import interrupts
 from ..state import access
-from ..state.lending import steadily
+from ..state.concurrent_reads import steadily
 from ..state.pytree import Stateful
 from . import archive
 from .as_json import Schedule, described, text_of, value_of

@@ -10,10 +10,10 @@ import jax
 
 from ..runtime.jax_private import at_top_level, trace_state
 from .cell import Cell, get_stored, is_concrete, store
+from .concurrent_reads import gradient_writes, lend, taken
 from .errors import TWO_SPELLINGS, TraceError, changed_by_closure
 from .frame import Frame, _substitute, is_eager, local, on_failure
 from .gradient import gradient, unless_consumed
-from .lending import gradient_writes, lend, taken
 from .structure import cell_changed
 
 _DRAWN = (

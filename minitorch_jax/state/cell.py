@@ -18,12 +18,12 @@ import numpy as np
 
 from ..runtime.contexts import constants, full_width
 from ..runtime.jax_private import at_top_level
-from ..runtime.memory import owned
-from .births import Birth, birth_here
+from ..runtime.numpy_memory import owned
+from .concurrent_reads import overridden, overrides, using
+from .dropped_copies import Birth, birth_here
 from .encoding import Encoding, from_halves
 from .frame import _frame_of, _substitute, local, on_failure
 from .gradient import CONSUMED, starting_value, unless_consumed
-from .lending import overridden, overrides, using
 
 
 class _Registry:

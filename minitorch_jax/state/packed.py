@@ -23,8 +23,8 @@ import numpy as np
 from ..runtime import contexts, interrupts
 from . import access
 from .cell import Cell, store
+from .concurrent_reads import using
 from .gradient import CONSUMED
-from .lending import using
 from .structure import Structure, cell_changed
 
 # XLA:CPU cuts a loop over a large array into parts, which cores share. If there are two parts, and the size is odd, it does

@@ -10,15 +10,15 @@ from typing import Any, NoReturn, Self
 import jax
 from jax.tree_util import GetAttrKey
 
-from ..runtime.memory import owned_data
-from . import access, births
+from ..runtime.numpy_memory import owned_data
+from . import access, dropped_copies
 from . import cell as cells
 from . import frame as frames
-from .births import Birth
 from .cell import Cell
-from .containers import TrackedDict, TrackedList
-from .lending import flights, get_lent, gradient_writes, is_steady, steadily
+from .concurrent_reads import flights, get_lent, gradient_writes, is_steady, steadily
+from .dropped_copies import Birth
 from .structure import Structure, changed, process, structure_of
+from .tracked_containers import TrackedDict, TrackedList
 from .walk import Node, Spec, Walk, Walker, walk_of
 
 
@@ -31,7 +31,7 @@ class Builder:
             for leaf, (kind, trainable, encoding) in zip(leaves, spec.facts, strict=True)
         ]
         self.objects: list[Any] = []
-        self.birth, self.frame = births.birth_state(), frames.local.frame
+        self.birth, self.frame = dropped_copies.birth_state(), frames.local.frame
         self.walker = Walker()
         self.walker.parts, self.walker.stamps = list(self.cells), [None] * len(self.cells)
 
@@ -92,7 +92,7 @@ class Stateful:
         if "_is_registered" not in cls.__dict__:  # the user's `__init_subclass__` did not call `super()`
             cls._register()
         self = object.__new__(cls)
-        _begin(self, births.birth_state(), None, frames.local.frame)
+        _begin(self, dropped_copies.birth_state(), None, frames.local.frame)
         return self
 
     @classmethod
@@ -130,7 +130,7 @@ class Stateful:
     @classmethod
     def _from_leaves(cls, spec: Spec, leaves: list[Any]) -> Any:
         """Return the copy that is made from a Spec of this class and leaves."""
-        return build(spec, leaves, births.birth_here(f"A copy of {cls.__name__}"))
+        return build(spec, leaves, dropped_copies.birth_here(f"A copy of {cls.__name__}"))
 
     def _unopened(self) -> tuple[Spec, list[Any]] | None:
         """Return the Spec and the leaves of a copy whose parts have not been made yet, or None."""

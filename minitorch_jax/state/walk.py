@@ -8,9 +8,10 @@ from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from .cell import Cell
-from .containers import TrackedDict, TrackedList, check_source, check_walked, holds_state, watched
 from .hidden_state import PLAIN
+from .static_values import check_walked, holds_state
 from .structure import Snapshot, process, structure_of
+from .tracked_containers import TrackedDict, TrackedList, check_source, watched
 
 Node = tuple[Any, ...]
 

@@ -1,6 +1,6 @@
 """What a code object names: globals, attributes, constant keys, imports, and what it stores.
 
-A compiled function follows the values that its code can name, and only those (`search.py`), so that a counter or a
+A compiled function follows the values that its code can name, and only those (`values.py`), so that a counter or a
 history on the same object compiles nothing.
 """
 

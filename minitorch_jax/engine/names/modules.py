@@ -2,7 +2,7 @@
 
 `loss_fn` may use a model that is not among its arguments. What its code can name is looked through: closure variables,
 globals, defaults, attributes of objects found there, functions that it calls. The first trace finds the rest. Plain values
-that a function reads by name are found in `search.py`.
+that a function reads by name are found in `values.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ...state.containers import holds_state
+from ...state.static_values import holds_state
 from .bytecode import Names, names_in
 from .libraries import is_library, is_namespace, is_users_code, is_wrapper
 from .roots import GLOBAL, Slices, root_of, roots_of

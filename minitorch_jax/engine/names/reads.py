@@ -13,7 +13,7 @@ from typing import Any
 from ...state.cell import is_concrete
 from ..kept_with_owner import kept_for
 from ..program import Partition
-from .found import Followed
+from .followed import Followed
 from .libraries import is_library
 from .modules import Found
 from .roots import ARGUMENT, CLOSURE, GLOBAL, Held, Outline, Root, root_of

@@ -1,6 +1,6 @@
 """Layers and losses as stateless functions, as in torch.nn.functional."""
 
-from ...module import callers_memory as _eager
+from ...module import numpy_arguments as _eager
 from .activation import celu as celu
 from .activation import elu as elu
 from .activation import gelu as gelu

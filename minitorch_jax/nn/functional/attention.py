@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...module.parameter import wide_dtype
-from ...state.containers import describe
+from ...state.static_values import describe
 from .dropout import dropout, probability
 from .spatial import floating
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...module.parameter import wide_dtype
-from ...state.containers import describe
+from ...state.static_values import describe
 
 
 class DtypeMismatch(TypeError, ValueError):

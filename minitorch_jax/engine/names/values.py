@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...state.containers import holds_state
+from ...state.static_values import holds_state
 from .bytecode import Names, names_in
-from .found import Followed
+from .followed import Followed
 from .libraries import is_installed, is_library, is_namespace, is_users_code, is_wrapper, top
 from .roots import ARGUMENT, ATTRIBUTE, CLOSURE, DEFAULT, GLOBAL, IMPORT, KEYWORD, Root, roots_of
 from .watch import (

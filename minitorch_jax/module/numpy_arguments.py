@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..runtime.jax_private import at_top_level
-from ..runtime.memory import SMALL, owned_data
+from ..runtime.numpy_memory import SMALL, owned_data
 
 
 def copied_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

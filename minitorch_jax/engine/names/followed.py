@@ -1,6 +1,6 @@
 """What a search of the values that a function reads by name has found: a key of what is static, and where JAX arrays are.
 
-The search itself is in `search.py`.
+The search itself is in `values.py`.
 """
 
 from __future__ import annotations
