@@ -12,7 +12,8 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from operator import getitem
+from itertools import compress, repeat
+from operator import call, getitem, is_
 from typing import Any, NamedTuple
 
 from .bytecode import names_in
@@ -101,7 +102,9 @@ class Outline:
     may. `held` takes what cannot be referred to weakly: it is to lie with the function.
     """
 
-    __slots__ = ("_code", "_globals", "_keywords", "_num_defaults", "_contents", "_known", "places", "__weakref__")
+    __slots__ = (
+        *("_code", "_globals", "_keywords", "_num_defaults", "_contents", "_looks", "_chosen", "places", "__weakref__"),
+    )
 
     def __init__(
         self, fn: types.FunctionType, compared: set[tuple[int, Any]], names: Iterable[str], held: Held
@@ -120,9 +123,8 @@ class Outline:
         except ValueError:
             self._contents = _content
             values = self._values(fn)
-        self._known = [
-            _reference(value, held) if key in compared else None for key, value in zip(order, values, strict=True)
-        ]
+        self._chosen = [key in compared for key in order]
+        self._looks = [_reference(value, held) for value in compress(values, self._chosen)]
 
     def _values(self, fn: Any) -> list[Any]:
         values = list(map(self._contents, fn.__closure__ or ()))
@@ -131,8 +133,7 @@ class Outline:
         if fn.__kwdefaults__:
             values += fn.__kwdefaults__.values()
         if self._globals:
-            namespace = fn.__globals__
-            values += [namespace[name] for name in self._globals]
+            values += map(fn.__globals__.__getitem__, self._globals)
         return values
 
     def values_if_same(self, fn: Any) -> list[Any] | None:
@@ -143,18 +144,27 @@ class Outline:
             return None
         try:
             values = self._values(fn)
-            for value, look in zip(values, self._known, strict=True):
-                if look is not None:
-                    was = look()
-                    if was is None and type(look) is weakref.ref:  # it has gone
-                        return None
-                    if was is not value:
-                        before = constant(was)
-                        if before is None or constant(value) != before:
-                            return None
+            now = list(compress(values, self._chosen))
+            same = all(map(is_, map(call, self._looks), now))
+            if same and not any(map(is_, now, repeat(None))):  # a weak reference to what has gone returns None, too
+                return values
+            if self._are_equal(now):
+                return values
         except GONE:
-            return None
-        return values
+            pass
+        return None
+
+    def _are_equal(self, now: list[Any]) -> bool:
+        """Compare by value what is not identical."""
+        for value, look in zip(now, self._looks, strict=True):
+            was = look()
+            if was is None and type(look) is weakref.ref:  # it has gone
+                return False
+            if was is not value:
+                before = constant(was)
+                if before is None or constant(value) != before:
+                    return False
+        return True
 
 
 _UNBOUND = object()
