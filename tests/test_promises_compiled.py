@@ -33,7 +33,7 @@ import minitorch_jax as mt
 
 INTERRUPTS = textwrap.dedent(
     """
-    import random, signal, time
+    import itertools, random, signal, time
     import jax, jax.numpy as jnp, numpy as np
     import minitorch_jax as mt
     from minitorch_jax import optim
@@ -63,10 +63,13 @@ INTERRUPTS = textwrap.dedent(
         {draw}
         return loss
 
+    lines = itertools.count(1000)
+
     def fresh():
         global train, scanned
         def inner(x):
             return train_step(x)
+        inner.__code__ = inner.__code__.replace(co_firstlineno=next(lines))  # or it would share the program
         train, scanned = mt.jit(inner, keep_grads={keep}), inner
     fresh()
 
