@@ -192,6 +192,42 @@ def test_interrupt_during_compilation_is_raised_afterwards():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("form", ["step", "jit", "scan"])
+def test_an_interrupt_while_a_first_run_has_used_up_its_inputs_is_put_off(form):
+    """JAX runs Python code between using up the inputs of a first call and returning its results."""
+    model = make_model(3)
+    opt = optim.SGD([model], lr=0.125, momentum=0.5)
+    x = jnp.asarray(X)
+
+    def train(x):
+        opt.zero_grad()
+        loss = mt.backward(loss_fn, model, x)
+        opt.step()
+        return loss
+
+    run = {"step": opt.step, "jit": lambda: mt.jit(train)(x), "scan": lambda: mt.scan(train, x[None])}[form]
+    if form == "step":
+        mt.backward(loss_fn, model, x)
+    old, hits = model[0]._cells["weight"].stored, []
+
+    def interrupt(frame, event, arg):
+        if not hits and old.is_deleted():
+            hits.append(event)
+            signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        sys.setprofile(None)
+    assert len(hits) == 1, "the first run was to be in place"
+    assert opt.num_steps == 1 and all(np.isfinite(np.asarray(leaf)).all() for leaf in model.state_dict().values())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run()
+    assert opt.num_steps == 2
+
+
 # -- all or nothing ----------------------------------------------------------------------------------------------------
 
 
