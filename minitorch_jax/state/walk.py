@@ -230,7 +230,7 @@ def _rewalk(obj: Any) -> Walk:
         old.renew(version, walker)
         return old
     walk = Walk(version, spec, walker.cells, walker)
-    if old is not None and old.cells == walk.cells:  # a walk with other cells would keep their arrays alive
+    if old is not None and (old.cells, old.packs) == (walk.cells, walk.packs):  # else it would keep arrays alive
         walk.before, old.before = old, None
     object.__setattr__(obj, "_walk", walk)
     return walk
