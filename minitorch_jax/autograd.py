@@ -24,9 +24,9 @@ from .runtime import interrupts
 from .runtime.numpy_memory import owned_data
 from .state import access, dropped_copies
 from .state import frame as frames
-from .state.cell import Cell, get_value
+from .state.cell import Cell
 from .state.frame import is_eager
-from .state.gradient import added, gradient
+from .state.gradient import added, gradient, starting_value
 from .state.pytree import build
 from .state.undo import all_or_nothing
 from .state.walk import walk_of
@@ -210,7 +210,7 @@ def _differentiate(
         train = [i for i in traced.used if lifted[i].trainable]
         if not train:
             raise _no_parameter(name, lifted)
-        values = list(map(get_value, lifted))
+        values = list(map(starting_value, lifted))
         (loss, aux, written), found = _value_and_grad(traced, values, owned_data(call.data), train)
         grads = {lifted[i]: grad for i, grad in zip(train, found, strict=True)}
         changes = {lifted[i]: value for i, value in zip(traced.written, written, strict=True)}
