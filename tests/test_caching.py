@@ -9,8 +9,7 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from training import Line, Scale, X, Y, assert_same, eagerly, everything, mean_square, pair, squared, step
+from training import Line, Scale, X, Y, assert_same, compilations, eagerly, everything, mean_square, pair, squared, step
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
@@ -27,22 +26,6 @@ from minitorch_jax.engine.compiled_function import Function
 from minitorch_jax.engine.names import modules as named_modules
 from minitorch_jax.engine.recompiles import RecompileWarning
 from minitorch_jax.state.walk import walk_of
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Every compilation by XLA, of whatever."""
-    found: list[str] = []
-
-    def note(name: str, _: float, **about: Any) -> None:
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(str(about))
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def fresh_step() -> Any:

@@ -4,14 +4,13 @@ import functools
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training import compilations, squared
 
 import minitorch_jax as mt
 from minitorch_jax import nn
@@ -19,30 +18,10 @@ from minitorch_jax import nn
 X = jnp.ones((3, 2))
 
 
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Every compilation by XLA, of whatever."""
-    found: list[str] = []
-
-    def note(name: str, _: float, **about: Any) -> None:
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(str(about))
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
-
-
 def line(weight: float = 1.0) -> Any:
     model = nn.Linear(2, 1, bias=False)
     model.weight = jnp.full((1, 2), weight)
     return model
-
-
-def squared(model: Any, x: Any, y: Any) -> Any:
-    return ((model(x) - y) ** 2).mean()
 
 
 def made(model: Any, y: Any) -> Callable[..., Any]:

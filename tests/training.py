@@ -194,3 +194,19 @@ def within(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collect a description of each compilation by XLA."""
+    found: list[str] = []
+
+    def note(name: str, _: float, **about: Any) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            found.append(str(about))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
