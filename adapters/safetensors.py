@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import minitorch_jax as mt
+from minitorch_jax.module.sizes import sized_by
 from minitorch_jax.module.state_dict import IncompatibleKeys
 from minitorch_jax.saving.checkpoint import restored_like
 from minitorch_jax.saving.files import filled, replacing
@@ -101,7 +102,7 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
 
     Args:
         path: the path of a safetensors file, or of the index of a file in several parts (`….safetensors.index.json`).
-        module: the module to change.
+        module: the module to change. Its lazy layers take their sizes from the file.
         strict: True makes missing and unexpected names an error. Wrong shapes and dtypes are always errors.
 
     Returns:
@@ -120,6 +121,14 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
             f"load() takes a Module to load into; got a {type(module).__name__}. To get only the arrays, use `read`"
         )
     arrays, ties, _ = _content(Path(os.fsdecode(path)))
+    with sized_by([(module, arrays)]):
+        return _load(path, arrays, ties, module, strict)
+
+
+def _load(
+    path: Any, arrays: Mapping[str, Any], ties: Mapping[str, str], module: mt.Module, strict: bool
+) -> IncompatibleKeys:
+    """Load the arrays of a file, once lazy layers have their sizes."""
     mine = module.state_dict()
     state = {name: _fitted(array, mine.get(name)) for name, array in arrays.items()}
     for names in _groups((name, cell) for name, _, _, cell in module._entries()):

@@ -1,4 +1,4 @@
-"""Runs every benchmark, prints a table, and with --output writes benchmarks.json, benchmarks.md and benchmarks.png.
+"""Runs every benchmark and prints tables. With --output, writes benchmarks.json, benchmarks.md, and pictures.
 
 All sides of a comparison run in one process (torch in one of its own, in turn with the others), round by round, in
 alternating order; a ratio is the median of the rounds' ratios, given with its quartiles. Before anything is timed, all
@@ -10,13 +10,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-OPTIONAL = ("equinox", "flax", "matplotlib", "optax", "rich", "torch")
+from . import CORES, use_cores
+
+NEEDED = ("equinox", "flax", "matplotlib", "optax", "rich")
+GROUPS = {
+    "calls": "what a call costs beside its computation: step(), training steps of MLPs, first calls, imports",
+    "layers": "each layer and loss, forward with backward",
+    "updates": "step() of momentum and Adam on large arrays",
+    "programs": "whole training steps of known networks",
+    "first": "the first calls of these steps, and the second start with JAX's persistent cache",
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -24,8 +34,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see that everything runs")
+    texts = "; ".join(f"{name}: {text}" for name, text in GROUPS.items())
+    parser.add_argument(
+        "--group", action="append", choices=GROUPS, help=f"only this group of rows; can be given repeatedly. {texts}"
+    )
     parser.add_argument("--rows", type=pattern, metavar="REGEX", help="only rows where it is in `work: ours / peer`")
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds of each comparison (31; with --quick 3)")
+    parser.add_argument(
+        "--threads", type=threads, metavar="N", help=f"keep everybody to N cores ({CORES}, which are all)"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="write benchmarks.json, .md and .png there")
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (3 if args.quick else 31)
@@ -45,11 +62,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def threads(text: str) -> int:
+    number = positive(text)
+    if not hasattr(os, "sched_setaffinity"):
+        raise argparse.ArgumentTypeError("this system cannot keep a process to some cores")
+    if number > CORES:
+        raise argparse.ArgumentTypeError(f"there are {CORES} cores; got {text}")
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    missing = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f'the benchmarks need {", ".join(missing)} too: pip install -e ".[bench]"')
+    if args.threads:
+        use_cores(args.threads)
+    if args.quick:  # to compile quickly, here and in processes that this one starts
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     run(args)
@@ -60,10 +90,10 @@ def run(args: argparse.Namespace) -> None:
     import jax
     from rich.console import Console
 
-    from . import chart, report
+    from . import chart, ratio_chart, report
     from .comparison import Effort
     from .peers import torch
-    from .rows import catalogue
+    from .rows import CATALOGUES
 
     jax.config.update("jax_enable_compilation_cache", False)  # the first calls are to compile
     if jax.default_backend() != "cpu":  # where JAX would round to TF32 or less, and torch and NumPy would not
@@ -72,31 +102,50 @@ def run(args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 120)
     effort = Effort(args.rounds, 0.005 if args.quick else 0.04)
-    found: dict[str, Any] = {"environment": report.environment(args.quick, args.rounds), "rows": [], "sides": {}}
-    groups, found["notes"] = catalogue(args.quick)
+    environment = report.environment(args.quick, args.rounds)
+    found: dict[str, Any] = {"environment": environment, "rows": [], "sides": {}, "notes": []}
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch:
+        found["notes"].append("torch is not installed: its rows are left out")
+    chosen = [name for name in GROUPS if not args.group or name in args.group]
+    catalogues = {name: CATALOGUES[name](args.quick) for name in chosen}
+    found["notes"] += [note for _, notes in catalogues.values() for note in notes]
     try:
-        for group in groups:
+        for group, comparison in ((name, one) for name, (many, _) in catalogues.items() for one in many):
             rows = [
                 row
-                for row in group.rows
-                if not args.rows or args.rows.search(f"{group.title}: {row.ours} / {row.peer}")
+                for row in comparison.rows
+                if (has_torch or not row.peer.startswith("torch"))
+                and (not args.rows or args.rows.search(f"{comparison.title}: {row.ours} / {row.peer}"))
             ]
             if not rows:
                 continue
-            progress.print(f"measuring: {group.title}")
-            times = group.measure([name for row in rows for name in (row.ours, row.peer)], effort)
-            found["sides"][group.key] = report.sides(times)
-            found["rows"] += [report.row_values(group, row, times, judge=not args.quick) for row in rows]
+            progress.print(f"measuring: {comparison.title}")
+            times = comparison.measure([name for row in rows for name in (row.ours, row.peer)], effort)
+            found["sides"][comparison.key] = report.sides(times)
+            for row in rows:
+                values = report.row_values(comparison, row, times, judge=not args.quick)
+                found["rows"].append({"group": group, **values})
+            if args.output:  # now, so that a run that is stopped loses nothing
+                write(found, args.output)
     finally:
         torch.worker.close()
     if not found["rows"]:
         sys.exit(f"no row matches --rows {args.rows.pattern!r}")
     report.show(console, found)
     if args.output:
-        (args.output / "benchmarks.json").write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
         (args.output / "benchmarks.md").write_text(report.markdown(found), encoding="utf-8")
-        chart.draw(found, args.output / "benchmarks.png")
-        console.print(f"Written: {args.output / 'benchmarks'}.json, .md, .png", soft_wrap=True)
+        pictures = {"benchmarks.png": (chart, ("calls",)), "layers.png": (ratio_chart, report.WIDE)}
+        drawn = [name for name, (_, groups) in pictures.items() if {row["group"] for row in found["rows"]} & {*groups}]
+        for name in drawn:
+            pictures[name][0].draw(found, args.output / name)
+        console.print(
+            f"Written in {args.output}: {', '.join(['benchmarks.json, benchmarks.md', *drawn])}", soft_wrap=True
+        )
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    (folder / "benchmarks.json").write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def caption(env: dict[str, Any]) -> str:
     versions = env["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("jax", "flax", "equinox", "optax", "torch"))
+    named = ", ".join(
+        f"{name} {versions[name]}" for name in ("jax", "flax", "equinox", "optax", "torch") if name in versions
+    )
     text = f"{env['device']}, {env['cores']} cores; {named}. Medians of {env['rounds']} rounds; bars are quartiles."
     return f"A QUICK RUN, whose times mean nothing. {text}" if env["quick"] else text
 

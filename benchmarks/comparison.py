@@ -22,7 +22,7 @@ class Effort(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison of two sides of a group: the ratio ours / peer must be at most `aim`, if there is one."""
+    """Two sides of a comparison: the ratio ours / peer must be at most `aim`, if there is one."""
 
     ours: str
     peer: str
@@ -31,7 +31,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class Comparison:
     """Sides that are measured together: `measure(names, effort)` gives the figures of those that are named."""
 
     key: str
@@ -53,6 +53,34 @@ def steady(makers: Makers, trains: bool = True) -> Callable[[Sequence[str], Effo
                 side.close()
             sides.clear()
             gc.collect()
+
+    return measure
+
+
+CPU = ", CPU"  # after a side's name: the processor's time
+
+
+def rounds_of(rounds: int) -> int:
+    """How many rounds those comparisons have that also tell the processor's time, which varies less."""
+    return max(1, rounds // 3)
+
+
+def costs(makers: Makers, tolerance: float = timing.TOLERANCE) -> Callable[[Sequence[str], Effort], Times]:
+    """Time per call when everything is compiled, by the clock, and under another name the processor's."""
+
+    def measure(names: Sequence[str], effort: Effort) -> Times:
+        chosen = {name.removesuffix(CPU) for name in names}
+        sides: dict[str, Side] = {}
+        try:
+            sides |= {name: make() for name, make in makers.items() if name in chosen}
+            found = timing.costs(sides, rounds_of(effort.rounds), effort.block, False, fewest=1, tolerance=tolerance)
+        finally:
+            for side in sides.values():
+                side.close()
+            sides.clear()
+            gc.collect()
+        wall = {name: [cost.wall for cost in side] for name, side in found.items()}
+        return wall | {f"{name}{CPU}": [cost.cpu for cost in side] for name, side in found.items()}
 
     return measure
 

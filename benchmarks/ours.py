@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
+from minitorch_jax.adapters.numpy import wrap
 
-from .problems import DECAY, LAYER_LR, LR, MLP, MOMENTUM, Arrays, Layer
+from .peers.numpy import Flat as NumpyFlat
+from .problems import DECAY, LAYER_LR, LR, MLP, MOMENTUM, Array, Arrays, Layer
 from .timing import Side, flattened
 
 
@@ -53,11 +55,32 @@ def step(problem: Arrays, rule: str = "sgd", packed: bool = False, optimizer: An
     return Side(run, value=lambda _: model.p0)
 
 
+class Scale:
+    """A layer of a NumPy network that knows nothing of this library."""
+
+    def __init__(self, weight: Array, gradient: Array) -> None:
+        self.W, self.dW = weight, gradient
+
+
+def numpy_step(problem: Arrays, rule: str = "sgd", wrapped: bool = False) -> Side:
+    """`opt.step()` on NumPy arrays: lists that an object gives, or what `wrap` finds in one layer for each array."""
+    model = NumpyFlat(problem)
+    layers = [Scale(*pair) for pair in zip(model.params, model.gradients, strict=True)]
+    opt = make_optimizer(rule, [wrap(layers) if wrapped else model])
+
+    def run(calls: int) -> Array:
+        for _ in range(calls):
+            opt.step()
+        return model.params[0]
+
+    return Side(run)
+
+
 def make_model(problem: MLP) -> nn.Sequential:
     layers: list[mt.Module] = []
     for weight, bias in problem.weights():
         linear = nn.Linear(problem.width, problem.width, key=jax.random.key(0))
-        linear.weight, linear.bias = weight, bias
+        linear.weight, linear.bias = jnp.asarray(weight), jnp.asarray(bias)
         layers += [linear, nn.Tanh()]
     return nn.Sequential(*layers)
 

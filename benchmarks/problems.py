@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,20 @@ class Arrays(NamedTuple):
 
     def gradients(self) -> list[Array]:
         return [np.full(size, 0.1, np.float32) for size in self.sizes]
+
+
+class Matrices(Arrays):
+    """The same as square matrices."""
+
+    def parameters(self) -> list[Array]:
+        return list(map(_square, super().parameters()))
+
+    def gradients(self) -> list[Array]:
+        return list(map(_square, super().gradients()))
+
+
+def _square(array: Array) -> Array:
+    return array.reshape(math.isqrt(array.size), -1)
 
 
 class Layer(NamedTuple):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import importlib.util
 import itertools
+import math
 import os
 import platform
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import CORES
-from .comparison import Group, Row
+from .comparison import Comparison, Row
 from .timing import Times, ratio, summary
 
+WIDE = ("layers", "updates", "programs")  # groups with a table of their own, which have the processor's time too
 PACKAGES = ("minitorch_jax", "jax", "jaxlib", "numpy", "optax", "equinox", "flax", "torch")
 
 
@@ -31,7 +35,7 @@ def environment(quick: bool, rounds: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
         "quick": quick,
         "rounds": rounds,
     }
@@ -42,7 +46,7 @@ def sides(times: Times) -> dict[str, Any]:
     return {name: summary(values)._asdict() for name, values in times.items()}
 
 
-def row_values(group: Group, row: Row, times: Times, judge: bool) -> dict[str, Any]:
+def row_values(group: Comparison, row: Row, times: Times, judge: bool) -> dict[str, Any]:
     """One row. Whether the aim is reached is judged by the two decimals (three below a half) that are shown."""
     judge = judge and row.aim is not None
     mine, theirs, paired = summary(times[row.ours]), summary(times[row.peer]), ratio(times, row.ours, row.peer)
@@ -90,10 +94,62 @@ def table(heading: bool) -> Table:
     return made
 
 
-def tables(rows: list[dict[str, Any]]) -> Iterator[str | Table]:
-    """The rows, under titles that say what work they compare."""
-    yield table(heading=True)
+def wide(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Rows of comparisons that also tell the processor's time, as one table: a line for each work, its ratios side by side.
+
+    The last line has the geometric means of the columns.
+    """
+    columns = list(dict.fromkeys(row["peer"] for row in rows))
+    lines: list[list[str]] = []
+    logs: dict[str, list[float]] = {name: [] for name in columns}
     for work, group in itertools.groupby(rows, lambda row: row["work"]):
+        found = {row["peer"]: row for row in group}
+        for name, row in found.items():
+            logs[name].append(math.log(row["ratio"]))
+        medians = {row["ours"]: amount(row["ours_median"], row["unit"]) for row in found.values()}
+        ratios = [number(found[name]["ratio"]) if name in found else "" for name in columns]
+        lines.append([work, next(iter(medians.values())), *ratios])
+    means = [number(math.exp(statistics.fmean(logs[name]))) for name in columns]
+    return ["work", "ours", *columns], [*lines, ["geometric mean", "", *means]]
+
+
+FIRST = "first/"  # how the keys of first calls begin
+COUNTS = "traces", "programs", "equations", "trace", "lower", "compile"
+
+
+def first_calls(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What the first calls of whole steps did: a line for each step and side."""
+    lines = []
+    for key, sides in found["sides"].items():
+        if not key.startswith(FIRST):
+            continue
+        for side in (name for name in sides if f"{name}, traces" in sides):
+            median = {name: sides[f"{side}, {name}"]["median"] for name in (*COUNTS, "later", "compiled again")}
+            cells = [f"{median[name]:,.0f}" for name in COUNTS[:3]] + [amount(median[name], "s") for name in COUNTS[3:]]
+            starts = [amount(sides[name]["median"], "s") for name in (side, f"{side}, second start")]
+            later = [f"{median[name]:,.0f}" for name in ("compiled again", "later")]
+            lines.append([key.removeprefix(FIRST), side, *cells, starts[0], starts[1], *later])
+    names = [*COUNTS, "first call", "second start", "compiled then", "compiled by the next calls"]
+    return ["step", "side", *names], lines
+
+
+def filled(columns: list[str], lines: list[list[str]], title: str) -> Table:
+    made = Table(*columns, box=None, header_style="dim", title=f"[bold]{title}[/bold]", title_justify="left")
+    for line in lines:
+        made.add_row(*line)
+    return made
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str | Table]:
+    """The rows, under titles that say what work they compare; of groups with the processor's time, one table each."""
+    long = [row for row in rows if row["group"] not in WIDE]
+    for name in WIDE:
+        chosen = [row for row in rows if row["group"] == name]
+        if chosen:
+            yield filled(*wide(chosen), f"{name}: ours / the others")
+    if long:
+        yield table(heading=True)
+    for work, group in itertools.groupby(long, lambda row: row["work"]):
         yield f"[bold]{work}[/bold]"
         shown = table(heading=False)
         for row in group:
@@ -114,6 +170,9 @@ def show(console: Console, found: dict[str, Any]) -> None:
     """Table, notes, and what was measured on."""
     for part in tables(found["rows"]):
         console.print(part)
+    columns, lines = first_calls(found)
+    if lines:
+        console.print(filled(columns, lines, "first calls"))
     console.print()
     for row in found["rows"]:
         if "more_per_packed_array" in row:
@@ -134,9 +193,21 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """All rows as a table of Markdown."""
+    """All rows as tables of Markdown."""
+    found_by_group = {name: [row for row in found["rows"] if row["group"] == name] for name in WIDE}
+    parts = [*(wide(rows) for rows in found_by_group.values() if rows), first_calls(found)]
+    texts = [
+        "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines]) + "\n"
+        for columns, lines in parts
+        if lines
+    ]
+    long = [row for row in found["rows"] if row["group"] not in WIDE]
+    return "\n".join([*texts, *([_long(long)] if long else [])])
+
+
+def _long(rows: list[dict[str, Any]]) -> str:
     lines = ["| work | ours | peer | ours | peer | ratio | quartiles | aim |", "|---|---|---|---|---|---|---|---|"]
-    for row in found["rows"]:
+    for row in rows:
         times = [amount(row[key], row["unit"]) for key in ("ours_median", "peer_median")]
         aim = "" if row["aim"] is None else f"≤ {number(row['aim'])}{' ✗' if row['reached'] is False else ''}"
         quartiles = f"{number(row['ratio_low'])}–{number(row['ratio_high'])}"

@@ -1,15 +1,18 @@
-"""What is measured: the catalogue of all groups of sides that do the same work."""
+"""What is measured: the catalogue of all comparisons of sides that do the same work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import adapted, disturbed, memory, ours, starts
-from .comparison import Group, Row, first_calls, steady
+from . import adapted, disturbed, memory, mesh, ours, starts
+from .comparison import CPU, Comparison, Row, costs, first_calls, steady
+from .layers import rows as layers
 from .peers import equinox, hand, nnx, numpy, optax, torch
-from .problems import MLP, Arrays, Layer
+from .problems import MLP, Arrays, Layer, Matrices
+from .programs import rows as programs
 
 
 class Sizes(NamedTuple):
@@ -24,6 +27,7 @@ class Sizes(NamedTuple):
     first: int  # depth of the network whose first call is measured
     usual: MLP  # whose step is disturbed, and written as a pure function
     listed: int  # layers that an optimizer plans for
+    matrices: Sequence[int]  # of NumPy, of 32 x 32
     packed: Arrays  # whose total the cores divide, and whose total with one more they do not
     flat: int  # the same of one array
 
@@ -38,6 +42,7 @@ FULL = Sizes(
     100,
     MLP(20, 16),
     300,
+    (20, 200),
     Arrays(301, 1000),
     1_000_000,
 )
@@ -51,6 +56,7 @@ QUICK = Sizes(
     3,
     MLP(3, 16),
     20,
+    (20,),
     Arrays(3, 1000),
     10_000,
 )
@@ -59,6 +65,7 @@ SCAN = 20  # steps in one program
 STEP, PACKED_STEP, FOUR = "step()", "packed step()", "step() of 4 arrays"
 HAND, HAND_DEVICE = "jax.jit by hand", "jax.jit by hand, lr on device"
 NUMPY, FOREACH, FUSED = "NumPy loop", "torch foreach", "torch fused"
+NATIVE, WRAPPED = "step() of NumPy lists", "step() of wrap(layers)"
 LOOP, PACKED_LOOP, JIT, SCANNED = "three-call loop", "packed three-call loop", "mt.jit", f"mt.scan of {SCAN} steps"
 TWO, TWO_DEVICE = "two jax.jit calls by hand", "two jax.jit calls, lr on device"
 JIT_NUMPY, HAND_NUMPY = "mt.jit, NumPy batches", "fused jax.jit by hand, NumPy batches"
@@ -73,7 +80,7 @@ LISTED, IN_ONE = "layers listed", "layers in one Sequential"
 OPTAX_STEP = "step() of OptaxOptimizer"
 
 
-def updates(count: int) -> Group:
+def updates(count: int) -> Comparison:
     """`step()` on many small arrays."""
     problem = Arrays(count, 16)
     makers = {
@@ -89,14 +96,30 @@ def updates(count: int) -> Group:
     aims = {4: 1.3, 40: 1.2, 400: 1.15, 2000: 1.15}
     rows = [Row(STEP, HAND, aims[count]), *(Row(STEP, peer) for peer in (HAND_DEVICE, NUMPY, FOREACH, FUSED))]
     rows += [Row(PACKED_STEP, FOUR, 25 / 15), *(Row(PACKED_STEP, peer) for peer in (HAND, NUMPY, FUSED))]
-    return Group(f"step/{count}", f"step(), {count} arrays of 16 floats", rows, steady(makers))
+    return Comparison(f"step/{count}", f"step(), {count} arrays of 16 floats", rows, steady(makers))
+
+
+def numpy_updates(count: int) -> list[Comparison]:
+    """`step()` on NumPy arrays, against the specification's loop, and one that is written out for Adam."""
+    problem = Matrices(count, 32 * 32)
+    groups = []
+    for rule, loop in (("sgd", numpy.step), ("adam", numpy.adam_step)):
+        makers = {
+            NATIVE: partial(ours.numpy_step, problem, rule),
+            WRAPPED: partial(ours.numpy_step, problem, rule, wrapped=True),
+            NUMPY: partial(loop, problem),
+        }
+        rows = [Row(NATIVE, NUMPY, 1.5 if rule == "sgd" else None), Row(WRAPPED, NUMPY), Row(WRAPPED, NATIVE)]
+        title = f"{RULES[rule]}, {count} NumPy arrays of 32 x 32"
+        groups.append(Comparison(f"numpy step/{rule}/{count}", title, rows, steady(makers)))
+    return groups
 
 
 def network(problem: MLP) -> str:
     return f"MLP of depth {problem.depth}, width {problem.width}, batch {problem.batch}"
 
 
-def training(problem: MLP, shallow: bool, deep: bool) -> Group:
+def training(problem: MLP, shallow: bool, deep: bool) -> Comparison:
     """A training step, against hand-written JAX; `shallow` and `deep` are the ends of what is measured."""
     makers = {
         JIT: partial(ours.compiled, problem),
@@ -113,10 +136,10 @@ def training(problem: MLP, shallow: bool, deep: bool) -> Group:
     if deep:
         makers |= {PACKED_LOOP: partial(ours.three_calls, problem, packed=True)}
         rows += [Row(PACKED_LOOP, TWO, 0.6), Row(PACKED_LOOP, HAND_FUSED)]
-    return Group(f"train/{problem.depth}", f"training step, {network(problem)}", rows, steady(makers))
+    return Comparison(f"train/{problem.depth}", f"training step, {network(problem)}", rows, steady(makers))
 
 
-def wide(problem: MLP) -> Group:
+def wide(problem: MLP) -> Comparison:
     """A training step with much to compute."""
     makers = {
         JIT: partial(ours.compiled, problem),
@@ -126,10 +149,10 @@ def wide(problem: MLP) -> Group:
         FUSED: partial(torch.train, problem, "fused"),
     }
     rows = [Row(JIT, HAND_FUSED, 1.2), Row(LOOP, TWO), Row(JIT, FUSED)]
-    return Group("wide", f"training step, {network(problem)}", rows, steady(makers))
+    return Comparison("wide", f"training step, {network(problem)}", rows, steady(makers))
 
 
-def numpy_batches(problem: MLP) -> Group:
+def numpy_batches(problem: MLP) -> Comparison:
     """A training step whose data come in NumPy arrays: ours copies them before it returns, JAX by itself may not."""
     makers = {
         JIT_NUMPY: partial(ours.compiled, problem, from_numpy=True),
@@ -137,10 +160,10 @@ def numpy_batches(problem: MLP) -> Group:
         HAND_NUMPY: partial(hand.fused, problem, from_numpy=True),
     }
     rows = [Row(JIT_NUMPY, JIT), Row(JIT_NUMPY, HAND_NUMPY)]
-    return Group(f"numpy/{problem.width}", f"training step, {network(problem)}", rows, steady(makers))
+    return Comparison(f"numpy/{problem.width}", f"training step, {network(problem)}", rows, steady(makers))
 
 
-def disturbed_steps(problem: MLP) -> list[Group]:
+def disturbed_steps(problem: MLP) -> list[Comparison]:
     """A training step right after something else in the process moved, against one where nothing did."""
     others, still, own = list(disturbed.OTHERS), disturbed.NOTHING, disturbed.OWN_MODE
     rows = {
@@ -151,11 +174,18 @@ def disturbed_steps(problem: MLP) -> list[Group]:
     for name, make in ((JIT, disturbed.compiled), (LOOP, disturbed.three_calls)):
         makers = {what: partial(make, problem, what) for what in [still, *(row.ours for row in rows[name])]}
         title = f"{name} right after something else, {network(problem)}"
-        groups.append(Group(f"disturbed/{name}", title, rows[name], steady(makers)))
+        groups.append(Comparison(f"disturbed/{name}", title, rows[name], steady(makers)))
     return groups
 
 
-def pure(problem: MLP) -> list[Group]:
+def on_a_mesh(depth: int) -> Comparison:
+    """A training step, and `step()` alone, on several devices: the main thread's CPU time."""
+    rows = [Row(ours_, by_hand, 1.5) for ours_, by_hand in mesh.PAIRS]
+    title = f"on a mesh of {mesh.DEVICES} devices, {network(MLP(depth, 16, 16))}"
+    return Comparison(f"mesh/{depth}", title, rows, lambda names, effort: mesh.measure(names, effort, depth))
+
+
+def pure(problem: MLP) -> list[Comparison]:
     """The functional form, and what its calls pay for: flattening."""
     step = {FUNCTIONAL: partial(ours.functional, problem), JIT: partial(ours.compiled, problem)}
     module = {OURS: partial(ours.flattened_module, problem), THEIRS: partial(equinox.flattened_module, problem)}
@@ -166,20 +196,20 @@ def pure(problem: MLP) -> list[Group]:
     rows = [Row(OURS, THEIRS), Row(OURS_ADAM, THEIRS_ADAM)]
     layers = f"{problem.depth} layers flattened and put together again"
     return [
-        Group("functional", f"functional step, {network(problem)}", [Row(FUNCTIONAL, JIT, 2.0)], steady(step)),
-        Group("flatten", layers, rows, steady(module | optimizer, trains=False)),
+        Comparison("functional", f"functional step, {network(problem)}", [Row(FUNCTIONAL, JIT, 2.0)], steady(step)),
+        Comparison("flatten", layers, rows, steady(module | optimizer, trains=False)),
     ]
 
 
-def planning(count: int) -> Group:
+def planning(count: int) -> Comparison:
     """Making an optimizer."""
     problem = MLP(count, 4)
     makers = {LISTED: partial(ours.planned, problem, True), IN_ONE: partial(ours.planned, problem, False)}
     title = f"an optimizer of {count} layers is made"
-    return Group("plan", title, [Row(LISTED, IN_ONE, 1.5)], steady(makers, trains=False))
+    return Comparison("plan", title, [Row(LISTED, IN_ONE, 1.5)], steady(makers, trains=False))
 
 
-def uneven(packed: Arrays, flat: int) -> list[Group]:
+def uneven(packed: Arrays, flat: int) -> list[Comparison]:
     """Sizes that the cores do not divide, against those that they do; XLA on CPU vectorises only the latter."""
     total = sum(packed.sizes)
     more, even = f"{total + 1:,} numbers", f"{total:,} numbers"
@@ -190,12 +220,12 @@ def uneven(packed: Arrays, flat: int) -> list[Group]:
     one_more, divided = f"{flat + 1:,} floats", f"{flat:,} floats"
     arrays = {one_more: partial(ours.step, Arrays(1, flat + 1)), divided: partial(ours.step, Arrays(1, flat))}
     return [
-        Group("uneven/packed", "packed step() of Adam", [Row(more, even, 1.1)], steady(packs)),
-        Group("uneven/flat", "step() of one array", [Row(one_more, divided)], steady(arrays)),
+        Comparison("uneven/packed", "packed step() of Adam", [Row(more, even, 1.1)], steady(packs)),
+        Comparison("uneven/flat", "step() of one array", [Row(one_more, divided)], steady(arrays)),
     ]
 
 
-def among_peers(problem: MLP) -> Group:
+def among_peers(problem: MLP) -> Comparison:
     """A training step, against everybody."""
     makers = {
         JIT: partial(ours.compiled, problem),
@@ -216,10 +246,10 @@ def among_peers(problem: MLP) -> Group:
     rows = [Row(JIT, HAND_FUSED, 1.05), Row(JIT, NNX, 1 / 8), Row(JIT, EQUINOX, 1 / 2)]
     rows += [Row(JIT, peer) for peer in (NNX_CACHED, NNX_PARTIAL, OPTAX, FOREACH, FUSED, NUMPY)]
     rows += [Row(SCANNED, HAND_FUSED), Row(LOOP, TWO), Row(PACKED_LOOP, TWO)]
-    return Group("peers", f"training step among peers, {network(problem)}", rows, steady(makers))
+    return Comparison("peers", f"training step among peers, {network(problem)}", rows, steady(makers))
 
 
-def adapters(problem: MLP, count: int) -> list[Group]:
+def adapters(problem: MLP, count: int) -> list[Comparison]:
     """Other libraries' modules and optimizers in our loop, against their own."""
     makers = {
         NNX_MODULE: partial(adapted.flax, problem),
@@ -234,8 +264,8 @@ def adapters(problem: MLP, count: int) -> list[Group]:
     arrays = Arrays(count, 16)
     steps = {OPTAX_STEP: partial(adapted.step, arrays, "adam"), OPTAX: partial(optax.step, arrays, "adam")}
     return [
-        Group("adapters", f"training step through adapters, {network(problem)}", rows, steady(makers)),
-        Group(
+        Comparison("adapters", f"training step through adapters, {network(problem)}", rows, steady(makers)),
+        Comparison(
             "adapters/step",
             f"Adam of optax through adapters, {count} arrays of 16 floats",
             [Row(OPTAX_STEP, OPTAX)],
@@ -247,7 +277,7 @@ def adapters(problem: MLP, count: int) -> list[Group]:
 RULES = {"sgd": "SGD", "momentum": "SGD with momentum", "adam": "Adam", "adamw": "AdamW", "lion": "Lion"}
 
 
-def large(size: int, rule: str, name: str) -> Group:
+def large(size: int, rule: str, name: str) -> Comparison:
     """`step()` on one large array."""
     problem = Arrays(1, size)
     makers = {STEP: partial(ours.step, problem, rule)}
@@ -260,10 +290,26 @@ def large(size: int, rule: str, name: str) -> Group:
     if rule != "lion":  # which torch has not
         makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FOREACH, FUSED)}
         rows += [Row(STEP, FOREACH), Row(STEP, FUSED)]
-    return Group(f"large/{rule}", f"{name}, one array of {size:,} floats", rows, steady(makers))
+    return Comparison(f"large/{rule}", f"{name}, one array of {size:,} floats", rows, steady(makers))
 
 
-def small(count: int, rule: str, name: str) -> Group:
+LARGE = 4_000_003, 8_000_000, 50_000_000
+
+
+def large_updates(sizes: Sequence[int]) -> list[Comparison]:
+    """`step()` of rules with state, on one array of each size, with the processor's time."""
+    found = []
+    for rule, size in itertools.product(("momentum", "adam"), sizes):
+        problem = Arrays(1, size)
+        makers = {STEP: partial(ours.step, problem, rule), OPTAX: partial(optax.step, problem, rule)}
+        makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FUSED, FOREACH)}
+        rows = [Row(STEP + end, peer + end) for peer in (OPTAX, FUSED, FOREACH) for end in ("", CPU)]
+        title = f"{RULES[rule]}, one array of {size:,} floats"
+        found.append(Comparison(f"updates/{rule}/{size}", title, rows, costs(makers)))
+    return found
+
+
+def small(count: int, rule: str, name: str) -> Comparison:
     """`step()` of a rule on many small arrays."""
     problem = Arrays(count, 16)
     makers = {
@@ -276,7 +322,7 @@ def small(count: int, rule: str, name: str) -> Group:
     if rule != "lion":
         makers |= {peer: partial(torch.step, problem, peer.split()[1], rule) for peer in (FOREACH, FUSED)}
         rows += [Row(PACKED_STEP, FOREACH), Row(PACKED_STEP, FUSED)]
-    return Group(f"small/{rule}", f"{name}, {count} arrays of 16 floats", rows, steady(makers))
+    return Comparison(f"small/{rule}", f"{name}, {count} arrays of 16 floats", rows, steady(makers))
 
 
 LAYERS = {
@@ -287,21 +333,21 @@ LAYERS = {
 }
 
 
-def layer(problem: Layer, title: str) -> Group:
+def layer(problem: Layer, title: str) -> Comparison:
     """Forward, backward and an SGD step of one layer, against the same of other libraries."""
     makers = {JIT: partial(ours.layer, problem), NNX_PARTIAL: partial(nnx.layer, problem)}
     makers |= {EQUINOX: partial(equinox.layer, problem), FUSED: partial(torch.layer, problem)}
     rows = [Row(JIT, NNX_PARTIAL, 1.1), Row(JIT, EQUINOX, 1.1), Row(JIT, FUSED)]
-    return Group(f"layer/{problem.kind}", f"training step of {title}", rows, steady(makers))
+    return Comparison(f"layer/{problem.kind}", f"training step of {title}", rows, steady(makers))
 
 
-def peak_memory(size: int) -> Group:
+def peak_memory(size: int) -> Comparison:
     rows = [Row(memory.OURS, memory.LEAST, 1.05), Row(memory.OURS, memory.HAND)]
     title = f"peak memory of SGD, one array of {size:,} floats"
-    return Group("memory", title, rows, lambda names, effort: memory.measure(names, size), unit="B")
+    return Comparison("memory", title, rows, lambda names, effort: memory.measure(names, size), unit="B")
 
 
-def first(depth: int) -> Group:
+def first(depth: int) -> Comparison:
     """Trace and compilation."""
     problem = MLP(depth, 16)
     makers: dict[str, Any] = {
@@ -312,31 +358,35 @@ def first(depth: int) -> Group:
         PACKED_LOOP: partial(ours.three_calls, problem, packed=True),
     }
     rows = [Row(JIT, HAND_FUSED, 1.3), Row(LOOP, TWO, 1.3), Row(PACKED_LOOP, LOOP, per_array=2 * depth)]
-    return Group("first", f"first call, {network(problem)}", rows, first_calls(makers))
+    return Comparison("first", f"first call, {network(problem)}", rows, first_calls(makers))
 
 
-def importing() -> Group:
+def importing() -> Comparison:
     """What the package adds to the start of a program."""
     rows = [Row(starts.OURS, starts.JAX)]
-    return Group("import", "import", rows, lambda names, effort: starts.importing(names, max(3, effort.rounds)))
+    return Comparison("import", "import", rows, lambda names, effort: starts.importing(names, max(3, effort.rounds)))
 
 
-def making(quick: bool) -> Group:
+def making(quick: bool) -> Comparison:
     """The first values of a network's parameters."""
     sizes = starts.CONVOLUTIONS[:1] if quick else starts.CONVOLUTIONS
     title = "making the convolutions of a ResNet-18" if not quick else "making a convolution"
     rows = [Row(starts.MADE, peer) for peer in (starts.MADE_NNX, starts.MADE_EQUINOX)]
-    return Group("making", title, rows, lambda names, effort: starts.making(names, max(1, effort.rounds // 3), sizes))
+    return Comparison(
+        "making", title, rows, lambda names, effort: starts.making(names, max(1, effort.rounds // 3), sizes)
+    )
 
 
-def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
-    """All groups, and notes on what cannot be measured here."""
+def calls(quick: bool) -> tuple[list[Comparison], list[str]]:
+    """What a call costs beside its computation, and notes on what cannot be measured here."""
     sizes, notes = QUICK if quick else FULL, []
     groups = [updates(count) for count in sizes.arrays]
+    groups += [group for count in sizes.matrices for group in numpy_updates(count)]
     ends = sizes.depths[0], sizes.depths[-1]
     groups += [training(MLP(depth, 16), depth == ends[0], depth == ends[1]) for depth in sizes.depths]
     groups += [numpy_batches(problem) for problem in sizes.batches]
     groups += [wide(sizes.wide), among_peers(sizes.among_peers), *adapters(sizes.among_peers, sizes.arrays[1])]
+    groups += [on_a_mesh(depth) for depth in sizes.depths[:2]]
     groups += [*disturbed_steps(sizes.usual), *pure(sizes.usual), planning(sizes.listed)]
     groups += uneven(sizes.packed, sizes.flat)
     for rule, name in RULES.items():
@@ -353,3 +403,12 @@ def catalogue(quick: bool) -> tuple[list[Group], list[str]]:
     else:
         notes.append(f"peak memory: not measured: {why}")
     return [*groups, first(sizes.first), making(quick), importing()], notes
+
+
+CATALOGUES: dict[str, Callable[[bool], tuple[list[Comparison], list[str]]]] = {
+    "calls": calls,
+    "layers": lambda quick: (layers.comparisons(quick), []),
+    "updates": lambda quick: (large_updates((10_003,) if quick else LARGE), []),
+    "programs": lambda quick: (programs.steps(quick), []),
+    "first": lambda quick: (programs.first_calls(quick), []),
+}

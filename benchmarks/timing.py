@@ -18,6 +18,22 @@ STEPS_CHECKED = 3
 Times = dict[str, list[float]]  # of each side, the seconds per step of each round
 
 
+class Cost(NamedTuple):
+    """Seconds by the clock, and of the processor: of all threads of the process that does the work."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def since(cls, start: Cost) -> Cost:
+        now = cls.now()
+        return cls(now.wall - start.wall, now.cpu - start.cpu)
+
+    @classmethod
+    def now(cls) -> Cost:
+        return cls(time.perf_counter(), time.process_time())
+
+
 class Side:
     """One way to do some work: `run(calls)` does it that often and gives what to wait for, its last call's result.
 
@@ -38,21 +54,26 @@ class Side:
         self.steps = steps
         self.before = before
 
-    def seconds(self, calls: int, warm: int = 0) -> float:
+    def cost(self, calls: int, warm: int = 0) -> Cost:
         """The time of `calls` calls, after `warm` ones that are not counted; the last one is waited for."""
         if self.before is not None:
-            return sum([self._alone(self.before) for _ in range(warm + calls)][warm:])
+            alone = [self._alone(self.before) for _ in range(warm + calls)][warm:]
+            return Cost(*map(sum, zip(*alone, strict=True)))
         if warm:
             jax.block_until_ready(self.run(warm))
-        start = time.perf_counter()
+        start = Cost.now()
         jax.block_until_ready(self.run(calls))
-        return time.perf_counter() - start
+        return Cost.since(start)
 
-    def _alone(self, before: Callable[[], Any]) -> float:
+    def _alone(self, before: Callable[[], Any]) -> Cost:
         before()
-        start = time.perf_counter()
+        start = Cost.now()
         jax.block_until_ready(self.run(1))
-        return time.perf_counter() - start
+        return Cost.since(start)
+
+    def seconds(self, calls: int, warm: int = 0) -> float:
+        """The same by the clock alone."""
+        return self.cost(calls, warm).wall
 
     def first(self) -> NDArray[Any]:
         """The values of the first steps."""
@@ -82,13 +103,13 @@ def _sample(value: Any) -> Any:
     return np.array(value[:16] if np.ndim(value) else value)
 
 
-def check_same(results: Mapping[str, NDArray[Any]], trains: bool = True) -> None:
+def check_same(results: Mapping[str, NDArray[Any]], trains: bool = True, tolerance: float = TOLERANCE) -> None:
     """Raise unless all sides gave the same results in their first steps, and trained, if they are to."""
     (reference, expected), *_ = results.items()
     for name, result in results.items():
         if trains and not np.abs(result[-1] - result[0]).max() > 10 * TOLERANCE * np.abs(result[0]).max():
             raise RuntimeError(f"{name} does not train: its first results are {result.tolist()}")
-        if not np.allclose(result, expected, rtol=TOLERANCE, atol=0):
+        if not np.allclose(result, expected, rtol=tolerance, atol=0):
             raise RuntimeError(
                 f"{name} computes something else than {reference}: {result.tolist()} and {expected.tolist()}"
             )
@@ -96,9 +117,22 @@ def check_same(results: Mapping[str, NDArray[Any]], trains: bool = True) -> None
 
 def steady(sides: Mapping[str, Side], rounds: int, block: float, trains: bool = True) -> Times:
     """The time of a step when everything is compiled; `block` is about how long a side runs in a round, in seconds."""
-    check_same({name: side.first() for name, side in sides.items()}, trains)
-    calls = {name: _calls_for(side, block) for name, side in sides.items()}
-    times: Times = {name: [] for name in sides}
+    found = costs(sides, rounds, block, trains)
+    return {name: [cost.wall for cost in side] for name, side in found.items()}
+
+
+def costs(
+    sides: Mapping[str, Side],
+    rounds: int,
+    block: float,
+    trains: bool = True,
+    fewest: int = 4,
+    tolerance: float = TOLERANCE,
+) -> dict[str, list[Cost]]:
+    """The same with the processor's time; a round has `fewest` calls or more."""
+    check_same({name: side.first() for name, side in sides.items()}, trains, tolerance)
+    calls = {name: _calls_for(side, block, fewest) for name, side in sides.items()}
+    found: dict[str, list[Cost]] = {name: [] for name in sides}
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection would fall on whoever's turn it is
@@ -109,19 +143,20 @@ def steady(sides: Mapping[str, Side], rounds: int, block: float, trains: bool = 
                 side = sides[name]
                 count = calls[name]
                 warm = max(1, count // 10)  # after which the processor's caches are this side's again
-                times[name].append(side.seconds(count, warm) / (count * side.steps))
+                cost, steps = side.cost(count, warm), count * side.steps
+                found[name].append(Cost(cost.wall / steps, cost.cpu / steps))
     finally:
         gc.enable()
         gc.unfreeze()
-    return times
+    return found
 
 
-def _calls_for(side: Side, block: float) -> int:
+def _calls_for(side: Side, block: float, fewest: int) -> int:
     calls, seconds = 1, side.seconds(1)
     while seconds < block / 4:
         calls *= 4
         seconds = side.seconds(calls)
-    return max(4, round(calls * block / seconds))
+    return max(fewest, round(calls * block / seconds))
 
 
 def first_calls(makers: Mapping[str, Callable[[], Side]], rounds: int) -> Times:

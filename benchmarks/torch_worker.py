@@ -1,7 +1,7 @@
 """The process that runs torch: `python -m benchmarks.torch_worker`. It is told what to do by lines of JSON, and answers so.
 
 It imports no JAX. Its messages are `make` (set up some work), `tune` (find the number of threads that suits it), `run`
-(do it n times, and say how long that took), and `drop` (forget it).
+(do it n times, and say how long that took), `value` (do it n times, and say what came out), and `drop` (forget it).
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from . import CORES
+from .layers import torch as layers
 from .problems import DECAY, LAYER_LR, LR, MLP, MOMENTUM, Arrays, Layer
+from .programs import torch as programs
 
-Run = Callable[[int], torch.Tensor]
+Run = Callable[[int], Any]
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Work:
 
     run: Run
     threads: int = CORES
+    value: Callable[[Any], Any] = torch.Tensor.tolist  # of what was run, as numbers
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,24 +125,25 @@ def wait() -> None:
 def tune(work: Work) -> int:
     """Choose between one thread and all: for small tensors, threads that wait for each other cost more than they give."""
     medians = {}
+    calls = 3 if timed(work, 1, 1)["seconds"] < 0.02 else 1
     for threads in {1, CORES}:
         work.threads = threads
-        medians[threads] = statistics.median(timed(work, 3, 1)["seconds"] for _ in range(5))
+        medians[threads] = statistics.median(timed(work, calls, 1)["seconds"] for _ in range(3))
     work.threads = min(medians, key=lambda threads: medians[threads])
     return work.threads
 
 
-def timed(work: Work, calls: int, warm: int) -> dict[str, Any]:
-    """The time of `calls` calls, after `warm` ones that are not counted, and the last one's value."""
+def timed(work: Work, calls: int, warm: int) -> dict[str, float]:
+    """The time of `calls` calls, after `warm` ones that are not counted, by the clock and of the processor."""
     run = work.run
     torch.set_num_threads(work.threads)
     if warm:
         run(warm)
         wait()
-    start = time.perf_counter()
-    value = run(calls)
+    start, cpu = time.perf_counter(), time.process_time()
+    run(calls)
     wait()
-    return {"seconds": time.perf_counter() - start, "value": value.tolist()}
+    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
 
 
 def answer(works: dict[int, Work], message: dict[str, Any]) -> Any:
@@ -151,10 +155,17 @@ def answer(works: dict[int, Work], message: dict[str, Any]) -> Any:
             works[key] = Work(make_train(MLP(*problem), variant))
         case {"do": "make", "key": key, "work": "layer", "problem": problem}:
             works[key] = Work(make_layer(Layer(*problem)))
+        case {"do": "make", "key": key, "work": "differentiated", "name": name, "size": size}:
+            run, value = layers.make(name, size, DEVICE)
+            works[key] = Work(run, value=value)
+        case {"do": "make", "key": key, "work": "program", "name": name, "tiny": tiny}:
+            works[key] = Work(programs.make(name, tiny, DEVICE))
         case {"do": "tune", "key": key}:
             return tune(works[key])
         case {"do": "run", "key": key, "calls": calls, "warm": warm}:
             return timed(works[key], calls, warm)
+        case {"do": "value", "key": key, "calls": calls}:
+            return works[key].value(works[key].run(calls))
         case {"do": "drop", "key": key}:
             del works[key]
         case _:

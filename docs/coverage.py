@@ -1,4 +1,4 @@
-"""Write docs/coverage.md: the names in torch.nn, torch.nn.functional and torch.nn.init, and which of them exist here.
+"""Write docs/coverage.md: the names in torch.nn, its functional, init and utils, and which of them exist here.
 
     python docs/coverage.py          # writes the page
     python docs/coverage.py --check  # fails if the page is not what it would write
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrizations, parametrize
 
 from minitorch_jax import nn
 
@@ -23,42 +24,41 @@ PAGE = Path(__file__).with_name("coverage.md")
 
 # Why something of torch's is left out. What is missing and not named here is listed as not built yet.
 REASONS = {
-    "Buffer": "`mt.Buffer`",
     "Container": "deprecated in torch",
-    "LinearCrossEntropyOptions": "options of torch's kernels for `linear_cross_entropy`",
     "CrossMapLRN2d": "a legacy form of LocalResponseNorm",
-    "DataParallel": "arrays are sharded instead: `model.to(sharding)`",
-    "Module": "`mt.Module`",
+    "DataParallel": "arrays are sharded instead: `mt.shard(model, mesh)`",
     "NLLLoss2d": "deprecated in torch: NLLLoss",
-    "Parameter": "`mt.Parameter`",
     "RNNBase": "a base class",
     "RNNCellBase": "a base class",
     "SyncBatchNorm": "BatchNorm: under `jit`, the statistics of a sharded batch are global",
-    "UninitializedBuffer": "see the Lazy layers",
-    "UninitializedParameter": "see the Lazy layers",
+    "UninitializedBuffer": "a lazy layer has no arrays until an input has shown their sizes",
+    "UninitializedParameter": "a lazy layer has no arrays until an input has shown their sizes",
     "assert_int_or_pair": "private to torch",
     "boolean_dispatch": "private to torch",
-    "conv_tbc": "`conv1d`, with time as the last axis",
-    "embedding_renorm_": "in place; `Embedding(max_norm=...)` does it",
-    "grad": "a module of gradient formulas, which JAX does not need",
+    "clip_grad_norm": "deprecated in torch: `clip_grad_norm_`",
     "grouped_mm": "a product for CUDA; `jax.lax.ragged_dot`",
-    "handle_torch_function": "private to torch",
+    "conv_tbc": "`conv1d`, with time as the last axis",
     "has_torch_function": "private to torch",
     "has_torch_function_unary": "private to torch",
     "has_torch_function_variadic": "private to torch",
+    "invert_permutation": "`jnp.argsort`",
     "multi_head_attention_forward": "`MultiheadAttention` itself, or `scaled_dot_product_attention`",
     "native_channel_shuffle": "`channel_shuffle`",
     "scaled_grouped_mm": "a product of float8 for CUDA",
     "scaled_mm": "a product of float8 for CUDA; `jax.nn.scaled_matmul`",
-    "sigmoid_": "in place; arrays are immutable",
+    "skip_init": "`jax.eval_shape(make_model, key)`, a model without memory",
     "upsample": "deprecated in torch: `interpolate`",
     "upsample_bilinear": "deprecated in torch: `interpolate`",
     "upsample_nearest": "deprecated in torch: `interpolate`",
 }
 PATTERNS: dict[str, Callable[[str], bool]] = {
-    "a layer that finds its sizes at the first call would change its structure in compiled code": (
-        lambda name: name.startswith("Lazy")
+    "deprecated in torch: `parametrize.remove_parametrizations`": (
+        lambda name: name in ("remove_weight_norm", "remove_spectral_norm")
     ),
+    "deprecated in torch: the function of `nn.utils.parametrizations`": (
+        lambda name: name in ("weight_norm", "spectral_norm")
+    ),
+    "XLA chooses the layout": lambda name: name.endswith("_memory_format"),
     "in place; arrays are immutable": lambda name: name.endswith("_"),
     "`return_indices=True` of the function without the suffix": lambda name: name.endswith("_with_indices"),
 }
@@ -93,6 +93,11 @@ def initialisers() -> list[str]:
     return sorted(n for n in names if not hasattr(torch.nn.init, f"{n}_") and n != "skip_init")
 
 
+def utilities(module: Any) -> list[str]:
+    """Public functions and classes of torch.nn.utils or torch.nn.utils.rnn."""
+    return sorted(n for n in module.__all__ if callable(getattr(module, n)))
+
+
 def section(title: str, theirs: Iterable[str], ours: Any, has: Callable[[str], bool] | None = None) -> str:
     names = list(theirs)
     here = [name for name in names if (has(name) if has else hasattr(ours, name))]
@@ -115,6 +120,10 @@ def page() -> str:
         section("torch.nn", layers(), nn),
         section("torch.nn.functional", functions(), nn.functional),
         section("torch.nn.init", initialisers(), nn.init),
+        section("torch.nn.utils", utilities(torch.nn.utils), nn.utils),
+        section("torch.nn.utils.rnn", utilities(torch.nn.utils.rnn), nn.utils.rnn),
+        section("torch.nn.utils.parametrize", utilities(parametrize), nn.utils.parametrize),
+        section("torch.nn.utils.parametrizations", utilities(parametrizations), nn.utils.parametrizations),
     ]
     return "\n".join([head, *parts])
 

@@ -155,7 +155,7 @@ class Trainer:
             for x, y in zip(xs, ys, strict=True):
                 self.opt.step(partial(self.closure, x, y))
         else:
-            mt.scan(self.step, xs, ys)
+            mt.scan(self.step, jnp.asarray(xs), jnp.asarray(ys))
         weights = self.model.state_dict()
         if isinstance(self.opt, optim.ScheduleFreeAdamW):  # evaluate its average
             states = self.opt.state_dict()["state"]

@@ -2,85 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from types import FunctionType
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from .engine import disabled_jit
-from .engine.arguments import Arguments, Static, unfold, unwrap_output, wrap_output
+from .engine.arguments import Static, unfold, unwrap_output, wrap_output
 from .engine.compiled_function import Function
+from .engine.differentiated_arguments import Argnums, as_argnums
 from .engine.kept_with_owner import Functions
-from .engine.names.modules import stateful_objects
-from .engine.tracing import ChangedSettings, Purpose, Traced, free_zeros, paths_of, settle, touch_all, trace_once
-from .module import random
+from .engine.loss import differentiate, differentiate_by_arguments
+from .engine.tracing import Purpose, free_zeros
 from .module.module import Module
-from .runtime import interrupts
-from .runtime.numpy_memory import owned_data
+from .module.torch_habits import check_function
+from .runtime.bounded_cache import Kept
+from .runtime.tracebacks import trim
 from .state import access, dropped_copies
 from .state import frame as frames
 from .state.cell import Cell
 from .state.frame import is_eager
-from .state.gradient import added, gradient, starting_value
+from .state.gradient import added, gradient
 from .state.pytree import build
 from .state.undo import all_or_nothing
 from .state.walk import walk_of
 
-
-def check_loss(loss: Any, name: str) -> Any:
-    """Return the loss as a scalar array. Raises TypeError if it is not a scalar floating number."""
-    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
-        hint = (
-            " To return more than the loss, use has_aux=True and return (loss, aux)." if isinstance(loss, tuple) else ""
-        )
-        raise TypeError(f"{name} must return a scalar floating loss; it returned a {type(loss).__name__}.{hint}")
-    loss = jnp.asarray(loss)
-    if loss.shape != ():
-        raise TypeError(
-            f"{name} must return a scalar loss; it returned {loss.dtype}{list(loss.shape)}. Reduce it with `.mean()` or"
-            " `.sum()`."
-        )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must return a floating loss; it returned {loss.dtype}. Convert it with `.astype(float)`."
-        )
-    return loss
-
-
-def _value_and_grad(traced: Traced, values: list[Any], data: Any, train: list[int]) -> tuple[Any, list[Any]]:
-    """Return `(loss, aux, written), gradients` of a traced loss, with respect to the cells at the positions `train`."""
-
-    def loss_of(params: list[Any], run: Callable[..., Any]) -> Any:
-        inputs = list(values)
-        for i, param in zip(train, params, strict=True):
-            inputs[i] = param
-        (loss, aux), written = run(inputs, data)
-        return loss, (aux, written)
-
-    differentiated = jax.value_and_grad(loss_of, has_aux=True)
-    params = [values[i] for i in train]
-    found = None
-    with suppress(Exception), interrupts.unwrapped():
-        found = differentiated(params, traced.differentiably)
-    if found is None:  # the same without remembered derivatives: this way, JAX's error names the user's line
-        found = differentiated(params, traced)
-    (loss, (aux, written)), grads = found
-    return (loss, aux, written), grads
-
-
-def _no_parameter(name: str, lifted: list[Cell]) -> ValueError:
-    """The error for a loss function that uses no trainable parameter."""
-    frozen = sum(cell.kind == "parameter" and not cell.trainable for cell in lifted)
-    why = f" ({frozen} parameters are frozen)" if frozen else ""
-    return ValueError(
-        f"{name} uses no trainable parameter of any module{why}, so nothing could be trained. Pass the model as an"
-        " argument, or refer to it by a variable that the function can see. For frozen parameters call `unfreeze()`."
-    )
+P = ParamSpec("P")
+R = TypeVar("R")
+Aux = TypeVar("Aux")
 
 
 def loss_functions(has_aux: bool, accumulates: bool = True) -> Functions:
@@ -107,20 +56,50 @@ def _accumulating(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
 def _returning(fn: Any, name: str, has_aux: bool) -> Callable[..., Any]:
     """Return the function that `value_and_grad` compiles. It returns `loss, aux, gradients`, and whose gradients they are."""
 
-    def differentiate(*args: Any, **kwargs: Any) -> Any:
-        loss, aux, grads, _ = _differentiate(fn, name, args, kwargs, has_aux)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        loss, aux, grads, _ = differentiate(fn, name, args, kwargs, has_aux)
         places = tuple(grads) if disabled_jit.is_plain() else frames.places_of(grads)
         return loss, aux, list(grads.values()), Static(places)
 
-    differentiate.__wrapped__ = differentiate.stands_for = fn  # type: ignore[attr-defined]
-    return differentiate
+    call.__wrapped__ = call.stands_for = fn  # type: ignore[attr-defined]
+    return call
+
+
+def _returning_by_arguments(fn: Any, name: str, has_aux: bool, argnums: Argnums) -> Callable[..., Any]:
+    """Return the function that `value_and_grad` with `argnums` compiles. It returns `loss, aux, gradients`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return differentiate_by_arguments(fn, name, args, kwargs, has_aux, argnums)
+
+    call.__wrapped__ = call.stands_for = fn  # type: ignore[attr-defined]
+    return call
+
+
+def _by_arguments_of(fn: Any, has_aux: bool, argnums: Argnums) -> Function:
+    """Return the compiled form of a loss function for `value_and_grad` with `argnums`."""
+    kept: Kept = _by_arguments.get(fn)
+    known: Function | None = kept.get((has_aux, argnums))
+    if known is None:
+        wrap = partial(_returning_by_arguments, has_aux=has_aux, argnums=argnums)
+        known = Function(fn, Purpose(wrap_output, gradients=True), wrap=wrap, per_object=True)
+        kept.set((has_aux, argnums), known)
+    return known
 
 
 _backward = (loss_functions(False), loss_functions(True))
 _gradients = (loss_functions(False, accumulates=False), loss_functions(True, accumulates=False))
+_by_arguments = Functions(lambda _: Kept())  # of each loss function, by `has_aux` and `argnums`
 
 
-def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
+@overload
+def backward(
+    loss_fn: Callable[..., tuple[R, Aux]], *args: Any, has_aux: Literal[True], **kwargs: Any
+) -> tuple[R, Aux]: ...
+@overload
+def backward(loss_fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+def backward(  # type: ignore[misc]  # for type checkers, the second form has no `has_aux`
+    loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **kwargs: Any
+) -> Any:
     """Compute a loss and add its gradients to the modules' accumulated gradients, in one compiled program.
 
     Gradients are taken with respect to every trainable parameter of every module that `loss_fn` uses. A module may be an
@@ -148,16 +127,21 @@ def backward(loss_fn: Callable[..., Any], *args: Any, has_aux: bool = False, **k
         ValueError: if no trainable parameter is used.
 
     Example:
-        >>> import jax, minitorch_jax as mt
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
         >>> from minitorch_jax import nn
         >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
         >>> loss = mt.backward(lambda layer, x: (layer(x) ** 2).mean(), layer, jnp.ones((4, 2)))
         >>> loss.shape, [g.shape for g in layer.grads()]
         ((), [(1, 2), (1,)])
     """
-    if type(loss_fn) is not FunctionType:
-        loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
-    return accumulate(_backward[has_aux].get(loss_fn), loss_fn, args, kwargs, has_aux)
+    try:
+        if type(loss_fn) is not FunctionType:
+            check_function(loss_fn, "mt.backward")
+            loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
+        return accumulate(_backward[has_aux].get(loss_fn), loss_fn, args, kwargs, has_aux)
+    except Exception as error:
+        trim(error)
+        raise
 
 
 def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
@@ -173,7 +157,7 @@ def accumulate(function: Function, fn: Any, args: tuple[Any, ...], kwargs: dict[
 @all_or_nothing
 def _accumulate_here(fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
     """Do what `backward` does, within a trace."""
-    loss, aux, grads, objects = _differentiate(fn, name, args, kwargs, has_aux, accumulates=True)
+    loss, aux, grads, objects = differentiate(fn, name, args, kwargs, has_aux, accumulates=True)
     for param, new in grads.items():
         if param.grad is not None:
             param.grad.reached = True
@@ -181,70 +165,39 @@ def _accumulate_here(fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str
     return (loss, aux) if has_aux else loss
 
 
-def _checking(name: str, has_aux: bool) -> Callable[[Any, list[Any]], Any]:
-    """Return a function that checks the result of a loss function and splits it into loss and aux."""
-
-    def check(out: Any, objects: list[Any]) -> Any:
-        if not has_aux:
-            return check_loss(out, name), None
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"with has_aux=True, {name} must return (loss, aux); it returned a {type(out).__name__}")
-        return check_loss(out[0], name), wrap_output(out[1], objects)
-
-    return check
-
-
-@all_or_nothing
-def _differentiate(
-    fn: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool, accumulates: bool = False
-) -> tuple[Any, Any, dict[Cell, Any], list[Any]]:
-    """Return loss, aux, gradients by parameter, and the objects, within a trace. State that the loss changes is written."""
-    call = Arguments(fn, args, kwargs)
-    call.objects += [*stateful_objects(fn).objects, random.current()]
-    purpose = Purpose(_checking(name, has_aux))
-    if disabled_jit.is_plain():
-        loss, aux, grads, changes = disabled_jit.value_and_grad(call, purpose)
-        settings: ChangedSettings = ()
-    else:
-        traced, lifted = trace_once(call, purpose)
-        train = [i for i in traced.used if lifted[i].trainable]
-        if not train:
-            raise _no_parameter(name, lifted)
-        values = list(map(starting_value, lifted))
-        (loss, aux, written), found = _value_and_grad(traced, values, owned_data(call.data), train)
-        grads = {lifted[i]: grad for i, grad in zip(train, found, strict=True)}
-        changes = {lifted[i]: value for i, value in zip(traced.written, written, strict=True)}
-        settings = traced.settings
-    touch_all(call.objects)
-    paths = paths_of(call.objects)
-    if not grads:
-        raise _no_parameter(name, list(paths))
-    for cell in grads if accumulates else ():
-        access.check_writable(cell.grad, f"the gradient of {paths[cell]}", call.objects[0])
-    for cell, value in changes.items():
-        access.write(cell, value, paths[cell], call.objects[0])
-    settle(settings, call.objects)
-    return loss, unwrap_output(aux, call.objects), grads, call.objects
-
-
-def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+@overload
+def value_and_grad(
+    fn: Callable[P, tuple[R, Aux]], argnums: int | Sequence[int] | None = None, *, has_aux: Literal[True]
+) -> Callable[P, tuple[tuple[R, Aux], Any]]: ...
+@overload
+def value_and_grad(
+    fn: Callable[P, R], argnums: int | Sequence[int] | None = None, *, has_aux: Literal[False] = False
+) -> Callable[P, tuple[R, Any]]: ...
+def value_and_grad(
+    fn: Callable[..., Any], argnums: int | Sequence[int] | None = None, *, has_aux: bool = False
+) -> Callable[..., Any]:
     """Return a function that returns a loss and its gradients, and does not change the modules' accumulated gradients.
 
     Args:
         fn: as `loss_fn` of `backward`.
+        argnums: the positions of arguments, counted from 0: the gradients are those by these arguments, instead of those by
+            the modules' parameters. Such an argument is a floating array or a pytree of them, as for `jax.grad`. State that
+            the call changes, such as BatchNorm's statistics, is written back as in `backward`. Parameters, frozen or
+            trainable, are constants then.
         has_aux: True if `fn` returns `(loss, aux)`.
 
     Returns:
         A function of `fn`'s arguments that returns `(loss, grads)`, or `((loss, aux), grads)`. `grads` is a Module of the
         same structure as the module that `fn` uses, for `jax.tree.map` and `accumulate`. If `fn` uses several modules, it is
         a tuple of Modules, those of arguments first. In place of frozen parameters and buffers it has zeros, which take no
-        memory.
+        memory. With `argnums`, `grads` has the structure of the argument; for a sequence, it is a tuple of such.
 
     Raises:
-        TypeError, ValueError: as `backward`, when called.
+        TypeError, ValueError: as `backward`, when called; also for an argument in `argnums` that was not passed, is a
+            module, or holds anything but floating arrays.
 
     Example:
-        >>> import jax, minitorch_jax as mt
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
         >>> from minitorch_jax import nn
         >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
         >>> loss, grads = mt.value_and_grad(lambda layer, x: layer(x).sum())(layer, jnp.ones((4, 2)))
@@ -252,43 +205,102 @@ def value_and_grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable
         Array([4.], dtype=float32)
     """
 
+    check_function(fn, "mt.value_and_grad")
+    return _value_and_grad_of(fn, as_argnums(argnums, "mt.value_and_grad"), has_aux)
+
+
+def _value_and_grad_of(fn: Callable[..., Any], argnums: Argnums | None, has_aux: bool) -> Callable[..., Any]:
+    """Return what `value_and_grad` returns, for checked arguments."""
+
     @wraps(fn if hasattr(fn, "__name__") else type(fn).__call__)
     def loss_and_grads(*args: Any, **kwargs: Any) -> Any:
-        inner, args, kwargs = unfold(fn, args, kwargs)
-        function = _gradients[has_aux].get(inner)
-        if is_eager():
-            (out,), binding = function.run(inner, args, kwargs)
-            objects = function.objects_of(inner, args, kwargs)
-            if binding is None:
-                loss, aux, found, places = out
-                owners = places.value
+        try:
+            inner, all_args, kwargs = unfold(fn, args, kwargs)
+            if argnums is None:
+                loss, aux, grads = _by_parameters(inner, all_args, kwargs, has_aux)
             else:
-                loss, aux, found, places = unwrap_output(out, objects)
-                owners = [binding.cells[i] for i in places]
-            grads = dict(zip(owners, found, strict=True))
-        else:
-            loss, aux, grads, objects = _differentiate(inner, function.name, args, kwargs, has_aux)
-        gradients = _as_modules(objects, grads)
-        return ((loss, aux), gradients) if has_aux else (loss, gradients)
+                name = getattr(fn, "__name__", type(fn).__name__)
+                of_call = argnums.within(name, len(args), len(all_args) - len(args))
+                loss, aux, grads = _by_arguments_here(inner, all_args, kwargs, has_aux, of_call)
+        except Exception as error:
+            trim(error)
+            raise
+        return ((loss, aux), grads) if has_aux else (loss, grads)
 
     return loss_and_grads
 
 
-def grad(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+def _by_parameters(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> tuple[Any, Any, Any]:
+    """Return loss, aux, and the gradients by parameters as Modules."""
+    function = _gradients[has_aux].get(fn)
+    if not is_eager():
+        loss, aux, grads, objects = differentiate(fn, function.name, args, kwargs, has_aux)
+        return loss, aux, _as_modules(objects, grads)
+    (out,), binding = function.run(fn, args, kwargs)
+    objects = function.objects_of(fn, args, kwargs)
+    if binding is None:
+        loss, aux, found, places = out
+        owners = places.value
+    else:
+        loss, aux, found, places = unwrap_output(out, objects)
+        owners = [binding.cells[i] for i in places]
+    return loss, aux, _as_modules(objects, dict(zip(owners, found, strict=True)))
+
+
+def _by_arguments_here(
+    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool, argnums: Argnums
+) -> tuple[Any, Any, Any]:
+    """Return loss, aux, and the gradients by arguments."""
+    function = _by_arguments_of(fn, has_aux, argnums)
+    if not is_eager():
+        return differentiate_by_arguments(fn, function.name, args, kwargs, has_aux, argnums)
+    (out,), binding = function.run(fn, args, kwargs)
+    if binding is not None and binding.program.wraps:
+        out = unwrap_output(out, function.objects_of(fn, args, kwargs))
+    result: tuple[Any, Any, Any] = out
+    return result
+
+
+@overload
+def grad(
+    fn: Callable[P, tuple[Any, Aux]], argnums: int | Sequence[int] | None = None, *, has_aux: Literal[True]
+) -> Callable[P, tuple[Any, Aux]]: ...
+@overload
+def grad(
+    fn: Callable[P, Any], argnums: int | Sequence[int] | None = None, *, has_aux: Literal[False] = False
+) -> Callable[P, Any]: ...
+def grad(
+    fn: Callable[..., Any], argnums: int | Sequence[int] | None = None, *, has_aux: bool = False
+) -> Callable[..., Any]:
     """Return a function that returns the gradients of a loss, or `(grads, aux)` with `has_aux`. See `value_and_grad`.
 
     Example:
-        >>> import jax, minitorch_jax as mt
+        >>> import jax, jax.numpy as jnp, minitorch_jax as mt
         >>> from minitorch_jax import nn
         >>> layer = nn.Linear(2, 1, key=jax.random.key(0))
         >>> mt.grad(lambda layer, x: layer(x).sum())(layer, jnp.ones((4, 2))).weight
         Array([[4., 4.]], dtype=float32)
+
+        The gradient penalty of a critic, by its input, while its BatchNorm trains:
+
+        >>> critic = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        >>> def penalty(x):
+        ...     slope = mt.grad(lambda x: critic(x).sum(), argnums=0)(x)
+        ...     return ((jnp.linalg.norm(slope, axis=1) - 1) ** 2).mean()
+        >>> loss = mt.backward(penalty, jnp.arange(8.0).reshape(4, 2))
+        >>> loss.shape, int(critic[1].num_batches_tracked)
+        ((), 1)
     """
-    both = value_and_grad(fn, has_aux=has_aux)
+    check_function(fn, "mt.grad")
+    both = _value_and_grad_of(fn, as_argnums(argnums, "mt.grad"), has_aux)
 
     @wraps(both)
     def gradients(*args: Any, **kwargs: Any) -> Any:
-        value, grads = both(*args, **kwargs)
+        try:
+            value, grads = both(*args, **kwargs)
+        except Exception as error:
+            trim(error)
+            raise
         return (grads, value[1]) if has_aux else grads
 
     return gradients

@@ -8,12 +8,15 @@ from typing import Any
 import jax
 
 from .runtime import interrupts
+from .runtime.copies import everywhere
 from .runtime.jax_private import at_top_level
+from .runtime.tracebacks import warn
 from .state import access
 from .state.cell import Cell
 from .state.errors import TraceError
 from .state.gradient import CONSUMED
 from .state.packed import _pack_together, release
+from .state.static_values import module_of
 from .state.walk import walk_of
 
 
@@ -26,8 +29,9 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
     and an eager loop over many small ones takes about half the time. The price is compile time: every program that uses a
     packed array cuts it out of the flat array with a kernel of its own (docs/performance.md).
 
-    Only trainable parameters on one device are packed. A parameter that is frozen, sharded, moved or converted later leaves
-    its pack. Pack modules that different optimizers train in separate calls.
+    Only trainable parameters are packed that are on one device, or whole on each device of a mesh; a warning says if there
+    are others only. A parameter that is frozen, divided, moved or converted later leaves its pack. Pack modules that
+    different optimizers train in separate calls.
 
     Args:
         *modules: Modules. Those that are packed already are packed again, together with the others.
@@ -54,12 +58,21 @@ def pack(*modules: Any, max_size: int = 1024) -> None:
         for cell in params:
             release(cell)
         groups: dict[Any, list[Cell]] = {}
+        divided: list[Cell] = []
         for cell in params:
             value = cell.value
-            single = isinstance(value, jax.Array) and isinstance(value.sharding, jax.sharding.SingleDeviceSharding)
-            if cell.trainable and single and 0 < value.size <= max_size:
+            if cell.trainable and isinstance(value, jax.Array) and 0 < value.size <= max_size:
+                if not value.is_fully_replicated:
+                    divided.append(cell)
+                    continue
                 consumed = cell.grad.value is CONSUMED
-                groups.setdefault((value.dtype, value.sharding, value.committed, consumed), []).append(cell)
+                where = everywhere(value.sharding)
+                groups.setdefault((value.dtype, where, value.committed, consumed), []).append(cell)
+        if divided and not groups:
+            warn(
+                f"mt.pack packs nothing here: all {len(divided)} small parameters are divided over devices, as"
+                f" {divided[0].value.sharding}, and a packed array cannot be. Leave small parameters whole on each device",
+            )
         for members in groups.values():
             if len(members) > 1:
                 _pack_together(members)
@@ -77,6 +90,7 @@ def _parameters(name: str, modules: Sequence[Any]) -> list[Cell]:
     """Return the cells of the modules' parameters, each once."""
     if not modules:
         raise ValueError(f"mt.{name} takes one or more modules; it was given none")
+    modules = list(map(module_of, modules))
     for module in modules:
         if isinstance(module, type) or not hasattr(module, "_cells"):
             raise TypeError(f"mt.{name} takes Modules, not {type(module).__name__}: `mt.{name}(model)`")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, TypeVarTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,33 @@ import numpy as np
 from .engine import disabled_jit
 from .engine.arguments import Arguments, unwrap_output, wrap_output
 from .engine.compiled_function import Function
+from .engine.compiler_options import CompilerOptions, Options, as_options, refuse_inside
 from .engine.kept_with_owner import Functions
 from .engine.names import modules as named_modules
 from .engine.tracing import Purpose, Traced, paths_of, touch_all, trace_with_all
 from .module import random
+from .module.torch_habits import check_function
 from .runtime.bounded_cache import Kept
 from .runtime.numpy_memory import owned_data
+from .runtime.tracebacks import trim
 from .state import access
 from .state.frame import is_eager
 from .state.gradient import CONSUMED, gradient, starting_value
 from .state.static_values import holds_state
 from .state.undo import all_or_nothing
 
+R = TypeVar("R")
+Slices = TypeVarTuple("Slices")
+
 
 def scan(
-    fn: Callable[..., Any], *stacked: Any, length: int | None = None, unroll: int = 1, keep_grads: bool = False
-) -> Any:
+    fn: Callable[[*Slices], R],
+    *stacked: *Slices,
+    length: int | None = None,
+    unroll: int = 1,
+    keep_grads: bool = False,
+    compiler_options: CompilerOptions | None = None,
+) -> R:
     """Run `fn` over the leading axis of its arguments in one XLA program (`jax.lax.scan`), and return the stacked results.
 
     `fn` is ordinary eager code, as for `mt.jit`. Its changes of modules, optimizers and random streams are passed on from
@@ -40,12 +51,13 @@ def scan(
         length: the number of steps, needed if there are no arrays.
         unroll: how many steps XLA unrolls into one iteration of the loop.
         keep_grads: as in `mt.jit`.
+        compiler_options: as in `mt.jit`.
 
     Returns:
         The results of `fn`: each array has a new leading axis of size `length`.
 
     Raises:
-        ValueError: if the leading axes differ in length, or if there are no arrays and no `length`.
+        ValueError: if the leading axes differ in length, or if there are no arrays and no `length`; if XLA refuses an option.
         TraceError: as `mt.jit`.
 
     Example:
@@ -61,14 +73,26 @@ def scan(
         >>> mt.scan(train_step, jnp.ones((5, 4, 2))).shape
         (5,)
     """
-    if not callable(fn):
-        raise TypeError(f"mt.scan takes a function, not {fn!r}")
-    if not is_eager():
-        return _scan(fn, stacked, length, unroll, keep_grads)
+    try:
+        check_function(fn, "mt.scan")
+        options = as_options(compiler_options, "mt.scan")
+        if not is_eager():
+            refuse_inside(options, "mt.scan")
+            return _scan(fn, stacked, length, unroll, keep_grads)
+        return _scan_eagerly(fn, stacked, length, unroll, keep_grads, options)
+    except Exception as error:
+        trim(error)
+        raise
+
+
+def _scan_eagerly(
+    fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, keep_grads: bool, options: Options
+) -> Any:
+    """Do what `scan` does, in eager code."""
     empty = any([np.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(stacked)])  # no steps need another program
-    key = length, unroll, keep_grads, empty
+    key = length, unroll, keep_grads, empty, options
     scans: Kept = _scans.get(fn)
-    function: Function = scans.get(key) or scans.set(key, _make_scan(keep_grads, fn))
+    function: Function = scans.get(key) or scans.set(key, _make_scan(keep_grads, options, fn))
 
     def target(*stacked: Any) -> Any:
         return _scan(fn, stacked, length, unroll, keep_grads)
@@ -85,8 +109,8 @@ def scan(
 _scans = Functions(lambda _: Kept())  # for each function, its compiled scans by length and options
 
 
-def _make_scan(keep_grads: bool, fn: Any) -> Function:
-    purpose = Purpose(wrap_output, gradients=True, keep_grads=keep_grads, statics=False)
+def _make_scan(keep_grads: bool, options: Options, fn: Any) -> Function:
+    purpose = Purpose(wrap_output, gradients=True, keep_grads=keep_grads, statics=False, options=options)
     function = Function(fn, purpose)
     function.name = function.compilations.name = f"scan of {function.name}"
     return function
@@ -97,13 +121,18 @@ def _scan(fn: Any, stacked: tuple[Any, ...], length: int | None, unroll: int, ke
     """Do what `scan` does, within a trace."""
     call = Arguments(fn, stacked, {})
     arrays = [jnp.asarray(array) for array in owned_data(call.data)]
+    for data in filter(_is_iterated, stacked):
+        raise TypeError(
+            f"mt.scan takes arrays and runs over their leading axis; it was given a {type(data).__name__}. Stack what it"
+            " gives: `jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)`"
+        )
     length = _length(arrays, length)
     if disabled_jit.is_plain():
         if length:
             return disabled_jit.loop(fn, call, arrays, length)
         with jax.disable_jit(False):  # without a step, only a trace shows what a step would return
             return _scan(fn, stacked, length, unroll, keep_grads)
-    call.objects += named_modules.stateful_objects(fn).objects
+    named_modules.add_found(named_modules.stateful_objects(fn), call.objects)
     call.objects.append(random.current())
     slices = [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in arrays]
     purpose = Purpose(_stackable, gradients=True, keep_grads=keep_grads, statics=False)
@@ -176,6 +205,13 @@ def _begun_inside(traced: Traced, values: list[Any]) -> dict[int, Any]:
     """Return the shapes of gradients that start as None and end as arrays. A loop carries one shape, so they need arrays."""
     ends = zip(traced.written, traced.shapes[1], strict=True)
     return {i: end for i, end in ends if end is not None and values[i] is None and i in traced.observed}
+
+
+def _is_iterated(data: Any) -> bool:
+    """True for a loader of data, whose arrays only a loop would find. JAX itself refuses generators."""
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes) or hasattr(data, "shape"):
+        return False
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(data))
 
 
 def _length(arrays: list[Any], length: int | None) -> int:

@@ -1,20 +1,30 @@
-"""A table of a model: its modules, the shapes of their inputs and outputs, their parameters and bytes."""
+"""A table of a model: its modules, the shapes of their inputs and outputs, their parameters, bytes and FLOPs."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from .engine.arguments import Arguments, abstract_data
+from .engine.first_sizes import find_sizes
+from .module import kept_values
+from .module.hooks import hooks_of
 from .module.module import Module
 from .module.parameter import declared
 from .module.random import rng
+from .module.sizes import Search
 from .module.tree import own_cells
-from .state.static_values import describe
+from .runtime.tables import as_html, as_text, in_bytes, scaled
+from .runtime.tracebacks import trimmed
+from .state.cell import bound_to
+from .state.frame import is_eager
+from .state.static_values import describe, module_of
+from .state.uninitialized import is_unsized
 
 
 class Row(NamedTuple):
@@ -29,6 +39,11 @@ class Row(NamedTuple):
         int  # its own, without those of its submodules; a tied parameter counts in the first row that has it
     )
     num_bytes: int  # of its own parameters and buffers
+    flops: int | None = None  # of all its calls: of the model, and of each module without submodules
+    shardings: tuple[
+        str, ...
+    ] = ()  # of its arrays, as "weight P('model', None)"; empty if nothing in the model is sharded
+    bytes_per_device: int = 0  # of these; 0 if nothing in the model is sharded
 
     def texts(self) -> tuple[str, ...]:
         """Return the cells of the printed row."""
@@ -40,11 +55,15 @@ class Row(NamedTuple):
             ", ".join(self.inputs),
             ", ".join(self.outputs) + times,
             f"{self.num_parameters:,}" if self.num_parameters else "",
-            _bytes(self.num_bytes) if self.num_bytes else "",
+            in_bytes(self.num_bytes) if self.num_bytes else "",
+            scaled(self.flops) if self.flops else "",
+            in_bytes(self.bytes_per_device) if self.bytes_per_device else "",
+            ", ".join(self.shardings),
         )
 
 
-_HEADINGS = ("module", "type", "input", "output", "parameters", "bytes")
+_HEADINGS = ("module", "type", "input", "output", "parameters", "bytes", "FLOPs", "per device", "sharding")
+_NUMBERS = range(4, 8)  # the columns of numbers
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,40 +74,35 @@ class Summary:
     num_parameters: int
     num_trainable: int
     num_bytes: int  # of all parameters and buffers
+    flops: int | None = None  # of one call of the model; None without inputs
+    bytes_per_device: int = 0  # of all parameters and buffers; 0 if nothing is sharded
 
     def _totals(self) -> str:
+        flops = "" if self.flops is None else f", {scaled(self.flops)} FLOPs"
         frozen = self.num_parameters - self.num_trainable
         note = f" ({frozen:,} frozen)" if frozen else ""
-        return f"{self.num_parameters:,} parameters{note}, {_bytes(self.num_bytes)} with buffers"
+        each = f", {in_bytes(self.bytes_per_device)} of them on each device" if self.bytes_per_device else ""
+        return f"{self.num_parameters:,} parameters{note}, {in_bytes(self.num_bytes)} with buffers{each}{flops}"
 
     def __repr__(self) -> str:
-        lines = [_HEADINGS, *(row.texts() for row in self.rows)]
-        shown = [i for i in range(len(_HEADINGS)) if any(line[i] for line in lines[1:])]
-        widths = {i: max(len(line[i]) for line in lines) for i in shown}
-
-        def text(line: tuple[str, ...]) -> str:
-            return "  ".join(line[i].rjust(widths[i]) if i >= 4 else line[i].ljust(widths[i]) for i in shown).rstrip()
-
-        rule = "─" * (sum(widths.values()) + 2 * (len(shown) - 1))
-        return "\n".join([text(lines[0]), rule, *map(text, lines[1:]), rule, self._totals()])
+        return as_text(_HEADINGS, [row.texts() for row in self.rows], _NUMBERS, self._totals())
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for a notebook."""
-
-        def cells(tag: str, line: tuple[str, ...]) -> str:
-            first, *rest = (html.escape(text).replace("  ", "&emsp;") for text in line)
-            aligned = [
-                f'<{tag} style="text-align: {"right" if i >= 3 else "left"}">{t}</{tag}>' for i, t in enumerate(rest)
-            ]
-            return f'<tr><{tag} style="text-align: left">{first}</{tag}>{"".join(aligned)}</tr>'
-
-        body = "".join(cells("td", row.texts()) for row in self.rows)
-        head, caption = cells("th", _HEADINGS), html.escape(self._totals())
-        return f"<table><caption>{caption}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
+        count = 9 if self.bytes_per_device else 7
+        lines = [row.texts()[:count] for row in self.rows]
+        return as_html(_HEADINGS[:count], lines, _NUMBERS, self._totals())
 
 
+@trimmed
 def summary(model: Module, *inputs: Any, **kwargs: Any) -> Summary:
-    """Return a table of `model`: paths, classes, shapes of inputs and outputs, parameter counts, bytes. Nothing is computed.
+    """Return a table of `model`: paths, classes, shapes of inputs and outputs, parameter counts, bytes, FLOPs.
+
+    Nothing is computed. (Lazy layers get their sizes from these inputs, and with them their parameters.) The FLOPs are XLA's
+    count for the operations of `forward`, before it fuses them: for one call of the model, and for all calls of each module
+    without submodules.
+
+    If an array is sharded over several devices, the table also shows the sharding of each array and the bytes on each device.
 
     Args:
         model: a Module. It is traced in its present mode, training or evaluation.
@@ -108,52 +122,113 @@ def summary(model: Module, *inputs: Any, **kwargs: Any) -> Summary:
         >>> from minitorch_jax import nn
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> summary(net, jax.ShapeDtypeStruct((8, 3), jnp.float32))
-        module   type        input          output         parameters  bytes
-        ────────────────────────────────────────────────────────────────────
-        (model)  Sequential  float32[8, 3]  float32[8, 2]
-          0      Linear      float32[8, 3]  float32[8, 4]          16   64 B
-          1      ReLU        float32[8, 4]  float32[8, 4]
-          2      Linear      float32[8, 4]  float32[8, 2]          10   40 B
-        ────────────────────────────────────────────────────────────────────
-        26 parameters, 104 B with buffers
+        module   type        input          output         parameters  bytes  FLOPs
+        ───────────────────────────────────────────────────────────────────────────
+        (model)  Sequential  float32[8, 3]  float32[8, 2]                       400
+          0      Linear      float32[8, 3]  float32[8, 4]          16   64 B    224
+          1      ReLU        float32[8, 4]  float32[8, 4]                        32
+          2      Linear      float32[8, 4]  float32[8, 2]          10   40 B    144
+        ───────────────────────────────────────────────────────────────────────────
+        26 parameters, 104 B with buffers, 400 FLOPs
     """
+    model = module_of(model)
     if not isinstance(model, Module):
         raise TypeError(f"summary() takes a Module; got a {type(model).__name__}")
+    if (inputs or kwargs) and is_eager():
+        with _sized(model, inputs, kwargs):
+            return _summary(model, inputs, kwargs)
+    return _summary(model, inputs, kwargs)
+
+
+@contextmanager
+def _sized(model: Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """A block in which the lazy layers that a call reaches have their sizes. If it raises, they are lazy again."""
+    if not any(map(is_unsized, model.modules())):
+        yield
+        return
+    treedef: Any
+    leaves, treedef = jax.tree.flatten((inputs, kwargs))
+    arrays = [i for i, leaf in enumerate(leaves) if _is_shaped(leaf)]
+
+    def run(model: Module, values: list[Any]) -> None:
+        args, named = treedef.unflatten(_filled(leaves, arrays, values))
+        with rng(0):
+            model(*args, **named)
+
+    with Search() as search:
+        find_sizes(Arguments(run, (model, *abstract_data([[leaves[i] for i in arrays]])), {}), search)
+    with search.made():
+        yield
+
+
+def _summary(model: Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Summary:
     calls = _calls(model, inputs, kwargs) if inputs or kwargs else {}
+    known: dict[Any, int | None] = {}
     seen: set[Any] = set()
     rows = []
+    sharded = any(_is_sharded(cell) for *_, cell in model._entries())
     for path, module in model.named_modules():
-        own = [cell for _, cell in own_cells(module) if cell not in seen]
+        named = {name: cell for name, cell in own_cells(module) if cell not in seen}
+        own = list(dict.fromkeys(named.values()))
         seen.update(own)
-        first = calls.get(path, [((), ())])[0]
+        of_calls = calls.get(path, [])
+        shapes = of_calls[0][:2] if of_calls else ((), ())
         count = sum(_size(cell) for cell in own if cell.kind == "parameter")
         num_bytes = sum(_size(cell) * declared(cell).dtype.itemsize for cell in own)
-        rows.append(Row(path, type(module).__name__, *first, len(calls.get(path, ())), count, num_bytes))
+        flops = None
+        if not path or not any(module.children()):
+            flops = _all_flops(module, [given for *_, given in of_calls], known)
+        row = Row(path, type(module).__name__, *shapes, len(of_calls), count, num_bytes, flops)
+        if sharded:
+            shown = tuple([f"{name} {_spec(cell)}" for name, cell in named.items()])
+            row = row._replace(shardings=shown, bytes_per_device=sum(map(_local_bytes, own)))
+        rows.append(row)
     return Summary(
         tuple(rows),
         model.num_parameters(),
         model.num_parameters(trainable_only=True),
         sum(row.num_bytes for row in rows),
+        rows[0].flops,
+        sum(row.bytes_per_device for row in rows),
     )
+
+
+def _is_sharded(cell: Any) -> bool:
+    sharding = bound_to(cell.value)
+    return sharding is not None and len(sharding.device_set) > 1
+
+
+def _spec(cell: Any) -> str:
+    """Return the sharding of an array as "P('model', None)"."""
+    sharding = bound_to(cell.value)
+    if sharding is None:
+        return "on no device"
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return type(sharding).__name__
+    return f"P({', '.join(map(repr, sharding.spec))})"
+
+
+def _local_bytes(cell: Any) -> int:
+    """Return how many bytes of an array lie on each of its devices."""
+    like, sharding = declared(cell), bound_to(cell.value)
+    shape = like.shape if sharding is None else sharding.shard_shape(like.shape)
+    return int(np.prod(shape)) * like.dtype.itemsize
 
 
 def _calls(
     model: Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]:
-    """Return the shapes of inputs and outputs of each call of each module, by path."""
+) -> dict[str, list[tuple[tuple[str, ...], tuple[str, ...], Any]]]:
+    """Return the shapes of inputs and outputs of each call of each module, and its abstract arguments, by path."""
     calls: dict[str, list[Any]] = {}
     treedef: Any
     leaves, treedef = jax.tree.flatten((inputs, kwargs))
     arrays = [i for i, leaf in enumerate(leaves) if _is_shaped(leaf)]
 
     def run(copied: Module, values: list[Any]) -> Module:
-        given = list(leaves)
-        for i, value in zip(arrays, values, strict=True):
-            given[i] = value
-        args, named = treedef.unflatten(given)
+        args, named = treedef.unflatten(_filled(leaves, arrays, values))
         watched = list(copied.named_modules())
         for path, module in watched:
-            vars(module)["forward"] = _recording(calls.setdefault(path, []), path, module)
+            vars(module)["forward"] = _recording(calls.setdefault(path, []), module)
         try:
             with rng(0):
                 copied(*args, **named)
@@ -162,25 +237,20 @@ def _calls(
                 vars(module).pop("forward", None)
         return copied  # a changed copy that is not returned would cause a warning
 
-    jax.eval_shape(run, model, [leaves[i] for i in arrays])
+    with kept_values.refused():
+        jax.eval_shape(run, model, [leaves[i] for i in arrays])
     return {path: found for path, found in calls.items() if found}
 
 
-def _recording(found: list[Any], path: str, module: Module) -> Callable[..., Any]:
+def _recording(found: list[Any], module: Module) -> Callable[..., Any]:
     """Return the module's `forward`, wrapped so that each call adds its shapes to `found`."""
     forward = module.forward
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         place = len(found)
         found.append(None)
-        try:
-            out = forward(*args, **kwargs)
-        except Exception as error:
-            if not getattr(error, "__notes__", None):
-                shapes = ", ".join(_shapes((args, kwargs)))
-                error.add_note(f"in {path or 'the model'}, a {type(module).__name__}, given {shapes}")
-            raise
-        found[place] = _shapes((args, kwargs)), _shapes(out)
+        out = forward(*args, **kwargs)
+        found[place] = _shapes((args, kwargs)), _shapes(out), jax.tree.map(_abstract, (args, kwargs))
         return out
 
     return recorded
@@ -190,15 +260,51 @@ def _shapes(tree: Any) -> tuple[str, ...]:
     return tuple([describe(leaf) for leaf in jax.tree.leaves(tree) if _is_shaped(leaf)])
 
 
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if _is_shaped(leaf) else leaf
+
+
+def _all_flops(module: Module, calls: list[Any], known: dict[Any, int | None]) -> int | None:
+    """Return the FLOPs of a module's calls, or None if XLA does not know. `known` holds those of modules of the same repr."""
+    counts = []
+    for args, kwargs in calls:
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        key = repr(module), module.training, hooks_of(module), treedef, tuple(map(repr, leaves))
+        if key not in known:
+            known[key] = _flops(module, leaves, treedef)
+        counts.append(known[key])
+    found = [count for count in counts if count is not None]
+    return sum(found) if counts and len(found) == len(counts) else None
+
+
+def _filled(leaves: list[Any], places: list[int], values: list[Any]) -> list[Any]:
+    """Return the leaves of a call's arguments with these values in these places."""
+    given = list(leaves)
+    for i, value in zip(places, values, strict=True):
+        given[i] = value
+    return given
+
+
+def _flops(module: Module, leaves: list[Any], treedef: Any) -> int | None:
+    """Return the FLOPs of one call: XLA's analysis of the lowered program, which is not compiled."""
+    places = [i for i, leaf in enumerate(leaves) if _is_shaped(leaf)]
+
+    def run(copied: Module, values: list[Any]) -> Any:
+        args, kwargs = treedef.unflatten(_filled(leaves, places, values))
+        with rng(0):
+            if any(hook.is_pre for hook in hooks_of(copied)):  # these are the arguments that it has made
+                return copied.forward(*args, **kwargs), copied
+            return copied(*args, **kwargs), copied
+
+    program = jax.jit(run).lower(jax.tree.map(_abstract, module), [leaves[i] for i in places])
+    costs = program.cost_analysis()
+    count = costs.get("flops", 0) if isinstance(costs, dict) else None
+    return None if count is None or count < 0 else int(count)
+
+
 def _is_shaped(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _size(cell: Any) -> int:
     return int(np.prod(declared(cell).shape))
-
-
-def _bytes(count: int) -> str:
-    """Return 12345 as "12.35 kB"."""
-    power = min((len(str(count)) - 1) // 3, 4)
-    return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 import sys
+import time
+import zlib
 from importlib.metadata import version
 
 # Nearly all the time of the tests goes into compiling small programs, so XLA leaves out what takes it long, as in JAX's
@@ -31,10 +33,15 @@ if (
 
 QUICKLY_COMPILED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 PROGRAMS = compiled_programs.Programs()
+STARTED = time.monotonic()
+LONG = ("test_mesh", "test_processes", "test_ports", "test_random", "test_pack", "test_optimizer")  # files
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
+if "host_platform_device_count" not in os.environ.get(
+    "XLA_FLAGS", ""
+):  # which the option would overrule without a word
+    jax.config.update("jax_num_cpu_devices", 2)  # a second device to move things to
 
 
 collect_ignore_glob = [] if oracle_plugin.HAS_TORCH else [f"{name}*.py" for name in oracle_plugin.OF_TORCH]
@@ -42,6 +49,8 @@ collect_ignore_glob = [] if oracle_plugin.HAS_TORCH else [f"{name}*.py" for name
 
 def pytest_addoption(parser):
     parser.addoption("--record-torch", action="store_true", help="write what torch gives to `tests/torch_record/`")
+    parser.addoption("--minutes", type=float, help="skip the tests that would begin after so many minutes")
+    parser.addoption("--rotate", type=int, default=0, help="begin with another file")
     parser.addoption("--compilation-cache", metavar="DIR", help="keep compiled programs in a folder, for later runs")
 
 
@@ -61,10 +70,31 @@ def pytest_collection():
         gc.enable()
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(config, items):
+    if shift := config.getoption("--rotate"):
+        paths = list(dict.fromkeys(item.path for item in items))
+        place = {path: (i - shift) % len(paths) for i, path in enumerate(paths)}
+        items.sort(key=lambda item: place[item.path])
+    else:  # what runs longest begins first, so that one worker does not end long after the others
+        items.sort(key=lambda item: item.path.stem not in LONG)
+    begun = set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        is_first = test not in begun
+        begun.add(test)
+        mark = item.get_closest_marker("one_in")
+        if mark and not is_first and zlib.crc32(item.nodeid.encode()) % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
     for item in items if QUICKLY_COMPILED else ():
         if item.get_closest_marker("rounding"):
             item.add_marker(pytest.mark.skip(reason="needs JAX_DISABLE_MOST_OPTIMIZATIONS=0"))
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip("no time is left for it (--minutes)")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +121,7 @@ def few_programs():
 def own_programs(monkeypatch):
     """A test counts what it compiles itself: local functions of the same code, made by tests before it, share programs."""
     autograd, scan, jit = (sys.modules[f"minitorch_jax.{name}"] for name in ("autograd", "scan", "jit"))
-    for functions in (*autograd._backward, *autograd._gradients, scan._scans):
+    for functions in (*autograd._backward, *autograd._gradients, autograd._by_arguments, scan._scans):
         monkeypatch.setattr(functions, "_by_code", Kept())
     monkeypatch.setattr(jit, "_functions", Functions(jit._functions._make))  # those of a test's module, too
 

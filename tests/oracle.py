@@ -56,7 +56,7 @@ def describe(value: Any, depth: int = 0) -> tuple[Any, Any]:
         return array, array.copy()
     if isinstance(value, real_torch().Size):
         value = tuple(value)
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) and type(value).__name__ != "PackedSequence":
         both = [describe(item, depth + 1) for item in value]
         kind = tuple if isinstance(value, tuple) else list
         return kind(a for a, _ in both), kind(b for _, b in both)

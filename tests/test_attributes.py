@@ -101,6 +101,7 @@ def way_deleted(module):
 WAYS = [way_setattr, way_buffer_first, way_none_first, way_loop, way_deleted]
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("where", ["class", "base", "mixin before", "mixin after", "subclass"])
 @pytest.mark.parametrize("default", [None, 0.5])
@@ -123,6 +124,7 @@ def test_a_declared_array_wins_over_a_plain_value_of_the_class(default, where, w
     assert module.weight is None and not module.parameters()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_declared_array_wins_over_every_plain_value(name):
     class Net(Scaled):
@@ -557,6 +559,7 @@ CLASSES = [
 CLASSES = CLASSES[[c.__name__ for c in CLASSES].index("plain_dataclass") :]
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "write", [c for c in CLASSES if c is not cached_property_of_a_parameter], ids=lambda c: c.__name__
 )

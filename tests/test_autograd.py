@@ -332,6 +332,7 @@ def nothing_stays() -> Iterator[None]:
     REGISTRY.clear(), STACK.clear()
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", WAYS)
 def test_backward_finds_the_model(name: str) -> None:
     model = tiny_net()
@@ -364,6 +365,7 @@ def test_value_and_grad_finds_the_model(name: str) -> None:
     assert all(not np.any(grad) for grad in model.grads())
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", [name for name in WAYS if WAYS[name](None).rebind is not None])
 @pytest.mark.parametrize("when", ["made before", "made after"])
 def test_another_model_in_its_place_is_noticed(name: str, when: str) -> None:
@@ -668,6 +670,7 @@ def test_one_and_true_are_not_one_static_argument() -> None:
 NUMBERS = [3.0, 3, np.float32(3), np.float64(3), np.array(3.0), np.array(3.0, np.float32), jnp.asarray(3.0)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda n: f"{type(n).__name__}-{getattr(n, 'dtype', '')}")
 def test_numbers_are_data(number: Any) -> None:
     scale, seen = Scale(2.0), []
@@ -870,6 +873,7 @@ def test_gradients_of_a_loss_that_reaches_an_optimizer(reach: str, stepped: bool
     assert (float(loss), float(grads.weight)) == (6.0, 3.0)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("reach", ["argument", "closure", "value_and_grad", "grad", "method"])
 def test_buffers_are_written_back_however_the_model_is_reached(reach: str) -> None:
     model, x = RunningMean(), jnp.array([1.0, 3.0])
@@ -1185,6 +1189,7 @@ BAD_LOSSES: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", BAD_LOSSES)
 def test_what_is_no_loss_is_an_error_that_says_what_it_is(name: str) -> None:
     value, message = BAD_LOSSES[name]
@@ -1438,6 +1443,7 @@ def test_a_gradient_of_a_gradient() -> None:
     assert float(jax.grad(penalty)(scale, 1.0).weight) == 36 * 27
 
 
+@pytest.mark.slow
 def test_an_inner_jit_that_closes_over_the_model_sees_every_caller() -> None:
     """The inner function's own cache must not hold on to the tracers of the first trace around it."""
     scale = Scale(2.0)

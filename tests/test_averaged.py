@@ -36,6 +36,7 @@ def assign(model: Any, new: list[Any]) -> None:
     model.parameters()[:] = [jnp.asarray(value) for value in new]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("pack", [False, True])
 def test_torchs_numbers(decay: float | None, pack: bool) -> None:
@@ -61,6 +62,7 @@ def test_torchs_numbers(decay: float | None, pack: bool) -> None:
     assert_allclose(averaged(X), expected(torch.tensor(X)).detach(), rtol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_buffers(decay: float | None, use_buffers: bool) -> None:
@@ -215,6 +217,7 @@ def test_a_dropped_update_is_told() -> None:
 # -- few bits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("decay", [None, 0.999])
 def test_few_bits_are_averaged_in_float32(dtype: Any, decay: float | None) -> None:

@@ -309,6 +309,7 @@ STRUCTURE: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", STRUCTURE)
 def test_changes_of_structure_are_explained(name: str) -> None:
     change, message = STRUCTURE[name]
@@ -619,6 +620,7 @@ FORMS_OF_A_LOSS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
 @pytest.mark.parametrize("form", FORMS_OF_A_LOSS)
@@ -647,6 +649,7 @@ def test_nothing_is_seen_of_a_trace_in_another_thread(form: str, packed: bool) -
     assert_array_equal(predict(X), expected)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("trained", ["eager", "jit"])
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
@@ -689,6 +692,7 @@ def test_a_trace_in_another_thread_takes_nothing_back(trained: str, packed: bool
         assert_allclose(predict(X), np.full(4, model.bias), rtol=1e-6)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", [form for form in FORMS_OF_A_LOSS if "backward" not in form])
 def test_threads_that_trace_one_model_at_once(form: str) -> None:
     """As long as none of them changes it: gradients are changes, too."""
@@ -821,6 +825,7 @@ WAYS: dict[str, Callable[[PlainTrainer], Any]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_an_object_goes_with_all_that_was_compiled_for_it(way: str) -> None:
     def train() -> list[Any]:
@@ -834,6 +839,7 @@ def test_an_object_goes_with_all_that_was_compiled_for_it(way: str) -> None:
     assert [reference() for reference in gone] == [None] * 3
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_an_object_do_not_use_what_was_compiled_for_it(way: str) -> None:
     trainer = PlainTrainer()
@@ -904,7 +910,7 @@ def test_a_list_that_somebody_still_holds_is_looked_at_in_the_quickest_calls(mon
     for _ in range(2):
         first = step(holder, x)
     with monkeypatch.context() as patched:
-        patched.setattr(Function, "_run_slowly", None)
+        patched.setattr(Function, "run_slowly", None)
         assert step(holder, x) == first
     source.append(new)
     with pytest.raises(RuntimeError, match="parts was assigned from a plain list, and that list has been changed"):
@@ -961,6 +967,7 @@ class Shaped(mt.Module):
         self.weight, self.count = mt.Parameter(array), mt.Buffer(array)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("array", [jnp.ones((2, 3)), jnp.ones(4), jnp.ones((2, 3), jnp.float16)], ids=str)
 def test_code_that_looks_at_shapes_alone_has_a_program_for_each(look: str, array: Any) -> None:

@@ -445,6 +445,16 @@ def test_what_cannot_be_saved_is_refused_and_the_old_file_stays(tmp_path, value,
     assert mt.load(tmp_path / "a") == {"x": 1} and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("torchs_order", [False, True])
+@pytest.mark.parametrize("name", ["save", "load"])
+def test_objects_without_names_are_refused(tmp_path, mlp, name, torchs_order):
+    path, state = tmp_path / "run.npz", mlp.state_dict()
+    args, given = ((state, path), "dict, .*Path") if torchs_order else ((path, mlp), rf"\w*Path, {type(mlp).__name__}")
+    with pytest.raises(TypeError, match=rf"`mt.{name}\(path, model=model, opt=opt\)`; got {given}"):
+        getattr(mt, name)(*args)
+    assert not path.exists()
+
+
 def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch):
     mt.save(tmp_path / "a", x=1)
 
@@ -849,6 +859,7 @@ def test_what_any_object_raises_when_it_loads_is_named(tmp_path, error):
         mt.load(tmp_path / "a", strange=strange)
 
 
+@pytest.mark.slow
 def test_a_path_of_bytes(tmp_path):
     layer = nn.Linear(1, 1)
     path = os.fsencode(tmp_path / "a\udcff.npz")  # a name that is no text

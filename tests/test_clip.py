@@ -41,6 +41,7 @@ def in_a_compiled_function(model: Any, limit: float, p: float) -> Any:
     return mt.jit(lambda model, limit: mt.clip_grad_norm(model, limit, p))(model, limit)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("way", [clip_norm, of_a_pack, in_a_compiled_function])
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0, INF])
 def test_norms_are_torchs(way: Any, p: float) -> None:
@@ -158,6 +159,7 @@ def loops(model: Any, opt: Any, clip: Any) -> dict[str, Any]:
     return {"eager": step, "jit": mt.jit(step), "scan": lambda x: mt.scan(step, x[None])[0]}
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("pack", [False, True])
 def test_every_loop_gives_the_same(pack: bool) -> None:
     found = []

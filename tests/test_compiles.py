@@ -13,6 +13,8 @@ from minitorch_jax import nn, optim
 F = nn.functional
 
 
+@pytest.mark.slow
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("lengths", ["tuples", "arrays"])
 def test_a_third_ctc_loss_compiles_nothing(lengths):
     make = tuple if lengths == "tuples" else jnp.asarray
@@ -24,6 +26,7 @@ def test_a_third_ctc_loss_compiles_nothing(lengths):
     check_later_calls("a loss by itself", lambda: F.ctc_loss(scores[:, 0], args[0][0], 4, 2, blank=np.int32(0)))
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("transform", [jax.jacfwd, jax.hessian, jax.vmap], ids=lambda f: f.__name__)
 def test_a_third_transform_of_a_recurrent_layer_compiles_nothing(transform):
     layer, x = nn.GRU(2, 3, key=jax.random.key(0)), jnp.ones((4, 2))
@@ -31,6 +34,7 @@ def test_a_third_transform_of_a_recurrent_layer_compiles_nothing(transform):
     check_later_calls(transform.__name__, lambda: transform(lambda x: layer(x)[0].sum())(x))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("cls", discovered(), ids=lambda cls: cls.__name__)
 def test_a_third_step_compiles_nothing(cls):
     layer, x = nn.Linear(2, 2, bias=False, key=jax.random.key(0)), jnp.ones((3, 2))

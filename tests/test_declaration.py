@@ -6,11 +6,8 @@ import copy
 import inspect
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -73,12 +70,13 @@ def test_a_short_rule_has_a_constructor_checks_and_a_docstring() -> None:
     opt = Signum([matrix()], 0.1, 0.5, skip_nonfinite=True)
     assert repr(opt) == "Signum([Linear], lr=0.1, momentum=0.5, skip_nonfinite=True)"
     assert str(inspect.signature(Signum)).replace("'", "") == (
-        "(modules: Any, lr: float | Callable[[Any], Any] = 0.01, momentum: float = 0.9, **options: bool) -> None"
+        "(modules: Any, lr: float | Callable[[Any], Any] = 0.01, momentum: float = 0.9, **options: Any) -> None"
     )
     assert inspect.getdoc(Signum) == (
         "Steps along the sign of momentum.\n\nArgs:\n    modules: a list of modules; see `Optimizer`.\n"
         "    lr: learning rate, >= 0, or a schedule.\n    momentum: >= 0.\n    **options: `skip_nonfinite`,"
-        " `track_grad_norm`, `decay_matrices_only`, `master_weights`; see `Optimizer`.\n\nSource: nowhere."
+        " `track_grad_norm`, `decay_matrices_only`, `master_weights`, `state_dtype`; see\n"
+        "        `Optimizer`.\n\nSource: nowhere."
     )
     with pytest.raises(ValueError, match=r"Signum: momentum must be a finite number >= 0; got -1"):
         Signum([matrix()], momentum=-1)
@@ -302,8 +300,12 @@ PROMISED: dict[str, dict[str, list[tuple[Callable[[], Any], type[Exception], str
         ]
     },
     "Muon": {
-        "for a trainable parameter that is no matrix": [
-            (lambda: optim.Muon([nn.Linear(2, 1)]), ValueError, "Muon: every parameter must have two axes")
+        "for a trainable parameter that is no matrix and in no such group": [
+            (
+                lambda: optim.Muon([nn.Linear(2, 1)]),
+                ValueError,
+                r"Muon takes parameters of two axes only, and not 0\.bias \(float32\[1\]\)",
+            )
         ]
     },
     "LBFGS": {
@@ -339,6 +341,7 @@ def test_what_a_docstring_promises_is_raised(name: str) -> None:
             call()
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("change", [{"momentum": 0.9}, {"centered": True}, {"momentum": 0.9, "centered": True}])
 def test_momentum_and_centered_of_rmsprop_may_begin_later(change: dict[str, Any]) -> None:
     """Where torch has no state for them and fails with a KeyError; their averages begin at zero, as at construction."""
@@ -364,22 +367,3 @@ def test_momentum_and_centered_of_rmsprop_may_begin_later(change: dict[str, Any]
     begun = optim.RMSprop.init_state(model.weight, h)._replace(square_avg=before["square_avg"])
     expected, _ = optim.RMSprop.update(model.weight, g, begun, h)
     np.testing.assert_allclose(late.modules[0].weight, expected, rtol=1e-5)
-
-
-# -- type checkers ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_mypy_sees_torchs_signatures() -> None:
-    pytest.importorskip("mypy")
-    file = Path(__file__).with_name("typed_optimizers.py")
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(file)]
-    done = subprocess.run(command, cwd=file.parents[1], capture_output=True, text=True, timeout=600, check=False)
-    said = {int(line): text for line, text in re.findall(rf"{file.name}:(\d+): error: (.*)", done.stdout)}
-    wanted = {
-        number: line.partition("# refused: ")[2]
-        for number, line in enumerate(file.read_text().splitlines(), 1)
-        if "# refused: " in line and not line.startswith("Each line")
-    }
-    assert said.keys() == wanted.keys(), done.stdout + done.stderr
-    assert len(wanted) > 10 and all(wanted[line] in said[line] for line in wanted), done.stdout

@@ -67,6 +67,7 @@ TRANSFORMS: list[Any] = [jax.value_and_grad, jax.hessian, jax.jit, jax.linearize
 SLOW = [(jax.hessian, of_many_kinds)]  # 10 seconds
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("transform", "function"),
     [

@@ -15,7 +15,15 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [DOCS / "nn.md", DOCS / "optimizers.md", *sorted((DOCS / "optim").glob("*.md")), DOCS / "schedules.md"]
+PAGES = [
+    DOCS / "nn.md",
+    DOCS / "precision.md",
+    DOCS / "inference.md",
+    DOCS / "debugging.md",
+    DOCS / "optimizers.md",
+    *sorted((DOCS / "optim").glob("*.md")),
+    DOCS / "schedules.md",
+]
 GIVEN = {"schedules.md": {"validation_loss": 1.0}}  # names that a page takes from its reader
 CLASSES = {cls.__name__: cls for cls in discovered()}
 
@@ -82,6 +90,7 @@ def test_each_class_has_a_heading_on_its_page() -> None:
         assert re.search(rf"^## .*\b{name.strip('`')}\b", text, flags=re.M), name
 
 
+@pytest.mark.slow
 def test_your_own_optimizer_is_short() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "optimizers.md").read_text(), flags=re.S)
     (own,) = [block[block.index("class ") :] for block in blocks if "class " in block]

@@ -99,6 +99,7 @@ HELD: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", HELD)
 def test_a_donated_array_that_something_of_ours_holds_is_copied(name: str) -> None:
     array, *objects = HELD[name]()
@@ -159,7 +160,7 @@ def test_an_array_that_is_given_twice(name: str) -> None:
 
 
 def test_on_many_devices() -> None:
-    mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     model = mt.Module()
     model.rows = mt.Parameter(jax.device_put(jnp.arange(8.0), rows))

@@ -47,6 +47,7 @@ def cast(model, dtype):
     return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model)
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_cast_of_every_leaf_keeps_what_is_not_floating(dtype):
     index = values_of(dtype)
@@ -84,11 +85,13 @@ OTHER = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("how", SAME)
 def test_a_map_that_keeps_values_keeps_integers_and_keys(how):
     assert is_unchanged(jax.tree.map(SAME[how], Net(INDEX)), INDEX)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", OTHER)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_a_map_that_computes_is_refused_where_the_integers_are_read(how, jitted):
@@ -160,6 +163,7 @@ def test_batch_norm_counts_on_in_half_precision():
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_a_pickle_of_halves_is_read():
     """Before bytes, each float stood for 16 bits."""
     from minitorch_jax.state.cell import _unpickle_cell

@@ -320,6 +320,7 @@ def flax_zoo_step(net: Any, opt: Any, *args: Any) -> Any:
     return loss
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "layer", [pytest.param(c, id=c.__name__, marks=() if c in QUICK else pytest.mark.slow) for c in ZOO]
@@ -1164,7 +1165,7 @@ def test_what_changes_in_an_nnx_module_is_seen_in_the_quickest_calls(monkeypatch
     for _ in range(2):
         first = predict(model, x)
     with monkeypatch.context() as patched:
-        patched.setattr(Function, "_run_slowly", None)
+        patched.setattr(Function, "run_slowly", None)
         assert_array_equal(predict(model, x), first)
     net.kernel[...] = net.kernel[...] * 2
     net.bias = nnx.Param(jnp.ones(1))
@@ -1205,6 +1206,7 @@ def test_collections_of_linen_are_named_in_errors():
         Linen(dense, variables, mutable="batch_stats")
 
 
+@pytest.mark.slow
 def test_flax_is_patched_only_while_a_variable_keeps_its_value_in_a_wrapper():
     script = """
 import gc, threading

@@ -212,6 +212,7 @@ def test_a_functional_loop_is_the_eager_loop(kind, loop):
     assert_same(opt, expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("loop", ["jit, donated", "scan", "vmap of one", "mt.jit in jit", "mt.scan in jit, donated"])
 def test_tied_and_frozen_parameters_and_buffers_in_functional_loops(loop):
     def make():
@@ -253,6 +254,7 @@ def test_the_dtypes_of_a_carried_optimizer_do_not_change(loop, dtype):
     assert_same(opt, expected, 0.05)
 
 
+@pytest.mark.one_in(3)
 @every
 def test_a_functional_loop_compiles_once_from_a_fresh_optimizer_on(make):
     counting = Counting(step)
@@ -269,6 +271,7 @@ def test_a_functional_loop_compiles_once_from_a_fresh_optimizer_on(make):
     assert counting.calls == call._cache_size() == 1
 
 
+@pytest.mark.one_in(2)
 @every
 def test_structures_and_shapes_are_the_same_after_a_step(make):
     opt = make([network(KEY)])
@@ -376,6 +379,7 @@ def test_lr_of_a_whole_ensemble_may_be_assigned(nesterov):
 # -- donation ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @every
 def test_donated_optimizers_are_used_up_and_the_result_is_whole(make):
     opt = make([network(KEY)])
@@ -737,6 +741,7 @@ def checkpointed_by_closure(model, x):
     return model[2](inner(x))
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "forward",
     [
@@ -865,6 +870,7 @@ def test_training_within_a_loss_is_told_unless_what_was_trained_is_returned(kept
 # -- control flow ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @every
 def test_a_step_under_a_condition(make):
     def maybe(opt, pred, x, y):
@@ -970,6 +976,7 @@ DROPPED = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("call", DROPPED.values(), ids=DROPPED)
 def test_an_update_of_a_copy_that_is_dropped_is_told(call):
     opt = OPTIMIZERS["momentum"]([network(KEY)])
@@ -1024,6 +1031,7 @@ FROZEN = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("call", FROZEN.values(), ids=FROZEN)
 def test_a_returned_optimizer_with_frozen_parameters_is_not_told(call):
     opt = OPTIMIZERS["momentum"]([network(KEY)])
@@ -1054,6 +1062,7 @@ CLOSURES = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("call", CLOSURES.values(), ids=CLOSURES)
 def test_an_optimizer_changed_by_closure_is_an_error_that_names_what_works(call):
     opt = OPTIMIZERS["momentum"]([network(KEY)])

@@ -188,8 +188,11 @@ def test_state_in_containers_is_copied(name):
         assert layer.both()[0] is W and not dW.any()
         np.testing.assert_array_equal(W, x_of(3, 2))
         names = [each.name for each in report[""].gradients]
-        assert bool(report) == (factor == 1 or len(names) == 1), str(report)
-        assert len(names) == 2 or name in ("user list", "deque")  # a list of both has no names
+        assert len(names) == 2
+        if name in ("user list", "deque"):  # a list of both has no names
+            assert not report and report.wrong == [] and "1 of 1 layers is not checked: Contained" in str(report)
+        else:
+            assert bool(report) == (factor == 1), str(report)
 
 
 def test_a_check_that_raises_changes_nothing():
@@ -220,8 +223,8 @@ def test_relu_at_zero_is_noted_and_not_judged():
     for relu in (zoo.ReLU(), mini.ReLU()):  # of these one copies and assigns, one is np.maximum
         assert check_gradients(relu, x)
     report = check_gradients(mini.ReLU(), x)
-    assert "3 elements at a kink" in str(report)
-    assert "forward has a kink in 3 elements of input, where the left and right slopes differ" in str(report)
+    assert "judged beside a kink" in str(report)
+    assert "forward has a kink at this input, where the left and right slopes differ" in str(report)
 
 
 def test_a_mistake_beside_a_kink_is_found():
@@ -234,13 +237,13 @@ def test_a_mistake_beside_a_kink_is_found():
     report = check_gradients(Leaks(), np.array([[0.0, 1.0, -1.0], [0.0, 2.0, 2.0]]))
     (found,) = report[""].gradients
     assert report.wrong == [""] and found.index == (1, 1) and found.got == 7
-    assert "2 elements at a kink" in found.remark and "only at 1 of axis 0" in found.hint
+    assert found.remark == "beside a kink" and "only at 1 of axis 0" in found.hint
 
 
 def test_many_kinks():
     x = x_of(12, 10)
     x[:, :8] = 0
-    assert "96 elements at a kink" in str(check_gradients(mini.ReLU(), x))
+    assert "judged beside a kink" in str(check_gradients(mini.ReLU(), x))
 
     class Slightly(mini.ReLU):
         def backward(self, dout):
@@ -269,6 +272,7 @@ CURVED = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("size", [5e-3, 5e-4, 1e-5, 1e-9])
 @pytest.mark.parametrize("name", CURVED)
 def test_what_curves_strongly_has_no_kink(name, size):
@@ -309,53 +313,59 @@ def test_the_edge_of_a_domain():
     assert check_gradients(Elementwise(np.sqrt, lambda x: 0.5 / np.sqrt(x)), x)
     assert check_gradients(Elementwise(np.sqrt, lambda x: 1 / np.sqrt(x)), x).wrong == [""]
     report = check_gradients(Elementwise(np.sqrt, lambda x: 0.5 / np.sqrt(x + 1e-12)), x)
-    assert report and "1 elements at a kink" in str(report)
+    assert report and "judged beside a kink" in str(report)
     report = check_gradients(Elementwise(lambda x: np.sqrt(np.array(memoryview(x))), lambda x: 0.5 / np.sqrt(x)), x)
-    assert report and report[""].reference.startswith("finite differences (")
+    assert report, str(report)
 
 
-def test_where_jax_has_nan_finite_differences_decide():
+def test_a_branch_that_is_not_taken_does_not_count():
     layer = Elementwise(
         lambda x: np.where(x > 0, np.sqrt(x), 0), lambda x: np.where(x > 0, 0.5 / np.sqrt(np.abs(x)), 0)
     )
     x = np.array([[1.0, -2.0, 4.0]])
     report = check_gradients(layer, x)
-    assert report[""].reference == "finite differences (jax.grad disagrees with them)"
     assert report and report[""].gradients[0].error < 1e-6
 
 
-# -- code that JAX cannot trace ---------------------------------------------------------------------------------------
+# -- any code ---------------------------------------------------------------------------------------------------------
 
 
-def untraceable(x):
+def by_objects(x):
     return np.frompyfunc(lambda v: v**3, 1, 1)(np.asarray(memoryview(np.ascontiguousarray(x)))).astype(float)
 
 
-def test_untraceable_code_is_checked_by_finite_differences():
-    right = check_gradients(Elementwise(untraceable, lambda x: 3 * x**2), x_of(5, 3))
-    assert right and right[""].reference.startswith("finite differences (")
-    assert "reference: finite differences (" in str(right)
-    wrong = check_gradients(Elementwise(untraceable, lambda x: -3 * x**2), x_of(5, 3))
+def test_code_of_any_library_is_checked():
+    right = check_gradients(Elementwise(by_objects, lambda x: 3 * x**2), x_of(5, 3))
+    assert right, str(right)
+    wrong = check_gradients(Elementwise(by_objects, lambda x: -3 * x**2), x_of(5, 3))
     assert wrong.wrong == [""] and wrong[""].gradients[0].hint == "its sign is wrong"
 
 
-def test_a_network_with_untraceable_code_is_still_checked_layer_by_layer():
+def test_a_network_with_such_code_is_checked_layer_by_layer():
     class Half(zoo.Dense):
         def backward(self, dout):
             return super().backward(dout) / 2
 
-    net = zoo.Net(zoo.Dense(4, 3), Elementwise(untraceable, lambda x: 3 * x**2), Half(3, 3), zoo.Sigmoid())
+    net = zoo.Net(zoo.Dense(4, 3), Elementwise(by_objects, lambda x: 3 * x**2), Half(3, 3), zoo.Sigmoid())
     report = check_gradients(net, 0.3 * x_of(5, 4))
     assert report.wrong == ["layers.2"] and report["layers.2"].gradients[0].hint == "it is 1/2 of the right one"
-    assert report["layers.0"].reference == "jax.grad" and "differences" in report["layers.1"].reference
-    assert "the incoming gradient is random" in report["layers.0"].notes
+    assert report["layers.0"].state == report["layers.1"].state == "right"
 
 
-@pytest.mark.slow
-def test_large_arrays_are_sampled_by_finite_differences():
-    report = check_gradients(Elementwise(untraceable, lambda x: 3 * x**2), x_of(30, 20))
-    assert report and "finite differences, at 400 elements of each (" in report[""].reference
-    assert not check_gradients(Elementwise(untraceable, lambda x: 2 * x**2), x_of(30, 20))
+def test_one_wrong_element_of_a_large_array_is_found():
+    """Random directions miss no element; halves of a direction lead to it."""
+
+    class Spoilt(Elementwise):
+        def backward(self, dout):
+            dx = super().backward(dout)
+            dx[31, 17] += 1e-2
+            return dx
+
+    assert check_gradients(Elementwise(np.sin, np.cos), x_of(50, 40))
+    report = check_gradients(Spoilt(np.sin, np.cos), x_of(50, 40))
+    (found,) = report[""].gradients
+    assert report.wrong == [""] and found.index == (31, 17)
+    assert found.got - found.expected == pytest.approx(1e-2, rel=1e-5)
 
 
 def test_code_that_rounds_to_float32():
@@ -365,15 +375,14 @@ def test_code_that_rounds_to_float32():
     for f in (tanh("float32"), tanh("float32", "float64")):
         report = check_gradients(Elementwise(f, lambda x, f=f: 1 - f(x) ** 2), x_of(5, 3))
         assert report and "rounds to fewer bits than float64" in str(report), str(report)
-        assert report[""].reference == "jax.grad"
         assert not check_gradients(Elementwise(f, lambda x, f=f: 1.001 - f(x) ** 2), x_of(5, 3))
     report = check_gradients(
         Elementwise(tanh(np.float32), lambda x: 1 - np.tanh(x.astype(np.float32)) ** 2), x_of(5, 3)
     )
-    assert report[""].gradients[0].error < 1e-12 and not report[""].notes  # said by its name, it is taken as float64
+    assert report[""].gradients[0].error < 1e-9 and not report[""].notes  # said by its name, it is taken as float64
 
 
-def test_python_control_flow_and_numbers_are_traced():
+def test_python_control_flow_and_numbers():
     def f(x):
         total = 0.0
         for row in x:
@@ -398,7 +407,7 @@ def test_python_control_flow_and_numbers_are_traced():
             return self.df(self.x)
 
     report = check_gradients(Total(f, df), x_of(5, 3))
-    assert report and report[""].reference == "jax.grad" and report[""].gradients[0].error < 1e-12
+    assert report and report[""].gradients[0].error < 1e-9
 
 
 # -- other shapes of layers and networks ------------------------------------------------------------------------------
@@ -508,7 +517,6 @@ class Layers(list):
 def test_layers_of_many_kinds(network):
     report = check_gradients(network, x_of(5, 3))
     assert report, str(report)
-    assert all(layer.reference == "jax.grad" for layer in report.layers), str(report)
     named = {each.name for each in report.layers[0].gradients}
     assert len(named - {"input"}) == {"Recurrent": 3, "Slotted": 1}.get(type(network).__name__, 2), named
 
@@ -612,7 +620,7 @@ def test_what_is_raised_or_added_at_a_second_call():
 
     class Picky(zoo.Sigmoid):
         def forward(self, x):
-            if x[0, 0] != x_of(5, 3)[0, 0]:
+            if abs(x[0, 0] - x_of(5, 3)[0, 0]) > 0.1:
                 raise ValueError("not my batch")
             return super().forward(x)
 
@@ -643,8 +651,13 @@ def test_layers_that_do_not_run_and_gradients_that_are_zero():
     net.spare = zoo.Dense(2, 2)
     report = check_gradients(net, x_of(5, 3), dout=np.zeros((5, 2)))
     assert report and report["spare"].state == "not run" and "spare (Dense)" in str(report)
-    assert "the incoming gradient is random" in str(report)
-    assert "zero for this input, so hardly tested" in str(check_gradients(zoo.Dense(3, 2), np.zeros((5, 3))))
+    assert "zero for this input, so hardly tested" in str(check_gradients(zoo.ReLU(), np.full((5, 3), -5.0)))
+    wrong = type(
+        "Wrong", (zoo.Dense,), {"backward": lambda self, dout: zoo.Dense.backward(self, dout) + 0 * self.add()}
+    )
+    wrong.add = lambda self: self.dW.__iadd__(self.dW).sum()
+    assert check_gradients(zoo.Dense(3, 2), np.zeros((5, 3)))  # where W has a gradient of zeros
+    assert check_gradients(wrong(3, 2), np.zeros((5, 3))).wrong == [""]
 
 
 class Split(zoo.Layer):
@@ -834,7 +847,9 @@ def test_the_text_of_a_report():
     net[0].W[:], net[1].W[:] = [[1, 2], [-1, 3]], [[2], [-1]]  # so that nothing is rounded
     net[0].b[:], net[1].b[:] = [0, 1], 2
     report = check_gradients(net, np.array([[1.0, 2.0], [3.0, 4.0]]), dout=np.array([[1.0], [2.0]]))
-    assert str(report).splitlines() == [
+    lines = re.sub(r"\d\.\de-1\d", "0.0e+00", str(report)).splitlines()  # rounding of the slopes
+    assert re.fullmatch(r"  the gradient by b is (\S+) at \(0,\) and should be (\S+): its sign is wrong", lines.pop(-3))
+    assert lines == [
         "gradient check: 1 of 2 layers is wrong: layers.1 (Wrong)",
         "",
         "layer             gradient by  shape   error",
@@ -846,7 +861,8 @@ def test_the_text_of_a_report():
         "                  b            (1,)    2.0e+00  WRONG",
         "",
         "layers.1 (Wrong):",
-        "  the gradient by b is -3 at (0,) and should be 3: its sign is wrong",
+        "",
+        "backward() adds to gradients",
     ]
     assert str(check_gradients(zoo.Sigmoid(), np.ones((1, 1)))).startswith("gradient check: 1 layer is right\n")
     with pytest.raises(KeyError, match=r"no layer at '2'; the layers are 'layers\.0', 'layers\.1'"):
@@ -872,15 +888,13 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"the loss is not finite for this input"):
         check_gradients(zoo.ReLU(), 1e4 * np.eye(3), loss=zoo.CrossEntropy(), target=np.array([1, 2, 0]))
 
-    class Meta(type):
-        pass
+    class Updating(zoo.Dense):
+        def backward(self, dout, lr):
+            self.W -= lr * self.x.T @ dout
 
-    odd = Meta("Odd", (zoo.Dense,), {})(3, 2)
-    with pytest.raises(TypeError, match=r"the network: a Odd cannot be copied, since its class has the metaclass Meta"):
-        check_gradients(odd, x)
-    updating = type("Updating", (zoo.Dense,), {"backward": lambda self, dout, lr: None})(3, 2)
+    updating = Updating(3, 2)
     report = check_gradients(updating, x)
-    assert "backward() takes dout, lr, and the check passes only the gradient of the output" in str(report)
+    assert "backward() takes a learning rate, and changes parameters, not only their gradients" in str(report)
     many = type("Many", (zoo.Sigmoid,), {"backward": lambda self, dout: (dout, dout)})()
     assert "backward() returned 2 gradients for 1 floating arguments of forward()" in str(check_gradients(many, x))
 
@@ -916,7 +930,8 @@ def test_what_is_expected_is_told():
         check_gradients([dense], x, loss=both(), target=x_of(5, 2))
     named = type("Named", (zoo.Dense,), {"backward": lambda self, dout: {"x": dout @ self.W.T}})
     report = check_gradients(named(3, 2), x)
-    assert "backward() returned a dict: it must return an array, the gradient by the input, or a tuple" in str(report)
+    assert report.wrong == [""] and "should be" in str(report)
+    assert [each.name for each in report[""].gradients if each.ok] == ["input"]
 
 
 def test_a_backward_that_raises_is_not_said_to_be_put_together_wrongly():
@@ -937,8 +952,8 @@ def test_an_epsilon_in_a_logarithm_is_told():
             return -np.log(self.p[np.arange(len(t)), t] + 1e-6).mean()
 
     report = check_gradients(Loss(), x_of(6, 3), np.array([0, 1, 2, 0, 1, 0]))
-    assert re.search(r"differs by only \de-0[56] of its largest element, as with an epsilon in log\(\)", str(report))
-    assert "np.add.at" not in str(report)
+    assert report and "right but for an epsilon" in str(report)
+    assert re.search(r"differs by \de-0[67] from that of forward, because of a small constant", str(report))
 
 
 def test_gradients_by_a_list_of_arrays_are_no_surplus():

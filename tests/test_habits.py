@@ -221,3 +221,167 @@ def test_a_tie_after_the_groups_were_made_is_refused_at_the_next_step():
     b.tie("weight", a, "weight")
     with pytest.raises(ValueError, match=r"in two groups, as 0\.weight .* 1\.weight"):
         opt.step()
+
+
+# -- what is passed in the place of something else ------------------------------------------------------------------------
+
+
+class Given(mt.Module):
+    def __init__(self, value):
+        self.ws = value
+
+
+OF_PARAMETERS = {
+    "parameters": lambda m: m.parameters(),
+    "grads": lambda m: m.grads(),
+    "a list": lambda m: list(m.parameters()),
+    "named": lambda m: m.named_parameters(),
+    "filtered": lambda m: filter(lambda p: p.ndim, m.parameters()),
+    "a generator": lambda m: (p for p in m.parameters()),
+    "a sum": lambda m: m.parameters() + nn.Linear(2, 2).parameters(),
+    "one": lambda m: [m.weight],
+    "lists": lambda m: [m.parameters()],
+    "NumPy": lambda m: [np.ones((100, 100))],
+    "in a group": lambda m: [{"modules": m.parameters()}],
+}
+
+
+@pytest.mark.parametrize("make", [mt.Optimizer, optim.Adam, optim.LBFGS])
+@pytest.mark.parametrize("kind", OF_PARAMETERS)
+def test_parameters_in_the_place_of_modules_name_the_list_of_modules(kind, make):
+    model = nn.Linear(30, 30)
+    name = make.__name__
+    if kind == "in a group" and make is optim.LBFGS:
+        return  # has no groups
+    expected = rf"{name}: modules\[0\] is a.* write `{name}\(\[model\]\)`, not `{name}\(model\.parameters\(\)\)`"
+    with pytest.raises(TypeError, match=expected) as error:
+        make(OF_PARAMETERS[kind](model))
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+    if kind != "in a group":
+        opt = make([model])
+        with pytest.raises(TypeError, match=expected):
+            opt.modules = OF_PARAMETERS[kind](model)
+        assert opt.modules == [model]
+
+
+@pytest.mark.parametrize("given", [jnp.ones((40, 40)), np.ones((40, 40)), {"weight": jnp.ones((40, 40))}], ids=type)
+def test_what_is_no_list_of_modules_is_shown_by_its_type(given):
+    with pytest.raises(
+        TypeError, match=r"modules; got (an array, float\d\d\[40, 40\]|a dict of 1): write `\[model\]`$"
+    ):
+        optim.SGD(given)
+
+
+def test_torchs_groups_name_modules():
+    model = nn.Linear(2, 2)
+    group = {"params": model.parameters(), "lr": 0.1}
+    expected = (
+        r"SGD: a group needs 'modules', and has 'params'.*`\{\"modules\": \[layer\], \.\.\.\}`, not `\{\"params\""
+    )
+    with pytest.raises(ValueError, match=expected):
+        optim.SGD([group])
+    opt = optim.SGD([nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match=expected):
+        opt.add_group(group)
+    assert len(opt.groups) == 1
+
+
+@pytest.mark.parametrize("clip", [lambda m: mt.clip_grad_norm(m, 1.0), lambda m: mt.clip_grad_value(m, 1.0)])
+def test_parameters_are_not_what_is_clipped(clip):
+    with pytest.raises(TypeError, match=r"the list holds an array, float32\[30, 30\].*Write `clip_grad_\w+\(model, "):
+        clip(nn.Linear(30, 30).parameters())
+
+
+def test_settings_and_averages_print_no_weights():
+    model = nn.Linear(30, 30)
+    with pytest.raises(ValueError, match=r"lr must be .*; got an array, float32\[30, 30\]$"):
+        optim.SGD([model], model.weight)
+    with pytest.raises(TypeError, match=r"AveragedModel takes a Module; got a LiveList of 2"):
+        optim.AveragedModel(model.parameters())
+
+
+NOT_FUNCTIONS = {
+    "loss": lambda: jnp.ones(()),
+    "output": lambda: jnp.ones((40, 40)),
+    "NumPy": lambda: np.ones((40, 40)),
+    "number": lambda: 1.5,
+    "nothing": lambda: None,
+    "pair": lambda: (jnp.ones(()), jnp.ones((40, 40))),
+}
+TAKE_FUNCTIONS = {
+    "mt.backward": (lambda f: mt.backward(f, nn.Linear(2, 1)), "loss_fn, model, x"),
+    "mt.scan": (lambda f: mt.scan(f, X), "loss_fn, model, x"),
+    "mt.grad": (mt.grad, r"fn\)\(model, x"),
+    "mt.value_and_grad": (mt.value_and_grad, r"fn\)\(model, x"),
+    "mt.jit": (mt.jit, r"fn\)\(model, x"),
+    "LossScaler.backward": (lambda f: mt.LossScaler().backward(f), "loss_fn, model, x"),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_FUNCTIONS)
+@pytest.mark.parametrize("kind", NOT_FUNCTIONS)
+def test_a_result_in_the_place_of_a_function_names_both(kind, name):
+    call, fix = TAKE_FUNCTIONS[name]
+    if (name, kind) == ("mt.jit", "nothing"):
+        return  # then it returns a decorator
+    with pytest.raises(
+        TypeError, match=rf"{name} takes a function, not .*: pass the function.*`{name}\({fix}\)`, not"
+    ) as e:
+        call(NOT_FUNCTIONS[kind]())
+    assert len(str(e.value)) < 300
+
+
+@pytest.mark.parametrize("array", [jnp.ones(3), np.ones(3)], ids=["jax", "numpy"])
+@pytest.mark.parametrize("declare", [lambda array: array, Parameter, Buffer], ids=["bare", "Parameter", "Buffer"])
+@pytest.mark.parametrize("wrap", [lambda a: [a, a], lambda a: (a,), lambda a: {"a": a}, lambda a: [{"b": [a]}]])
+def test_the_lines_for_arrays_in_a_container_are_code_that_does_it(wrap, declare, array):
+    """The message is run, as its reader would."""
+    with pytest.raises((AttributeError, TypeError), match=r"(?s)Given\.ws.*nn\.Parameter(List|Dict)") as error:
+        Given(wrap(declare(array)))
+    trained_line, kept_line = [line.strip() for line in str(error.value).splitlines() if line.startswith("    ")]
+    given = {"a": jnp.ones(3)} if "ParameterDict" in trained_line else [jnp.ones(3), jnp.zeros(2)]
+    names = {"nn": nn, "Buffer": Buffer, "arrays": given}
+    trained, kept = Given(()), Given(())
+    exec(trained_line, names | {"self": trained})
+    exec(kept_line, names | {"self": kept})
+    assert len(trained.parameters()) == len(kept.buffers()) == len(given)
+
+
+def test_what_does_not_fit_a_parameter_is_said_with_the_line_that_makes_it_fit():
+    """Only what differs is named, and the code in the message works."""
+    layer = nn.Linear(2, 3)
+    for name, array in {
+        "bias": [
+            jnp.ones((1, 3)),
+            np.ones((3, 1)),
+            jnp.ones((1, 3, 1)),
+            jnp.ones(3, int),
+            jnp.ones((1, 3), jnp.bfloat16),
+        ],
+        "weight": [jnp.ones((2, 3)), np.ones(6), jnp.ones((2, 3), jnp.float16), jnp.ones((1, 3, 2))],
+    }.items():
+        for given in array:
+            with pytest.raises(
+                ValueError, match=rf"Linear\.{name} is float32\[3.*and was given .*: .*Write `array.+`"
+            ) as e:
+                setattr(layer, name, given)
+            said = str(e.value)
+            shown = jnp.asarray(given)
+            assert ("dtype" in said) == (shown.dtype != jnp.float32) and ("shape" in said) == (
+                shown.shape != getattr(layer, name).shape
+            )
+            setattr(layer, name, eval(said.partition("Write `")[2].partition("`")[0], {"array": shown}))
+    with pytest.raises(
+        ValueError, match=r"shape \(4,\) for \(3,\)\. Give an array of that shape, or assign `Parameter"
+    ):
+        layer.bias = jnp.ones(4)
+    with pytest.raises(ValueError, match=r"shape \(\) for \(3,\)\. Give `jnp\.full\(\(3,\), value\)`"):
+        layer.bias = 1.0
+    scalar = Given(Parameter(1.0))
+    with pytest.raises(ValueError, match=r"shape \(1,\) for \(\)\. Write `array\.reshape\(\(\)\)`"):
+        scalar.ws = jnp.ones(1)
+    with pytest.raises(ValueError, match=r"  bias is .*: shape \(1, 3\) for \(3,\)\. Write `array\.reshape\(3\)`"):
+        layer.load_state_dict({"weight": layer.weight, "bias": jnp.ones((1, 3))})
+    for given in (layer, "model.pt", [layer.weight]):
+        with pytest.raises(TypeError, match=r"takes a dict of arrays by path.*; got .*`mt\.load\(path, model"):
+            layer.load_state_dict(given)

@@ -174,6 +174,7 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_equals_the_eager_loop(way: str) -> None:
     model, opt = pair()
@@ -280,6 +281,7 @@ def test_a_name_that_the_function_binds_itself_compiles_once() -> None:
     assert runs == len(seen) == fn.num_compiles == 1
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("form", ["jit", "scan", "scaler"])
 @pytest.mark.parametrize(
     "change",
@@ -329,6 +331,7 @@ def test_other_modules_in_an_optimizer_are_trained_from_the_next_step_on(form: s
     assert_allclose(trained(form), trained("eager"), rtol=1e-6)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("make", [lambda m: optim.SGD([m], lr=0.1), lambda m: optim.RMSprop([m], lr=0.1)])
 def test_momentum_switched_on_later_counts_from_the_next_step_on(make: Any) -> None:
     def trained(form: str) -> list[float]:
@@ -413,6 +416,7 @@ def more_state(model: Line, opt: optim.Adam) -> None:
     opt.amsgrad = True
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:.*cannot be followed by name", "ignore:Adam holds parameters that no loss has read")
 @pytest.mark.parametrize("change", [unfrozen, longer_list, more_state])
 @pytest.mark.parametrize("form", ["jit", "scan"])
@@ -467,6 +471,7 @@ def test_an_optimizer_met_where_exceptions_are_caught() -> None:
     assert_allclose(losses, eagerly(3)[0], rtol=1e-5)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.filterwarnings("ignore:.*cannot be followed by name")
 @pytest.mark.parametrize("form", ["jit", "backward"])
 def test_what_only_some_shapes_reach_by_tracing_alone(form: str) -> None:
@@ -511,6 +516,7 @@ def test_a_setting_that_needs_a_state_cannot_be_switched_on_inside(value: Any, h
         assert_allclose([float(fn(X, Y)) for _ in range(3)], eagerly(3)[0], rtol=1e-5)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("master_weights", [False, True])
 def test_a_setting_whose_state_is_there_may_be_assigned_inside(grouped: bool, master_weights: bool) -> None:
@@ -679,6 +685,7 @@ def powers(x: Any, n: Any, *, mode: Any = "up") -> Any:
     return x**n if mode == "up" else x * n
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "options",
     [

@@ -227,6 +227,7 @@ class Trainer:
         return everything(self.model, self.opt)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("where", ["start", "after backward", "after step", "end", "interrupt"])
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_exception_while_tracing_changes_nothing(where: str, warm: bool) -> None:
@@ -569,6 +570,7 @@ def test_a_trainer_is_freed() -> None:
     assert [reference() for reference in references] == [None] * 3
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     "how", [copy.deepcopy, lambda obj: pickle.loads(pickle.dumps(obj)), copy.copy], ids=["deepcopy", "pickle", "copy"]
 )

@@ -77,6 +77,7 @@ class Trainer:
         return loss_of(model, x) * self.base
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("schedule", "use", "group"),
     [("method", use, {}) for use in USES]
@@ -153,6 +154,7 @@ def lambda_of_scan(model, x):
     return model(x[None]).sum()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("what", loops())
 @pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning")
 def test_what_is_defined_anew_in_a_loop_does_not_pile_up(what, monkeypatch):
@@ -206,6 +208,7 @@ def test_every_layer_can_be_part_of_a_key():
     assert call.num_compiles == 2
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("what", ["models", "rules", "functions", "lambdas"])
 @pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning")
 def test_what_is_defined_again_takes_the_place_of_what_was_before(what):

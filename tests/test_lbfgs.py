@@ -206,6 +206,7 @@ def test_as_torch_in_float64(problem: str, name: str) -> None:
                 assert_allclose(np.asarray(held[field])[row], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     ("problem", "name"), [("rosenbrock", "plain"), ("rosenbrock", "wolfe"), ("squares", "plain"), ("network", "wolfe")]
 )
@@ -475,6 +476,7 @@ RESUMED: dict[str, Any] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
 @pytest.mark.parametrize("way", RESUMED)
 def test_a_resumed_run_gives_identical_steps(way: str, line_search_fn: str | None) -> None:

@@ -74,6 +74,7 @@ FORMS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_made_anew_compiles_once(form: str) -> None:
     """An array that it closes over may be another each time, and so may a model of the same structure."""
@@ -96,6 +97,7 @@ def test_gradients_go_to_the_model_that_is_closed_over() -> None:
     assert [model.grads()[0].tolist() for model in models] == [[[6.0, 6.0]], [[3.0, 3.0]]]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_that_was_closed_over_is_kept_alive(form: str) -> None:
     """Not even until the collector of cycles runs."""
@@ -120,6 +122,25 @@ class Settings:
         self.scale = scale
 
 
+_LIBRARY: dict[str, Any] = {"__name__": "optax.made_here", "functools": functools}
+exec(
+    compile(
+        """
+def scaled(fn, value):
+    @functools.wraps(fn)
+    def call(*args):
+        return fn(*args) * value
+    return call
+
+def scaled_without_a_name(fn, value):
+    return lambda *args: fn(*args) * value
+""",
+        "optax/made_here.py",
+        "exec",
+    ),
+    _LIBRARY,
+)
+
 VALUES: dict[str, Callable[[float], Callable[[Any], Any]]] = {
     "a number": lambda value: lambda model: model(X).sum() * value,
     "a default": lambda value: lambda model, value=value: model(X).sum() * value,
@@ -129,6 +150,9 @@ VALUES: dict[str, Callable[[float], Callable[[Any], Any]]] = {
     "an object": lambda value: (lambda settings: lambda model: model(X).sum() * settings.scale)(Settings(value)),
     "a NumPy array": lambda value: (lambda array: lambda model: model(X).sum() * array)(np.float32([value])[0]),
     "a function": lambda value: (lambda helper: lambda model: helper(model(X).sum()))(lambda x: x * value),
+    "a library's decorator": lambda value: _LIBRARY["scaled"](lambda model: model(X).sum(), value),
+    "a library's wrapper": lambda value: _LIBRARY["scaled_without_a_name"](lambda model: model(X).sum(), value),
+    "what a library's wrapper wraps": lambda value: _LIBRARY["scaled"](lambda model: model(X).sum() * value, 1.0),
     "an array": lambda value: (lambda array: lambda model: model(X).sum() * array)(jnp.float32(value)),
     "an array in a partial": lambda value: (lambda helper: lambda model: helper(model(X).sum()))(
         functools.partial(jnp.multiply, jnp.float32(value))
@@ -140,6 +164,7 @@ VALUES: dict[str, Callable[[float], Callable[[Any], Any]]] = {
 }
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("mutable", [False, True])
 @pytest.mark.filterwarnings("ignore::minitorch_jax.RecompileWarning")
@@ -195,6 +220,20 @@ def test_each_compiled_function_counts_its_own_programs() -> None:
     second(line(), X[:1])
     first(line(), X[:1])
     assert (first.num_compiles, second.num_compiles) == (3, 3)
+
+
+def test_programs_that_another_function_has_compiled_are_counted_in_the_quickest_calls() -> None:
+    def make() -> Any:
+        return mt.jit(lambda model, x: (model.weight.sum(), sum(x).sum()))
+
+    first, second, model = make(), make(), line()
+    for x in (X, X[:2], X.astype(np.float16), (X, X), (X[:2], X[:2])):
+        first(model, x)
+    counts = []
+    for x in (X, X, X[:2], X, X[:2], X.astype(np.float16), (X, X), (X, X), (X[:2], X[:2]), X):
+        second(model, x)
+        counts.append(second.num_compiles)
+    assert counts == [1, 1, 2, 2, 2, 3, 4, 4, 5, 5] and first.num_compiles == 5
 
 
 def test_code_that_is_replaced_in_a_function_that_shares_its_programs() -> None:

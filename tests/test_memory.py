@@ -192,6 +192,7 @@ def given_arrays():
     yield "subclass", plain.view(np.matrix), plain
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("way", WAYS_IN)
 def test_what_is_given_is_copied_before_the_call_returns(way):
     for _ in range(TRIES):
@@ -201,6 +202,7 @@ def test_what_is_given_is_copied_before_the_call_returns(way):
         assert (np.asarray(ours) == 1).all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("call", CALLS)
 def test_data_is_copied_before_the_call_returns(call):
     CALLS[call](np.ones((SIDE, SIDE), np.float32))

@@ -22,6 +22,7 @@ from training import as_jax_comes
 
 import minitorch_jax as mt
 from minitorch_jax import nn, optim
+from minitorch_jax.adapters.numpy import wrap
 
 eqx, nnx, optax = Lazily("equinox"), Lazily("flax.nnx"), Lazily("optax")
 of_torch = pytest.mark.skipif(not HAS_TORCH, reason=NEEDS_TORCH)
@@ -44,6 +45,7 @@ class Page:
         programs, steps = self.text.split("\n## What differs\n")
         (data,), self.there, self.here = map(blocks, re.split(r"\n### (?:In .*|Here)\n", programs))
         self.there[0], self.here[0] = data + self.there[0], data + self.here[0]
+        steps, _, self.styles = steps.partition("\n## Networks in other styles\n")
         self.steps = blocks(steps)
 
     def run(self, code: str, names: dict[str, Any]) -> str:
@@ -153,6 +155,7 @@ def stepped(ran: Run) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_both_programs_do_the_same(ran: Run) -> None:
     there, here = np.array(ran.there["losses"]), np.array(ran.here["losses"])
     assert there.shape == here.shape == (90,) and here[-30:].mean() < 0.3 * here[:30].mean()
@@ -214,12 +217,40 @@ def test_the_steps_do_what_they_say(ran: Run, stepped: dict[str, Any]) -> None:
         assert_allclose(stepped["all_losses"][0], ran.there["losses"][:30], rtol=2e-5, atol=2e-5)
 
 
+STYLES = re.split(r"^### (.*)\n", Page("numpy").styles, flags=re.M)  # what they share; then a title and a text for each
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, id=title) for title, text in zip(STYLES[1::2], STYLES[2::2], strict=True)]
+)
+def test_a_style_trains_as_before(text: str) -> None:
+    """From the same weights, the author's own update and an optimizer that got the result of `wrap` end alike."""
+    shared, before, after = re.split(r"^(?:Before|After):$", text, flags=re.M)
+    losses, found = [], []
+    for loop in (before, after):
+        names: dict[str, Any] = {"__name__": "__main__"}
+        for code in blocks(STYLES[0] + shared):
+            Page("numpy").run(code, names)
+        network = wrap(names.get("net") or [names["first"], names["last"]])
+        for code in blocks(loop):
+            Page("numpy").run(code, names)
+        loss = names["loss"]
+        losses.append(loss if isinstance(loss, float) else loss.data)
+        found.append(network.state_dict())
+        assert not names.get("report") or not names["report"].wrong
+    assert_allclose(losses[1], losses[0], rtol=1e-9)
+    assert len(found[0]) == 4 and losses[0] < 1.0
+    for name, array in found[0].items():
+        assert_allclose(found[1][name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 # -- the page of adapters ----------------------------------------------------------------------------------------------
 
 ADAPTERS = (DOCS / "adapters.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", ADAPTERS, flags=re.S | re.M))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", [pytest.param("torch", marks=of_torch) if n == "torch" else n for n in SECTIONS])
 def test_the_examples_of_an_adapter_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -331,7 +362,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["migrating.md", "adapters.md", *(f"migrating/{origin}.md" for origin in ORIGINS)])
+@pytest.mark.parametrize(
+    "name", ["migrating.md", "adapters.md", *(f"migrating/{page}.md" for page in (*ORIGINS, "tensors"))]
+)
 def test_links_lead_somewhere(name: str) -> None:
     page = DOCS / name
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text())
@@ -345,4 +378,5 @@ def test_links_lead_somewhere(name: str) -> None:
 def test_the_index_has_each_page() -> None:
     pages = {path.stem for path in (DOCS / "migrating").glob("*.md")}
     linked = re.findall(r"^\| \[.*?\]\(migrating/(\w+)\.md\)", (DOCS / "migrating.md").read_text(), flags=re.M)
-    assert set(linked) == pages == set(ORIGINS) and len(linked) == 4
+    assert set(linked) == pages - {"tensors"} == set(ORIGINS) and len(linked) == 4
+    assert "(migrating/tensors.md)" in (DOCS / "migrating.md").read_text()

@@ -637,18 +637,31 @@ def test_names_that_a_module_dict_refuses(name):
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make, said",
     [
-        lambda: nn.Sequential(jnp.tanh),
-        lambda: nn.Sequential([Leaf()]),
-        lambda: nn.ModuleList([3]),
-        lambda: nn.ModuleList().append(jnp.tanh),
-        lambda: nn.ModuleDict({"a": 3}),
+        (lambda: nn.Sequential(jnp.tanh), "the function tanh: list its layer, such as"),
+        (lambda: nn.Sequential([Leaf()]), r"a list: write `Sequential\(\*modules\)`"),
+        (lambda: nn.Sequential(Leaf() for _ in range(2)), r"a generator: write `Sequential\(\*modules\)`"),
+        (lambda: nn.Sequential(nn.ReLU), r"the class ReLU: write `ReLU\(...\)`, which makes a module of it"),
+        (lambda: nn.Sequential(jnp.ones(2)), "a ArrayImpl$"),
+        (lambda: nn.ModuleList([3]), "a int$"),
+        (lambda: nn.ModuleList([[Leaf()]]), "a list$"),
+        (lambda: nn.ModuleList().append(jnp.tanh), "the function tanh"),
+        (lambda: nn.ModuleDict({"a": 3}), "a int$"),
+        (lambda: nn.ModuleDict({"a": nn.ReLU}), "the class ReLU"),
     ],
 )
-def test_containers_refuse_what_is_no_module(make):
-    with pytest.raises(TypeError, match="holds modules; got a"):
+def test_containers_refuse_what_is_no_module(make, said):
+    with pytest.raises(TypeError, match=rf"holds modules; got {said}"):
         make()
+
+
+@pytest.mark.parametrize("layers, call", [(nn.ModuleList([nn.ReLU()]), "i"), (nn.ModuleDict({"a": nn.ReLU()}), "name")])
+def test_a_list_of_modules_is_not_called(layers, call):
+    with pytest.raises(
+        NotImplementedError, match=rf"call them yourself, `layers\[{call}\]\(x\)`, or use `nn.Sequential`"
+    ):
+        layers(jnp.ones(2))
 
 
 # -- tied weights ------------------------------------------------------------------------------------------------------
@@ -1487,7 +1500,9 @@ def test_what_is_loaded_from_numpy_lies_where_the_old_arrays_were_bound():
         assert value.devices() == {device}, name
     loaded["weight"][:] = 7.0
     assert layer.weight[0] == 2.0 and int(layer.num_batches_tracked) == 5
-    layer.weight = jnp.ones(3)  # an array of JAX's comes as it is
+    layer.weight = jnp.ones(3)  # an array of JAX's that is bound to no device, too
+    assert layer.weight.devices() == {device}
+    layer.weight = jax.device_put(jnp.ones(3), jax.devices()[0])  # one that is bound moves the parameter
     assert layer.weight.devices() == {jax.devices()[0]}
 
 

@@ -9,6 +9,7 @@ from oracle import torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.nn.functional import attention as functional_attention
 
 Q, K, V = numbers(3, 2, 4), numbers(5, 2, 4, seed=1), numbers(5, 2, 4, seed=2)  # (L, N, E), (S, N, E)
 HIDDEN = np.array([[False, False, True, False, True], [True, False, False, False, False]])  # (N, S)
@@ -198,6 +199,98 @@ def test_narrow_numbers_stay_narrow_and_are_computed_in_float32(dtype):
     assert all(g.dtype == dtype and np.isfinite(np.float32(g)).all() for g in grads)
 
 
+BLOCKS = {  # name: what `attention` holds at once, and the fewest rows of a block
+    "causal, in 4 blocks": {"_CAUSAL_LENGTH": 1},
+    "by blocks of 2 rows": {"_WEIGHTS": 0, "_BLOCK": 1, "_FEWEST_ROWS": 2, "_CAUSAL_LENGTH": 1},
+}
+SDPA = [case for case in CASES if case.name == "scaled_dot_product_attention"]
+
+
+def with_blocks(monkeypatch, how):
+    for name, value in BLOCKS[how].items():
+        monkeypatch.setattr(functional_attention, name, value)
+
+
+def agree(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=[] if "enable_gqa" in case.kwargs else [pytest.mark.slow])
+        for case in SDPA
+        if "dropout_p" not in case.kwargs
+    ],
+)
+def test_blocks_of_queries_compute_the_same(monkeypatch, case):
+    """Of values and gradients, for lengths that the blocks do not divide, groups, masks and queries that see nothing."""
+    inputs = [jnp.asarray(x) for x in case.inputs]
+    kwargs = {name: jnp.asarray(x) if isinstance(x, np.ndarray) else x for name, x in case.kwargs.items()}
+
+    def run(*inputs):
+        out = nn.functional.scaled_dot_product_attention(*inputs, **kwargs)
+        return jnp.sum(jnp.sin(out)), out
+
+    gradient = jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True)
+    expected = jax.jit(gradient)(*inputs)
+    gradient = jax.value_and_grad(lambda *inputs: run(*inputs), argnums=(0, 1, 2), has_aux=True)  # traced anew
+    with_blocks(monkeypatch, "by blocks of 2 rows")
+    assert "_in_blocks" in str(jax.make_jaxpr(gradient)(*inputs))
+    agree(jax.jit(gradient)(*inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[] if "rows" in how else [pytest.mark.slow]) for how in BLOCKS]
+)
+def test_blocks_of_queries_have_every_derivative(monkeypatch, how):
+    q, k, v = (jnp.asarray(numbers(2, 2, n, 4, seed=n)) for n in (7, 5, 5))
+    mask = jnp.asarray(numbers(1, 7, 5))
+
+    def loss(q, k, v, mask, scale):
+        return jnp.sum(jnp.sin(nn.functional.scaled_dot_product_attention(q, k, v, mask, 0.0, True, scale)))
+
+    def derivatives(*given):
+        gradient = jax.grad(loss, argnums=(0, 1, 2, 3, 4))
+        return gradient(*given), jax.jvp(gradient, given, jax.tree.map(jnp.cos, given))
+
+    def over_batches():
+        return jax.vmap(derivatives, in_axes=(0, 0, 0, None, None))(q, k, v, mask, jnp.float32(0.7))
+
+    expected = jax.jit(lambda: over_batches())()
+    with_blocks(monkeypatch, how)
+    program = jax.make_jaxpr(lambda: over_batches())()
+    assert "_in_blocks" in str(program)
+    agree(jax.jit(lambda: over_batches())(), expected)
+
+
+def test_blocks_draw_their_own_dropout(monkeypatch):
+    """Each weight is dropped with the probability p, alone, in the backward pass too."""
+    with_blocks(monkeypatch, "by blocks of 2 rows")
+    q, k, value = jnp.zeros((64, 1)), jnp.zeros((64, 1)), jnp.eye(64)
+    key = jax.random.key(0)
+
+    def weights(value):
+        return nn.functional.scaled_dot_product_attention(q, k, value, None, 0.25, dropout_key=key)
+
+    drawn, pull = jax.vjp(weights, value)
+    kept = np.asarray(drawn) != 0
+    np.testing.assert_allclose(drawn[kept], 1 / 64 / 0.75, rtol=1e-6)
+    assert 0.7 < kept.mean() < 0.8 and len({row.tobytes() for row in kept}) == 64
+    np.testing.assert_allclose(pull(jnp.eye(64))[0], drawn.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_no_array_of_all_weights_is_held(is_causal):
+    q = jax.ShapeDtypeStruct((1, 2, 4096 + 3, 8), jnp.float32)
+    loss = jax.grad(
+        lambda *qkv: nn.functional.scaled_dot_product_attention(*qkv, is_causal=is_causal).sum(), argnums=(0, 1, 2)
+    )
+    memory = jax.jit(loss).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+    assert memory < 6 * 4 * functional_attention._BLOCK < 4 * 2 * 4096**2
+
+
 @pytest.mark.parametrize(
     ("shapes", "kwargs", "match"),
     [
@@ -216,6 +309,7 @@ def test_the_function_refuses_what_does_not_fit(shapes, kwargs, match):
         nn.functional.scaled_dot_product_attention(*(jnp.ones(shape) for shape in shapes), **kwargs)
 
 
+@pytest.mark.slow
 def test_the_function_refuses_dtypes_that_differ():
     q = jnp.ones((3, 4))
     with pytest.raises(ValueError, match="one dtype"):

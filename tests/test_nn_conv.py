@@ -108,6 +108,12 @@ REFUSALS = [
     Refusal("Conv2d", (3, 4, 3, 1, 0, 0), inputs=IMAGE, match="dilation must be at least 1"),
     Refusal("Conv2d", (3, 4, 2.5), match="kernel_size must be an integer"),
     Refusal("Conv2d", (2, 4, 3), inputs=IMAGE, match=r"conv2d takes 2 channels here; got .*\(2, 3, 5, 5\)"),
+    Refusal(
+        "Conv2d",
+        (3, 4, 3),
+        inputs=(numbers(2, 6, 6, 3),),
+        match=r"with 6 channels on axis 1. .*`jnp.moveaxis\(x, -1, 1\)`",
+    ),
     Refusal("Conv2d", (3, 4, 6), inputs=IMAGE, match="kernel is larger than the padded input"),
     Refusal("Conv2d", (3, 4, 3), inputs=(numbers(5, 5),), match="input of 3 or 4 dimensions"),
     Refusal("Conv2d", (3, 4, 3, 1, 5), {"padding_mode": "reflect"}, inputs=IMAGE, match="at most"),

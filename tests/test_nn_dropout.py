@@ -64,6 +64,7 @@ class TestLayers(LayerContract):
 CHANNELS = [("Dropout1d", (40, 50, 3)), ("Dropout2d", (40, 50, 2, 2)), ("Dropout3d", (40, 50, 2, 1, 2))]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("p", [0.2, 0.7])
 @pytest.mark.parametrize(("name", "shape"), CHANNELS)
 def test_whole_channels_are_dropped_or_scaled(name, shape, p):
@@ -135,6 +136,7 @@ def test_every_call_has_another_mask_that_the_seed_decides(name, wrap):
     np.testing.assert_array_equal(wrap(layer.eval())(x), x)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", INPUTS)
 def test_forms_with_a_key_draw_what_layers_draw(name):
     x = INPUTS[name]
@@ -154,6 +156,7 @@ def test_without_training_the_input_is_given_back(name):
     assert FORMS[name](x, 0.5, False) is FORMS[name](x, 0.0, True) is getattr(nn, name)().eval()(x) is x
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_reach_what_is_kept(name, dtype):

@@ -109,6 +109,7 @@ def _compiled(dtypes):
     return jax.jit(lambda: {name: in_ours(name, PAIRS[name], dtypes) for name in names})(), refused
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -245,6 +246,8 @@ def outcome(case, dtype, layer_dtype=None):
     return [str(x.dtype) for x in jax.tree.leaves(out)]
 
 
+@pytest.mark.slow
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("functions", [True, False])
 def test_no_constant_is_of_sixty_four_bits(functions):
     """With JAX's 64 bits on, float32 stays float32, and float64 float64, in everything."""
@@ -308,6 +311,7 @@ def test_layers_with_arrays_are_all_there():
     assert len(layers_with_arrays()) > 35
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("case", layers_with_arrays(), ids=lambda case: case.name)
 def test_parameters_and_inputs_of_two_dtypes_are_refused_where_torch_refuses_them(case):
     """All that torch allows has torch's dtype: a normalisation in float32 of bfloat16, an index into any table."""
@@ -362,6 +366,7 @@ OVERFLOWING = {
 }
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", OVERFLOWING)
 def test_float16_overflows_nowhere_on_the_way(name):
     """Values and gradients are those of float64, which is torch's here, rounded."""
@@ -439,6 +444,7 @@ def test_sums_of_many_losses_are_not_rounded_on_the_way():
         np.testing.assert_allclose(float(loss), np.log(3), rtol=4e-3)
 
 
+@pytest.mark.slow
 def test_unsigned_integers_in_softmax_are_converted_first():
     x = np.array([[1, 200, 3]], np.uint8)
     for name in ("softmax", "log_softmax"):
@@ -452,6 +458,7 @@ def test_unsigned_integers_in_softmax_are_converted_first():
         F.hardtanh(jnp.asarray(x))
 
 
+@pytest.mark.slow
 def test_a_refusal_names_the_parameter_and_both_ways_out():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).astype(jnp.bfloat16)
     match = r"bfloat16, float32 \(input float32\[5, 3\], weight bfloat16\[4, 3\].*`input.astype\(bfloat16\)`"

@@ -91,6 +91,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_computes_what_torchs_does(case):
@@ -102,6 +103,7 @@ def test_it_refuses_what_torch_refuses(refusal):
     LayerContract().test_it_refuses_what_torch_refuses(refusal)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("shape", [(0, 3), (0,)])
 def test_random_layers_take_no_numbers_in_training(ndim, shape):

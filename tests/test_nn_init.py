@@ -34,12 +34,14 @@ def test_eye_is_torchs(shape):
     np.testing.assert_array_equal(nn.init.eye(shape), torch.nn.init.eye_(torch.empty(shape)).numpy())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("shape, groups", [((4, 2, 3), 1), ((4, 2, 3), 2), ((2, 4, 3, 2), 1), ((6, 2, 1, 3, 4), 3)])
 def test_dirac_is_torchs(shape, groups):
     expected = torch.nn.init.dirac_(torch.empty(shape), groups).numpy()
     np.testing.assert_array_equal(nn.init.dirac(shape, groups), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (3, 2, 5), (1, 1)])
 def test_orthogonal_matrices_are(shape):
     q = np.asarray(nn.init.orthogonal(KEY, shape, gain=2.0)).reshape(shape[0], -1)
@@ -78,6 +80,7 @@ def test_a_truncated_normal_far_from_its_mean_warns():
         nn.init.trunc_normal(KEY, (3,), mean=10.0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("sparsity, zeros", [(0.0, 0), (0.25, 2), (0.26, 3), (1.0, 8)])
 def test_sparse_columns_have_as_many_zeros_as_torchs(sparsity, zeros):
     expected = (torch.nn.init.sparse_(torch.empty(8, 50), sparsity) == 0).sum(0).tolist()

@@ -1,6 +1,12 @@
 """Linear maps, and layers that only reshape, against torch's."""
 
+import jax.numpy as jnp
+import numpy as np
+import pytest
 from layer_contract import Case, LayerContract, Refusal, numbers
+from oracle import torch
+
+from minitorch_jax.nn import functional as F  # noqa: N812
 
 CASES = [
     Case("Linear", (3, 2), inputs=(numbers(5, 3),)),
@@ -38,3 +44,16 @@ REFUSALS = [
 
 class TestLayers(LayerContract):
     pass
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3,), (), (2, 0, 3)])
+@pytest.mark.parametrize("dims", [(), (1,), (0, 1), (-2,), (1, 2), (2, 1), (0, 7), (-1, -3)])
+def test_flatten_is_torchs(shape, dims):
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    try:
+        expected = torch.flatten(torch.from_numpy(x.copy()), *dims).numpy()
+    except (RuntimeError, IndexError):
+        with pytest.raises(ValueError, match="must be axes from"):
+            F.flatten(jnp.asarray(x), *dims)
+    else:
+        np.testing.assert_array_equal(F.flatten(jnp.asarray(x), *dims), expected)

@@ -1,5 +1,6 @@
 """Losses against torch's."""
 
+import functools
 import inspect
 import itertools
 import math
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_contract import Case, LayerContract, Made, Refusal, integers, numbers
-from oracle import says, torch
+from oracle import actual, says, torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.nn.functional.linear_cross_entropy import LEAST
+from minitorch_jax.runtime.platforms import for_other_platforms
 
 F, TF = nn.functional, torch.nn.functional
 
@@ -385,6 +388,107 @@ def test_gradients_of_extreme_inputs_are_finite():
         assert all(np.isfinite(g).all() for g in gradients), function
 
 
+@pytest.mark.slow
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_both_ways_to_find_the_own_class_have_the_same_derivatives(smoothing):
+    """On a CPU by index, elsewhere by a mask. Scores of -inf and large ones are there, and a class that does not count."""
+    x, dx = jnp.asarray(numbers(4, 5, scale=3)) + 1e4, jnp.asarray(numbers(4, 5, seed=1))
+    x = x if smoothing else x.at[0, 1].set(-jnp.inf)
+    target, weight = jnp.array([0, 4, 2, 3]), jnp.asarray(uniform(5))
+
+    def derivatives():
+        def loss(x, weight):
+            return F.cross_entropy(x, target, weight, ignore_index=2, label_smoothing=smoothing)
+
+        first = jax.value_and_grad(loss, (0, 1))
+        return first(x, weight), jax.jvp(jax.grad(loss), (x, weight), (dx, weight))[1]
+
+    got = derivatives()
+    with for_other_platforms():
+        expected = derivatives()
+    log_p = jax.nn.log_softmax(x)
+    own, rest = -log_p[jnp.arange(4), target] * weight[target], -(log_p * weight[None]).mean(1)
+    own = (1 - smoothing) * own + (smoothing * rest if smoothing else 0)
+    kept = jnp.array([0, 1, 3])
+    np.testing.assert_allclose(got[0][0], own[kept].sum() / weight[target[kept]].sum(), rtol=1e-4)
+    for mine, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.isfinite(mine).all()
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+
+
+BLOCKS = [{"batch_chunk_size": 3}, {"chunking_method": "aspect_ratio"}, {"chunking_method": "aspect_ratio:2"}]
+
+
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize("kind, reduction", [("numbers", "mean"), ("probabilities", "none"), ("images", "mean")])
+def test_a_linear_cross_entropy_by_blocks_is_the_one_of_all_rows(kind, reduction):
+    """With rows that do not divide, forward, backward and forward over backward."""
+    shape = (4, 2) if kind == "images" else (4,)
+    x, w, b = (jnp.asarray(numbers(*s, seed=i)) for i, s in enumerate([(7, 2), (*shape, 2), shape]))
+    target = jnp.asarray(uniform(7, 4) if kind == "probabilities" else integers(4, 7, *shape[1:]))
+    given = {"weight": jnp.asarray(uniform(4)), "label_smoothing": 0.1, "reduction": reduction}
+    given |= {} if kind == "probabilities" else {"ignore_index": 2}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(options, *args):
+        def loss(x, w, b):
+            return F.linear_cross_entropy(x, w, target, linear_bias=b, options=options, **given)
+
+        gradients = jax.grad(lambda *args: jnp.sin(loss(*args)).sum(), (0, 1, 2))
+        return loss(*args), *jax.jvp(gradients, args, jax.tree.map(jnp.cos, args))
+
+    expected = derivatives(None, x, w, b)
+    got = derivatives(nn.LinearCrossEntropyOptions(batch_chunk_size=3), x, w, b)
+    for mine, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scores_of_all_rows_are_never_there_at_once():
+    x, w, target = jnp.ones((64, 8)), jnp.ones((512, 8)), jnp.zeros(64, jnp.int32)
+
+    def memory(options):
+        loss = lambda x, w: F.linear_cross_entropy(x, w, target, options=options)
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, w).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few = nn.LinearCrossEntropyOptions(batch_chunk_size=8)
+    assert memory(few) < 64 * 512 * 4 <= memory(None)
+    assert nn.LinearCrossEntropyOptions().rows(1000, 64, 50_000) == LEAST
+    assert nn.LinearCrossEntropyOptions().rows(10_000, 64, 640) == 512
+    x = x.astype(jnp.bfloat16)
+    loss = lambda options: F.linear_cross_entropy(x, w.astype(x.dtype), target, options=options)
+    assert loss(few).dtype == loss(None).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("options", BLOCKS)
+@pytest.mark.parametrize("sizes", [(7, 2, 4), (1000, 64, 50_000), (4, 8, 2), (1, 1, 1)])
+def test_blocks_have_torchs_size(options, sizes):
+    theirs = actual.nn.LinearCrossEntropyOptions(**options)._adjust(*sizes, actual.float32)
+    assert nn.LinearCrossEntropyOptions(**options).rows(*sizes) == theirs.batch_chunk_size
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"batch_chunk_size": 0}, "positive integer or None; got 0"),
+        ({"chunking_method": "ratio"}, "got 'ratio'"),
+        ({"chunking_method": "aspect_ratio:0"}, "got 'aspect_ratio:0'"),
+        ({"batch_chunk_size": 3, "chunking_method": "aspect_ratio"}, "not both"),
+        ({"acc_policy": "compact"}, "'auto' or 'accurate'.*got 'compact'"),
+        ({"acc_dtype": jnp.bfloat16}, "None or float32"),
+    ],
+)
+def test_options_of_blocks_are_checked(options, match):
+    with pytest.raises(ValueError, match=match):
+        nn.LinearCrossEntropyOptions(**options)
+
+
+def test_blocks_need_a_target_for_each_row():
+    with pytest.raises(ValueError, match=r"one batch size; got \(3, 4\) and \(2,\)"):
+        F.linear_cross_entropy(X, Y, jnp.zeros(2, jnp.int32), options=nn.LinearCrossEntropyOptions())
+
+
 # -- the adaptive softmax ----------------------------------------------------------------------------------------------
 
 
@@ -517,6 +621,7 @@ def test_ctc_keeps_the_dtype_and_the_layer_is_the_function():
     np.testing.assert_allclose(mapped[0], ctc_loss(scores, *args), rtol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "shape, targets, lengths, kwargs, shown",
     [

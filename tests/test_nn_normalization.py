@@ -150,6 +150,7 @@ def pairs(name, *args, **kwargs):
     return getattr(nn, name)(*args, **kwargs), getattr(torch.nn, name)(*args, **kwargs)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("wrap", [lambda f: f, mt.jit], ids=["eager", "jit"])
 def test_running_statistics_follow_torchs_over_several_batches(momentum, wrap):
@@ -220,6 +221,7 @@ def test_in_bfloat16_statistics_are_computed_in_float32():
     assert layer.astype(jnp.bfloat16)(jnp.asarray(x)).dtype == layer.running_mean.dtype == jnp.bfloat16
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("mean", [1e3, -1e4])
 def test_a_mean_far_from_zero_does_not_lose_the_variance(mean):
     """The difference E[x²] - E[x]² would be wrong by more than the variance."""

@@ -11,6 +11,8 @@ from oracle import signature, torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.nn.functional import pooling
+from minitorch_jax.runtime.platforms import for_other_platforms
 
 F = nn.functional
 
@@ -182,9 +184,87 @@ def test_max_pooling_of_integers():
         assert out.dtype == jnp.int32 and out.tolist() == [[3, -5, -9]]
 
 
-def test_plain_max_pooling_is_one_windowed_reduction():
-    jaxpr = str(jax.make_jaxpr(lambda x: F.max_pool2d(x, 3, 2, 1))(jnp.ones((1, 2, 8, 8))))
-    assert "reduce_window_max" in jaxpr and "gather" not in jaxpr
+# axes, then kernel_size, stride, padding, dilation and ceil_mode
+HARD = [
+    ((9,), (3, 2, 1, 2, True)),
+    ((7, 6), (2, 2, 0, 1, False)),
+    ((7, 6), (3, 2, 1, 1, False)),
+    ((6, 5), ((3, 2), (1, 3), (1, 0), 1, True)),
+    ((7, 8), ((2, 3), (3, 1), 1, (2, 1), False)),
+    ((4, 3, 5), (2, (1, 2, 3), (0, 1, 1), (1, 1, 2), False)),
+]
+
+
+def hard_input(axes, finite):
+    """Many ties. If not `finite`, also NaN, and -inf in whole windows."""
+    draw = np.random.default_rng(4)
+    x = draw.integers(0, 3, (2, 2, *axes)).astype(np.float32)
+    if not finite:
+        x[0][draw.random(x[0].shape) < 0.1] = np.nan
+        x[1][draw.random(x[1].shape) < 0.7] = -np.inf
+    return x
+
+
+@pytest.fixture(params=["axis by axis", "whole windows"])
+def form(request, monkeypatch):
+    """Both ways in which windows are reduced on a CPU: the first is for short windows."""
+    if request.param == "whole windows":
+        monkeypatch.setattr(pooling, "LONGEST", 0)
+    return request.param
+
+
+@pytest.mark.one_in(8)
+@pytest.mark.parametrize("axes, settings", HARD)
+def test_the_gradient_of_a_maximum_goes_where_torchs_does(axes, settings, form):
+    name = f"max_pool{len(axes)}d"
+    for finite in (True, False) if form == "axis by axis" else (True,):
+        x = hard_input(axes, finite)
+        theirs = torch.from_numpy(x).requires_grad_()
+        expected, places = getattr(torch.nn.functional, name)(theirs, *settings, return_indices=True)
+        weights = numbers(*expected.shape)
+        expected.backward(torch.from_numpy(weights))
+        pool = lambda x: getattr(F, name)(x, *settings, return_indices=True)
+        (got, at), back = jax.vjp(pool, jnp.asarray(x))
+        np.testing.assert_array_equal(got, expected.detach().numpy())
+        np.testing.assert_array_equal(at, places.numpy())
+        gradient = back((jnp.asarray(weights), np.zeros(at.shape, jax.dtypes.float0)))[0]
+        np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [(2,), ((3, 2), (2, 3), (1, 0)), ((2, 3), 1, 1, True, False)])
+def test_both_ways_to_average_are_one(settings, monkeypatch):
+    x = jnp.asarray(numbers(2, 2, 7, 8))
+    both = [jax.vjp(lambda x: F.avg_pool2d(x, *settings), x)]
+    monkeypatch.setattr(pooling, "LONGEST", 0)
+    both.append(jax.vjp(lambda x: F.avg_pool2d(x, *settings), x))
+    (one, back), (other, other_back) = both
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(back(jnp.cos(one))[0], other_back(jnp.cos(one))[0], atol=1e-6)
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("pool", ["max_pool2d", "avg_pool2d"])
+def test_pools_take_jaxs_transformations(pool, form):
+    x, dx = (jnp.asarray(numbers(2, 2, 5, 6, seed=seed)) for seed in (0, 1))
+    function = lambda x: getattr(F, pool)(x, 3, 2, 1)
+    out, tangent = jax.jvp(function, (x,), (dx,))
+    back = jax.vjp(function, x)[1]
+    np.testing.assert_allclose(jnp.vdot(tangent, jnp.sin(out)), jnp.vdot(dx, back(jnp.sin(out))[0]), rtol=1e-4)
+    # the second derivative of Σ y² / 2 along dx is the transpose of the tangent
+    second = jax.jvp(jax.grad(lambda x: (function(x) ** 2).sum() / 2), (x,), (dx,))[1]
+    np.testing.assert_allclose(second, back(tangent)[0], atol=1e-5)
+    np.testing.assert_array_equal(jax.vmap(function)(jnp.stack([x, dx]))[1], function(dx))
+
+
+def test_short_windows_are_reduced_axis_by_axis_on_cpus_alone():
+    def text(kernel):
+        return str(jax.make_jaxpr(lambda x: F.max_pool2d(x, kernel, 2, 1))(jnp.ones((1, 2, 16, 16))))
+
+    short, long = text(3), text(pooling.LONGEST + 1)
+    with for_other_platforms():
+        elsewhere = text(3)
+    assert "reduce_window" not in short and "gather" not in short
+    assert all("reduce_window_max" in jaxpr and "gather" not in jaxpr for jaxpr in (long, elsewhere))
 
 
 @pytest.mark.slow

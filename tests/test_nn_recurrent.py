@@ -9,6 +9,7 @@ from oracle import actual
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.nn import recurrent_scan
 
 X = numbers(3, 2, 3)  # (L, N, H_in)
 LONG = numbers(4, 3, seed=1)  # (L, H_in)
@@ -87,10 +88,11 @@ class TestLayers(LayerContract):
     pass
 
 
-def test_a_packed_sequence_is_refused_with_a_way_out():
+@pytest.mark.parametrize("call", [lambda gru, x: gru(x), mt.jit(lambda gru, x: gru(x))], ids=["eager", "jit"])
+def test_torchs_packed_sequence_is_refused_with_a_way_out(call):
     packed = actual.nn.utils.rnn.pack_sequence([actual.zeros(3, 2), actual.zeros(1, 2)])
-    with pytest.raises(TypeError, match="got a PackedSequence.*pass the padded array"):
-        nn.GRU(2, 3)(packed)
+    with pytest.raises(TypeError, match=r"a torch PackedSequence: pass the padded array.*pad_packed_sequence\(x\)"):
+        call(nn.GRU(2, 3), packed)
 
 
 @pytest.mark.slow
@@ -115,12 +117,88 @@ def test_dropout_on_a_single_layer_warns():
         nn.LSTM(3, 4, dropout=0.5)
 
 
+def scans(program):
+    """The scans of a program, those in inner programs too."""
+    for e in program.eqns:
+        if e.primitive.name == "scan":
+            yield e.params["jaxpr"]
+        for inner in jax.tree.leaves(e.params, is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from scans(inner)
+
+
 def test_the_inputs_of_all_steps_are_projected_at_once():
     """In the scan there is one matrix product, of the state."""
-    layer = nn.LSTM(3, 4)
-    (program,) = (
-        e.params["jaxpr"] for e in jax.make_jaxpr(layer)(jnp.asarray(X)).eqns if e.params.get("name") == "_scan"
-    )
-    scan = next(e for e in program.eqns if e.primitive.name == "scan")
-    inside = [e.primitive.name for e in scan.params["jaxpr"].eqns]
+    (scan,) = scans(jax.make_jaxpr(nn.LSTM(3, 4))(jnp.asarray(X)))
+    inside = [e.primitive.name for e in scan.eqns]
     assert inside.count("dot_general") == 1 and "scan" not in inside
+
+
+RUNS = {
+    "RNN": ("RNN", {}, False, False),
+    "LSTM": ("LSTM", {"bias": False}, False, True),
+    "LSTM, projected and packed": ("LSTM", {"proj_size": 2}, True, True),
+    "GRU": ("GRU", {}, False, True),
+    "GRU, packed": ("GRU", {"bias": False}, True, False),
+}
+
+
+def run_of(name):
+    """A run of one direction of a layer in float64, its form without a rule of its own, and arguments for both."""
+    kind, kwargs, packed, reverse = RUNS[name]
+    layer = getattr(nn, kind)(3, 4, **kwargs)
+    weights = recurrent_scan.Weights(*(getattr(layer, f"{w}_l0", None) for w in recurrent_scan.Weights._fields))
+    weights = weights if layer._gates_apart else weights._replace(bias_hh=None)
+    state = [h(5, kwargs.get("proj_size", 4))] + [h(5, 4, seed=3)] * layer._has_cell
+    x = h(3, 5, weights.weight_hh.shape[0], seed=4)
+    given = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), float), (tuple(state), x, weights))
+    mask = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], bool)[..., None] if packed else None
+    static = recurrent_scan.Kind(layer._step, reverse, layer._gates_apart)
+    return (
+        lambda start, x, weights: recurrent_scan._recurrence(static, start, x, weights, mask),
+        lambda start, x, weights: recurrent_scan._steps(static, start, x, weights, mask)[0],
+        given,
+    )
+
+
+def derivatives(run, given):
+    """Forward mode, reverse mode, reverse mode of some weights alone, and the second derivative, under vmap."""
+
+    def loss(*given):
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(run(*given)))
+
+    gradient = jax.grad(loss, argnums=(0, 1, 2))
+    direction = jax.tree.map(jnp.cos, given)
+    several = jax.tree.map(lambda a: jnp.stack([a, -a]), given)
+    only_one = {
+        name: jax.grad(lambda w, name=name: loss(given[0], given[1], given[2]._replace(**{name: w})))(weight)
+        for name, weight in given[2]._asdict().items()
+        if weight is not None
+    }
+    second = jax.vmap(lambda given: jax.jvp(gradient, given, direction))(several)
+    return jax.jvp(run, given, direction), only_one, second
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "projected" in name else [pytest.mark.slow]) for name in RUNS]
+)
+def test_derivatives_are_those_of_the_plain_scan(name):
+    with jax.enable_x64(True):
+        run, plain, given = run_of(name)
+        found, expected = (jax.jit(derivatives, static_argnums=0)(f, given) for f in (run, plain))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_scan_adds_up_the_gradient_of_a_weight(name):
+    """Each step of the plain form's backward scan adds to it. Ours is one product after the scan, and none before."""
+    run, plain, given = run_of(name)
+
+    def sums(run):
+        gradient = jax.grad(lambda *given: sum(map(jnp.sum, jax.tree.leaves(run(*given)))), argnums=(1, 2))
+        shapes = {jnp.shape(w) for w in jax.tree.leaves(given[2])}
+        inner = list(scans(jax.make_jaxpr(gradient)(*given)))
+        assert len(inner) == 2
+        return sum(v.aval.shape in shapes for scan in inner for e in scan.eqns for v in e.outvars)
+
+    assert sums(plain) > 0 and sums(run) == 0

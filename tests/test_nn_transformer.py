@@ -180,6 +180,7 @@ def test_a_frozen_custom_encoder_keeps_its_parameters():
     np.testing.assert_array_equal(encoder.layers[0].linear1.weight, before)
 
 
+@pytest.mark.slow
 def test_a_transformer_is_a_pytree_copied_and_pickled():
     net = nn.Transformer(4, 2, 2, 1, 5)
     leaves, treedef = jax.tree.flatten(net)

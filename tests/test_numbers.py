@@ -40,6 +40,7 @@ def averages():
     yield from (("SGD", "dampening", near) for near in (0.9999, 0.99999999))
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(("name", "setting", "number"), list(averages()))
 def test_one_minus_a_number_near_one_is_exact(name, setting, number):
     """In float32 as in float64: 1 - 0.99999999 is 0 in float32, and 1 - 0.999999 is off by 5 %."""
@@ -90,6 +91,7 @@ def test_a_users_rule_has_one_minus_each_number_too():
 # -- counts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_counts_stay_at_their_end(name):
@@ -142,6 +144,7 @@ def wide(*objects):
     return [a.dtype for a in leaves if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim == 2]
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_float64_model_stays_one_outside_of_its_block(name):
     layer, opt = wide_setup(OPTIMIZERS[name])
@@ -200,6 +203,7 @@ def scaled(scaler, layer, opt):
     scaler.step(opt)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("what", ACTIONS)
 def test_nothing_makes_float32_of_float64_unasked(what):
     layer, opt = wide_setup()

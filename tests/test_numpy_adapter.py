@@ -70,6 +70,7 @@ def weights(module: Any) -> list[np.ndarray]:
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", MODULES)
 def test_layer_gradients_equal_jax(name: str) -> None:
     make, shape = MODULES[name]
@@ -109,6 +110,7 @@ LOSSES: dict[str, tuple[Any, Any, np.ndarray]] = {
 }
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_their_gradients(name: str) -> None:
     make, ours, target = LOSSES[name]

@@ -241,6 +241,7 @@ MARKS = {name: [pytest.mark.slow] for name in set(RUN) - QUICK}
 MARKS["optax.lbfgs"].append(pytest.mark.rounding)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("how", ["eager", "jit"])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in RUN])
 def test_twenty_steps_give_the_parameters_and_state_of_raw_optax(name: str, how: str) -> None:
@@ -627,6 +628,7 @@ def quick_first(cls: Any) -> Any:
     return cls if cls in (mt.Optimizer, optim.AdamW, optim.Muon) else pytest.param(cls, marks=pytest.mark.slow)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("cls", [quick_first(cls) for cls in discovered()], ids=lambda cls: cls.__name__)
 def test_a_rule_as_a_transformation_steps_as_its_optimizer_does(cls: Any) -> None:
     model = Net("wv" if cls is optim.Muon else "wvbs")

@@ -473,6 +473,7 @@ def arrays_of(modules: list[Any]) -> list[np.ndarray]:
     return [np.asarray(array) for module in modules for array in module.state_dict().values()]
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_is_the_specifications_loop_to_one_rounding(name: str) -> None:
     """100 steps, each from the same parameters and gradients on both sides."""
@@ -499,6 +500,7 @@ def test_a_step_is_the_specifications_loop_to_one_rounding(name: str) -> None:
     assert moved == [False] * frozen + [True] * (len(moved) - frozen)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_hundred_steps_end_where_the_specifications_loop_ends(name: str) -> None:
     ours, theirs, chain = NETWORKS[name](), NETWORKS[name](), Chain()
@@ -1334,6 +1336,7 @@ MAKERS: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_state_dict_resumes_exactly(name: str) -> None:
     model = small_net()
@@ -1631,6 +1634,7 @@ def test_what_comes_back_from_a_jit_goes_on_eagerly_as_it_was() -> None:
     )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("lr", NUMBERS, ids=lambda lr: f"{type(lr).__name__}-{getattr(lr, 'dtype', '')}")
 def test_lr_can_be_set_on_what_comes_back_from_a_jit(lr: Any, compilations: Any) -> None:
     opt = jax.jit(lambda opt: opt)(optim.SGD([Point(8.0)], lr=0.5))
@@ -1740,6 +1744,7 @@ def test_a_rule_is_traced_once_for_all() -> None:
 # Dtypes, and text
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=["bf16", "f16", "f32"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_dtypes_never_change(name: str, dtype: Any) -> None:

@@ -116,6 +116,7 @@ def test_an_ensemble_takes_its_own_state(tmp_path, members):
         one.load_state_dict(state)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_state_follows_its_parameter_to_other_devices(compiled, packed):

@@ -100,6 +100,7 @@ def test_packs_of_other_dtypes_are_padded_too(dtype: Any) -> None:
 # All optimizers
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_does_what_it_does_to_the_unpacked_twin(name: str) -> None:
     """Rules element by element, and rules that use norms (LARS, LAMB, Muon); with checks, norms, clipping, decay."""
@@ -235,6 +236,7 @@ ACTIONS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(sorted(ACTIONS)), min_size=1, max_size=8))
 def test_gradients_end_in_zeros_whatever_was_done(actions: list[str]) -> None:

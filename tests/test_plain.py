@@ -94,6 +94,7 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("form", FORMS)
 def test_plain_python_sees_values_and_trains_the_same(form: Callable[[Trainer], Any]) -> None:
     compiled, plain = Trainer(), Trainer()
@@ -170,6 +171,7 @@ def eagerly_in_jit(trainer: Trainer) -> Any:
 LOSSES, LOOPS = [accumulate, returned, with_aux], [scanned, scanned_in_jit, eagerly_in_jit]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize(
     ("form", "at"), [*((f, 1) for f in [*LOSSES, *LOOPS]), *((f, at) for f in LOOPS for at in (2, 5))]
@@ -196,6 +198,7 @@ def test_all_or_nothing(form: Callable[[Trainer], Any], error: type[BaseExceptio
     np.testing.assert_array_equal(jax.random.key_data(mt.next_key()), key)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("form", [jitted, scanned, accumulate])
 def test_arrays_that_were_read_stay(form: Callable[[Trainer], Any]) -> None:
     trainer, kept = Trainer(), []

@@ -116,7 +116,8 @@ INTERRUPTS = textwrap.dedent(
         signal.raise_signal(signal.SIGINT)
 
     def repeat():  # by itself: Python 3.13 may handle a signal at the very end of a `try`, when nothing is caught any more
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform({low}, {high}))
+        longest = max({high}, {steps} * busy / max(opt.num_steps, 1))  # on a busy machine, signals come later
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform({low}, longest))
         while not fired[0]:  # (one raised in a callback of the garbage collector is swallowed by Python)
             opt.zero_grad()
             mt.backward(loss_fn, model, x)
@@ -125,17 +126,20 @@ INTERRUPTS = textwrap.dedent(
 
     signal.signal(signal.SIGALRM, fire)
     hit = tried = 0
+    busy = 0.0  # seconds of all steps
     {warm}
     deadline = time.monotonic() + {seconds}
     while hit < {wanted} and time.monotonic() < deadline:
         tried += 1
         fired[0] = False
+        begun = time.monotonic()
         try:
             repeat()
         except BaseException as error:  # NumPy and MLIR may make another of one raised while they call Python
             if not isinstance(error, (KeyboardInterrupt, SystemError)) and "KeyboardInterrupt" not in str(error):
                 raise
             hit += 1
+        busy += time.monotonic() - begun
         if opt.num_steps != int(model.calls):  # interrupted between backward and step: do that step again
             check()
             opt.step()
@@ -147,9 +151,9 @@ INTERRUPTS = textwrap.dedent(
 
 
 def run_interrupts(**settings):
-    settings = {"small": 12, "large": 100_000, "seed": 0, "warm": "", "each": "", "after": "", **settings}
+    settings = {"small": 12, "large": 100_000, "seed": 0, "warm": "", "each": "", "after": "", "steps": 0, **settings}
     code = INTERRUPTS.format(**settings)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     _, hit, _, steps = done.stdout.split()
     return int(hit), int(steps)
@@ -161,7 +165,7 @@ WARM = "[(opt.zero_grad(), mt.backward(loss_fn, model, x), opt.step()) for _ in 
 
 def test_interrupts_at_random_instants_lose_and_tear_nothing():
     """Steady state: the signals fall on the three calls, with large and small parameters."""
-    hit, steps = run_interrupts(wanted=2000, low=2e-4, high=4e-3, seconds=240, warm=WARM)
+    hit, steps = run_interrupts(wanted=2000, low=2e-4, high=4e-3, seconds=540, warm=WARM, steps=4)
     assert hit == 2000 and steps > hit
 
 
@@ -192,6 +196,7 @@ def test_interrupt_during_compilation_is_raised_afterwards():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("form", ["step", "jit", "scan"])
 def test_an_interrupt_while_a_first_run_has_used_up_its_inputs_is_put_off(form):
     """JAX runs Python code between using up the inputs of a first call and returning its results."""

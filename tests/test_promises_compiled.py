@@ -148,14 +148,14 @@ INTERRUPTS = textwrap.dedent(
 def run_interrupts(**settings: Any) -> int:
     settings = {"small": 8, "large": 50_000, "seed": 0, "draw": "", "keep": False, "after": "", **settings}
     code = INTERRUPTS.format(**settings)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout.split()[1])
 
 
 @pytest.mark.parametrize("form", ["jit", "scan"])
 def test_interrupts_at_random_instants_lose_and_tear_nothing(form: str) -> None:
-    assert run_interrupts(form=form, wanted=400, low=1e-4, high=2e-3, seconds=100) == 400
+    assert run_interrupts(form=form, wanted=400, low=1e-4, high=2e-3, seconds=540) == 400
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_interrupts_at_random_instants_lose_and_tear_nothing(form: str) -> None:
 @pytest.mark.parametrize("keep", [False, True])
 def test_many_interrupts(form: str, keep: bool) -> None:
     hit = run_interrupts(
-        form=form, keep=keep, wanted=4000, low=1e-4, high=2e-3, seconds=180, seed=1, draw="mt.next_key()"
+        form=form, keep=keep, wanted=4000, low=1e-4, high=2e-3, seconds=540, seed=1, draw="mt.next_key()"
     )
     assert hit == 4000
 
@@ -307,6 +307,7 @@ def test_a_failing_compilation_changes_nothing(form: str, monkeypatch: pytest.Mo
     assert_same(everything(model, opt), eagerly(1)[1])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("form", ["jit", "scan"])
 @pytest.mark.parametrize("where", ["start", "end"])
 def test_a_failure_in_a_new_shape_of_a_warm_function(form: str, where: str) -> None:
@@ -332,6 +333,7 @@ def test_a_failure_in_a_new_shape_of_a_warm_function(form: str, where: str) -> N
         assert_same(everything(model, opt), eagerly(steps)[1])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("form", ["jit", "scan"])
 @pytest.mark.parametrize("kind", ["debug", "pure", "io"])
 def test_a_callback_that_raises_changes_nothing(form: str, kind: str) -> None:
@@ -371,6 +373,7 @@ def test_a_callback_that_raises_changes_nothing(form: str, kind: str) -> None:
         assert_same(everything(model, opt), eagerly(steps)[1])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("form", ["jit", "scan"])
 @pytest.mark.parametrize("warm", [False, True])
 def test_debug_nans_raises_and_changes_nothing(form: str, warm: bool) -> None:

@@ -297,6 +297,7 @@ def test_the_leaves_of_an_optimizer_are_everything_that_changes():
     assert {"hyperparameters", "steps"} < shown.keys()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("loop", ["jit", "jit with donation", "scan", "tree.map"])
 def test_a_functional_loop_does_what_the_eager_loop_does(loop, batch):
     xs, ys = stacked_batches(batch)
@@ -587,6 +588,7 @@ def test_buffers_that_are_not_floating_are_assigned_and_loaded():
         assert_same(getattr(loaded, name), value)
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", NOT_FLOATING)
 def test_buffers_that_are_not_floating_refuse_floats(name):
     model = Odd()
@@ -712,6 +714,7 @@ NORM_DROPPED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("call", NORM_DROPPED.values(), ids=NORM_DROPPED)
 def test_running_statistics_that_are_dropped_are_told(call, batch):
     norm = Norm()

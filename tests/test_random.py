@@ -225,6 +225,7 @@ def test_every_draw_is_one_step_of_the_stream(way, draws, drawn, keys):
     close(out, by_hand(keys, draws, 3))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_without_a_draw_the_stream_stays_where_it_is(way, drawn):
     close(way(Noisy(0), 2), [X, X])
@@ -421,6 +422,7 @@ def test_models_on_different_devices_draw_from_one_stream(way, first, then, draw
         assert array.devices() == model.weight.devices()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", ON)
 def test_a_layer_made_after_training_on_another_device_is_where_layers_are_made(way, drawn):
     here = nn.Linear(2, 2).weight.devices()
@@ -803,6 +805,7 @@ def test_the_stream_is_untouched_by_that_error(transform, drawn, keys):
     assert taken(3) == keys[:3]
 
 
+@pytest.mark.one_in(2)
 @plain
 def test_a_model_with_dropout_in_a_plain_transform(transform, drawn):
     layer = nn.Linear(3, 3, key=jax.random.key(0))
@@ -870,6 +873,7 @@ def noise(x):
     return x + jax.random.normal(mt.next_key(), x.shape) * jax.random.uniform(mt.next_key(), x.shape)
 
 
+@pytest.mark.one_in(9)
 @plain
 def test_with_rng_a_plain_transform_draws_from_the_key(transform, drawn):
     def f(key, x):
@@ -1043,6 +1047,7 @@ class Raising:
         return (out**2).mean()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "call",
     [
@@ -1133,6 +1138,7 @@ def test_a_call_that_debug_nans_stops_draws_nothing(drawn, keys):
 # -- whose key it is ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
 @pytest.mark.parametrize(
     "call",
@@ -1654,6 +1660,7 @@ def test_p_is_a_probability(p, drawn):
     assert drawn() == 0
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("p", [0, 1, np.float32(0.5), np.float64(0.25), jnp.float32(0.5)])
 def test_p_is_kept_as_a_float(p):
     drop = nn.Dropout(p)
@@ -1724,6 +1731,7 @@ SAMPLES = {
 SHAPES = [(), (0, 3), (7,), (3, 4), (2, 3, 4), (2, 3, 1, 5), (5000,), (2, 1, 5000)]
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_what_is_drawn_is_what_jax_draws(name, dtype):
@@ -1735,6 +1743,7 @@ def test_what_is_drawn_is_what_jax_draws(name, dtype):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("partitionable", [True, False])
 def test_compiled_code_and_eager_code_draw_the_same(impl, partitionable):

@@ -132,6 +132,7 @@ FLOATS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", 
 DTYPES = [*FLOATS, "bool", "complex64", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32))]
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_bit_of_every_dtype(tmp_path, dtype):
     bits = np.arange(256, dtype=np.uint8) & (1 if dtype == "bool" else 255)
@@ -448,3 +449,11 @@ def test_a_format_is_no_tie(tmp_path):
     st.save(tmp_path / "a", {"pt": np.ones(2)})
     arrays, metadata = st.read(tmp_path / "a")
     assert list(arrays) == ["pt"] and metadata == {"format": "pt"}
+
+
+def test_lazy_layers_take_their_sizes_from_a_file(tmp_path):
+    full, lazy = (nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d()) for _ in range(2))
+    full(jnp.ones((4, 3)))
+    st.save(tmp_path / "net.safetensors", full)
+    st.load(tmp_path / "net.safetensors", lazy)
+    assert repr(lazy) == repr(full) and bool((lazy[0].weight == full[0].weight).all())

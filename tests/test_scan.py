@@ -69,6 +69,7 @@ FORMS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_equals_the_eager_loop(form: str) -> None:
     model, opt = pair()
@@ -383,6 +384,7 @@ def gradients_after(form: str, packed: bool = False) -> dict[tuple[str, str], fl
     return {case: models[case].grads()[0].item() for case in fits if case not in lost}
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", ["scan", "scan in jit", "scan in scan"])
 def test_whatever_becomes_of_gradients_left_from_before_is_what_the_loop_does(form: str, packed: bool) -> None:
@@ -580,6 +582,13 @@ def test_inside_a_plain_jit() -> None:
     assert_alive(model, opt)
 
 
+class Loader:
+    """Gives batches, as torch's DataLoader does."""
+
+    def __iter__(self):
+        return iter([np.ones(3)])
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
@@ -593,6 +602,7 @@ WRONG: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], st
     ),
     "length": (lambda x: x, (np.ones(3),), {"length": 4}, ValueError, r"got \(3,\) and length=4"),
     "scalar": (lambda x, y: x, (np.ones(3), 2.0), {}, ValueError, "leading axis, and a scalar has none: capture it"),
+    "loader": (lambda x: 1, (Loader(),), {"length": 2}, TypeError, "given a Loader. Stack what it gives"),
     "array scalar": (lambda x: x, (jnp.ones(()),), {}, ValueError, "leading axis, and a scalar has none"),
     "no function": (3, (np.ones(3),), {}, TypeError, "mt.scan takes a function, not 3"),
     "too few arguments": (lambda x, y: x, (np.ones(3),), {}, TypeError, "missing 1 required positional argument"),
@@ -608,6 +618,7 @@ def test_wrong_calls(name: str) -> None:
             scan(fn, *args, **options) if scan is mt.scan else scan(*args)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("within", [False, True], ids=["alone", "in jit"])
 @pytest.mark.parametrize("where", ["start", "end", "shape", "static"])
 def test_an_exception_changes_nothing(where: str, within: bool) -> None:

@@ -96,6 +96,7 @@ def reference(scale: float, options: dict[str, Any]) -> tuple[list[list[np.ndarr
     return moved, buffers
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("options", LEGAL, ids=name_of)
 def test_trajectory_against_the_reference(options: dict[str, Any], scale: float) -> None:

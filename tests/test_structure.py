@@ -162,6 +162,7 @@ def disturbances():
 DISTURBANCES = disturbances()
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", DISTURBANCES)
 @pytest.mark.filterwarnings("ignore:SGD.step:UserWarning", "ignore:Adam holds:UserWarning")
@@ -179,13 +180,14 @@ def test_what_happens_to_others_costs_compiled_code_no_walk(form, name, forms, o
 
         return call
 
-    monkeypatch.setattr(Function, "_run_slowly", noted(Function._run_slowly, "call"))
+    monkeypatch.setattr(Function, "run_slowly", noted(Function.run_slowly, "call"))
     monkeypatch.setattr(walk, "_rewalk", noted(walk._rewalk, "walk"))
     monkeypatch.setattr(optimizer_file, "make_plan", noted(optimizer_file.make_plan, "plan"))
     mine.run()
     assert long_ways == []
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_back_and_forth_between_modes_costs_no_walk(form, forms, monkeypatch):
     """Each mode has its stamp, so that `train()` after `eval()` is what was there before."""
@@ -224,6 +226,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -275,6 +278,7 @@ def test_a_copy_is_opened_once_whatever_threads_ask():
         assert len(found) == 4 and all(module is found[0] for module in found)
 
 
+@pytest.mark.slow
 def test_a_step_in_functional_form_makes_no_walk_and_no_plan(monkeypatch):
     model, opt = make(optim.Adam)
 

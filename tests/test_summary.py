@@ -32,7 +32,7 @@ def test_rows_and_totals():
     model = Counted()
     table = mt.summary(model, jnp.ones((5, 3)), shift=jnp.ones((5, 3)))
     x, y = "float32[5, 3]", "float32[5, 2]"
-    assert table.rows == (
+    assert tuple(row._replace(flops=None) for row in table.rows) == (
         Row("", "Counted", (x, x), (y, x), 1, 3, 10),
         Row("shared", "Linear", (x,), (x,), 2, 12, 48),
         Row("unused", "Linear", (), (), 0, 3, 12),
@@ -43,14 +43,29 @@ def test_rows_and_totals():
     assert (table.num_parameters, table.num_trainable, table.num_bytes) == (26, 23, 102)
 
 
+def test_flops_of_the_model_and_of_modules_without_submodules():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2), nn.Identity()))
+    table = mt.summary(net, jax.ShapeDtypeStruct((8, 3), jnp.float32))
+    first, second = 2 * 8 * 3 * 4 + 8 * 4, 2 * 8 * 4 * 2 + 8 * 2  # products and sums; the biases
+    flops = {row.path: row.flops for row in table.rows}
+    assert flops == {"": first + second, "0": first, "1": None, "1.0": second, "1.1": 0}
+    assert table.flops == first + second and str(table).endswith(", 368 FLOPs")
+    lines = str(table).splitlines()
+    assert lines[3].split()[-1] == "224" and lines[2].split()[-1] == "368"
+    model = Counted()
+    twice = mt.summary(model, jnp.ones((5, 3)))
+    assert {row.path: row.flops for row in twice.rows}["shared"] == 2 * (2 * 5 * 3 * 3 + 5 * 3)
+    assert int(model.count) == 0 and mt.summary(model).flops is None and "FLOPs" not in str(mt.summary(model))
+
+
 def test_it_is_printed_as_a_table():
     text = str(mt.summary(Counted(), jnp.ones((5, 3))))
     assert text == repr(mt.summary(Counted(), jnp.ones((5, 3))))
     lines = text.splitlines()
-    assert lines[0].split() == ["module", "type", "input", "output", "parameters", "bytes"]
-    assert re.fullmatch(r"  shared +Linear +float32\[5, 3\] +float32\[5, 3\] × 2 +12 +48 B", lines[3])
+    assert lines[0].split() == ["module", "type", "input", "output", "parameters", "bytes", "FLOPs"]
+    assert re.fullmatch(r"  shared +Linear +float32\[5, 3\] +float32\[5, 3\] × 2 +12 +48 B +210", lines[3])
     assert re.fullmatch(r"    0 +Sequential.*", lines[5]) and re.fullmatch(r"      0 +Linear.*", lines[6])
-    assert lines[-1] == "26 parameters (3 frozen), 102 B with buffers"
+    assert re.fullmatch(r"26 parameters \(3 frozen\), 102 B with buffers, \d+ FLOPs", lines[-1])
     assert len({len(line) for line in (lines[1], lines[-2])}) == 1 and max(map(len, lines[2:-2])) == len(lines[1])
 
 
@@ -67,7 +82,7 @@ def test_it_is_html_in_a_notebook():
     page = mt.summary(Odd(nn.Linear(2, 2, key=jax.random.key(0))), jnp.ones((1, 2)))._repr_html_()
     assert page.startswith("<table><caption>6 parameters") and page.count("<tr>") == 3
     assert "&lt;Odd&gt;" in page and "<Odd>" not in page
-    assert page.count("<td") == 12 and page.count("</td>") == 12 and "&emsp;0" in page
+    assert page.count("<td") == 14 and page.count("</td>") == 14 and "&emsp;0" in page
 
 
 def test_nothing_is_computed_and_nothing_changes():
@@ -94,18 +109,18 @@ def test_tied_parameters_count_once():
 
 
 def test_numbers_of_bytes():
-    from minitorch_jax.summary import _bytes
+    from minitorch_jax.runtime.tables import in_bytes
 
     given = [0, 999, 1000, 12345, 999_999, 4 * 10**7, 10**13, 10**16]
     shown = ["0 B", "999 B", "1 kB", "12.35 kB", "1000 kB", "40 MB", "10 TB", "1e+04 TB"]
-    assert list(map(_bytes, given)) == shown
+    assert list(map(in_bytes, given)) == shown
 
 
 def test_errors_name_the_module():
     model = nn.Sequential(nn.Linear(3, 4, key=jax.random.key(0)), nn.Linear(3, 2, key=jax.random.key(1)))
     with pytest.raises(ValueError, match=r"takes inputs of shape \(\.\.\., 3\)") as raised:
         mt.summary(model, jnp.ones((5, 3)))
-    assert raised.value.__notes__[0] == "in 1, a Linear, given float32[5, 4]"
+    assert raised.value.__notes__[0] == "while calling 1: Linear(3, 2), given float32[5, 4]"
     assert "forward" not in vars(model[1])
     with pytest.raises(TypeError, match=r"summary\(\) takes a Module; got a function"):
         mt.summary(lambda x: x)

@@ -301,6 +301,7 @@ def test_weights_share_no_memory() -> None:
     assert all(np.asarray(value).any() for value in ours.parameters())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
 def test_dtypes_of_weights(name: str) -> None:
     with jax.enable_x64(name == "float64"):
@@ -549,3 +550,61 @@ else:
     raise SystemExit("no error")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+# -- tensors where there is no adapter ----------------------------------------------------------------------------------
+
+UNREADABLE = {
+    "requires grad": lambda: torch.ones(3, 2, requires_grad=True),
+    "bfloat16": lambda: torch.ones(3, 2, dtype=torch.bfloat16),
+    "meta": lambda: torch.ones(3, 2, device="meta"),
+    "sparse": lambda: torch.eye(3, 2).to_sparse(),
+}
+PLACES = {
+    "a layer": lambda tensor: nn.Linear(2, 1)(tensor),
+    "a model": lambda tensor: nn.Sequential(nn.ReLU(), nn.Linear(2, 1))(tensor),
+    "a keyword": lambda tensor: nn.Linear(2, 1)(input=tensor),
+    "a function": lambda tensor: nn.functional.relu(tensor),
+    "a Parameter": mt.Parameter,
+    "a Buffer": mt.Buffer,
+    "an assignment": lambda tensor: setattr(nn.Linear(2, 3), "weight", tensor),
+    "state_dict": lambda tensor: nn.Linear(2, 3, bias=False).load_state_dict({"weight": tensor}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_tensor_that_numpy_cannot_read_names_the_adapter(kind: str, place: str) -> None:
+    tensor = UNREADABLE[kind]()
+    expected = r"array of JAX or NumPy, got a torch Tensor, b?float\d\d\[3, 2\].*from_torch\(tensor\).*adapters\.torch"
+    with pytest.raises((TypeError, ValueError), match=expected) as error:
+        PLACES[place](tensor)
+    assert place != "state_dict" or "\n  weight: expected" in str(error.value)
+
+
+def test_the_lines_that_are_named_work() -> None:
+    theirs = torch.nn.Linear(2, 1).bfloat16()
+    ours = nn.Linear(2, 1, dtype=jnp.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"nothing was loaded:\n  weight: expected .* got a torch Tensor, bfloat16\[1, 2\]"
+    ):
+        ours.load_state_dict(theirs.state_dict())
+    adapter.load_from_torch(ours, theirs)
+    assert mt.Parameter(adapter.from_torch(theirs.weight)) is not None
+    with pytest.raises(
+        TypeError, match=r"modules\[0\] is .*It is torch's: build the same model of `minitorch_jax\.nn`"
+    ):
+        optim.SGD([theirs])
+    with pytest.raises(TypeError, match=r"modules\[0\] is an array, torch\.bfloat16\[1, 2\].*write `SGD\(\[model\]\)`"):
+        optim.SGD(theirs.parameters())
+
+
+def test_lazy_layers_take_their_sizes_from_torchs_weights():
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1, bias=False))
+    ours = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d(), nn.LazyLinear(1, bias=False))
+    assert adapter.load_from_torch(ours, theirs).missing_keys == []
+    assert repr(ours) == repr(theirs)
+    other = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.LazyLinear(1, bias=False))
+    with pytest.raises(ValueError, match="do not fit this Sequential; nothing was loaded"):
+        adapter.load_from_torch(other, theirs)
+    assert other[0].has_uninitialized_params() and other[1].has_uninitialized_params()

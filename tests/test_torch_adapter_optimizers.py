@@ -151,6 +151,7 @@ def test_every_rule_that_both_have_is_tried() -> None:
     assert both - {"Optimizer"} == {*CASES, "LBFGS"}
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "case"), ALL)
 def test_each_rule_goes_on_as_it_would_have(name: str, case: int, dtype: Any) -> None:
@@ -392,7 +393,7 @@ def test_groups_that_cut_through_a_module() -> None:
     weights, biases = [[getattr(module, name) for module in theirs] for name in ("weight", "bias")]
     apart = torch.optim.AdamW([{"params": weights}, {"params": biases, "lr": 0.5}], lr=0.1)
     with pytest.raises(
-        ValueError, match=r"group 0 here: lr is 0.1 for 0.weight and 0.5 for 0.bias; put their modules in gro"
+        ValueError, match=r"group 0 here: lr is 0.1 for 0.weight and 0.5 for 0.bias; put them in groups of "
     ):
         adapter.load_optimizer_from_torch(opt, apart, theirs)
     assert_untouched(opt, before)
@@ -629,6 +630,10 @@ def test_a_state_of_another_structure() -> None:
         adapter.load_optimizer_from_torch(adam, amsgrad, theirs)
 
 
+DIFFER = "group 0 here: lr is 0.5 for 0.weight and 0.1 for 1.weight"
+APART = f"{DIFFER}; put them in groups of their own, by their modules or names"
+
+
 def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
     ours, theirs, opt, their_opt = linears()
     theirs[0] = torch.nn.Linear(3, 3, bias=False)
@@ -644,7 +649,7 @@ def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
         r"1.bias: float16\[2\] in torch, float32\[2\] here: convert one of them, .*",
         "1.bias: trained here, and frozen in torch; .*",
         r"1.weight: float16\[2, 2\] in torch, float32\[2, 2\] here: convert one of them, .*",
-        "group 0 here: lr is 0.5 for 0.weight and 0.1 for 1.weight; put their modules in groups of their own",
+        APART,
         "novelty: a setting of torch's AdamW that this optimizer does not have",
         "parameter 0 of group 0: torch's optimizer has it, and this one has no parameter of that name",
         "parameter 0 of group 2: torch's optimizer has it, and this one has no parameter of that name",
@@ -654,7 +659,7 @@ def test_one_error_lists_everything_and_nothing_is_loaded() -> None:
         adapter.load_optimizer_from_torch(opt, their_opt, theirs)
     assert_untouched(opt, before)
     lines[0] = "copy_optimizer_to_torch: this AdamW does not fit torch's; nothing was copied:"
-    lines.remove("group 0 here: lr is 0.5 for 0.weight and 0.1 for 1.weight; put their modules in groups of their own")
+    lines.remove(APART)
     with pytest.raises(ValueError, match=r"\n  ".join(lines) + "$"):
         adapter.copy_optimizer_to_torch(opt, their_opt, theirs)
     assert not their_opt.state and [group["lr"] for group in their_opt.param_groups] == [0.1, 0.5, 0.1]

@@ -32,6 +32,7 @@ def train(model, opt, x):
     return loss
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_trains_and_is_set_under_the_guard(name):
     """From its construction on, compiled or not: settings, schedules, states; of one optimizer also in compiled code."""
@@ -120,6 +121,7 @@ def actions():
     }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("what", actions())
 def test_what_else_trains_works_under_the_guard(what, tmp_path):
     run = actions()[what]

@@ -54,6 +54,7 @@ MAXIMA = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", MAXIMA)
 def test_nan_comes_through(name):
     function, shape = MAXIMA[name]
@@ -70,6 +71,7 @@ def test_images_of_nan_are_pooled_to_nan(layer):
     assert np.isnan(layer(x)).all() and np.isnan(mt.jit(lambda layer, x: layer(x))(layer, x)).all()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
 def test_largest_is_the_maximum(dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(0, 100, (80, 90)), dtype)
@@ -166,6 +168,7 @@ def test_the_option_is_not_given_on_other_backends(monkeypatch):
     assert xla_faults.options_for(jax.make_jaxpr(jnp.max)(jnp.ones(3)).jaxpr) is None
 
 
+@pytest.mark.slow
 def test_known_faults_in_a_user_s_programs():
     """In a process of its own: the third crashes, and XLA optimizes as it does for users."""
     code = """

@@ -3,11 +3,9 @@
 `Module`, `Linear`, …, `SoftmaxCrossEntropy`, `Optimizer` are a complete mini-torch with hand-written backward passes.
 `to_jax` and `from_jax` convert its networks, and `copy_weights` copies weights in both directions. `wrap` lets our
 optimizers train a network of layers that keep `W`, `b`, `dW`, `db`. `check_gradients` compares each layer's `backward`
-with `jax.grad` of its own `forward`, and names the layers that are wrong.
+with differences of its own `forward`, and names the layers that are wrong.
 """
 
-from .attributes import WrappedNetwork as WrappedNetwork
-from .attributes import wrap as wrap
 from .bridge import copy_weights as copy_weights
 from .bridge import from_jax as from_jax
 from .bridge import to_jax as to_jax
@@ -26,3 +24,5 @@ from .report import GradientComparison as GradientComparison
 from .report import GradientError as GradientError
 from .report import GradientReport as GradientReport
 from .report import LayerReport as LayerReport
+from .wrapped import WrappedNetwork as WrappedNetwork
+from .wrapped import wrap as wrap

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.module.tree import children
 from minitorch_jax.state.walk import join
 
 from .layers import Flatten, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
@@ -166,7 +167,7 @@ def _make_theirs(module: mt.Module, path: str) -> Module:
             f"from_jax converts the modules {_KNOWN} of minitorch_jax.nn; {_at(path)} is a {_full_name(module)}"
         )
     if isinstance(module, nn.Sequential):
-        return Sequential(*[_make_theirs(child, join(path, name)) for name, child in module.named_children()])
+        return Sequential(*[_make_theirs(child, join(path, name)) for name, child in children(module)])
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         raise ValueError(f"the NumPy Flatten keeps only the first axis; {_at(path)} is {module!r}")
     if not isinstance(module, nn.Linear):
@@ -189,10 +190,10 @@ def _match(
     if _OURS.get(type(network)) is not type(ours):
         problems.append(f"{_at(path)}: {type(network).__name__} in NumPy, {type(ours).__name__} in minitorch_jax")
     elif isinstance(network, Sequential):
-        children = list(ours.named_children())
-        if len(network) != len(children):
-            problems.append(f"{_at(path)}: {len(network)} modules in NumPy, {len(children)} in minitorch_jax")
-        for theirs, (name, child) in zip(network, children, strict=False):
+        below = list(children(ours))
+        if len(network) != len(below):
+            problems.append(f"{_at(path)}: {len(network)} modules in NumPy, {len(below)} in minitorch_jax")
+        for theirs, (name, child) in zip(network, below, strict=False):
             _match(theirs, child, join(path, name), pairs, problems)
     elif isinstance(network, Linear):
         for name, array in (("weight", network.W), ("bias", network.b)):

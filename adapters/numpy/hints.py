@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, combinations, permutations
 from typing import Any
 
 import numpy as np
+
+from .differences import Evidence
 
 
 @dataclass
 class Context:
     """The known facts about the call whose gradient is wrong."""
 
+    key: Any
     args: tuple[Any, ...]
     dout: list[Any]
-    params: Mapping[Any, Any] = field(default_factory=dict)
-    right: Mapping[str, Any] = field(default_factory=dict)  # all right gradients, by the name of the input or parameter
-    others: Mapping[Any, Any] = field(default_factory=dict)  # the right gradients for another batch
-    theirs: Mapping[Any, Any] = field(default_factory=dict)  # the gradients from backward for that batch
-    rtol: float = 1e-6
+    params: Mapping[Any, Any]
+    slopes: Evidence
+    fits_another: Callable[[Any], str]  # the name of another input or parameter, if a gradient is right for it
+    stale: Callable[[], str]  # the name of a cache of an earlier call that backward uses
+
+    def right(self, grad: Any) -> bool:
+        return not self.slopes.zero and self.slopes.fits(grad, 10)
+
+    def factor(self, got: Any) -> float | None:
+        """The number that the right gradient is multiplied by; None if it is not one number."""
+        mine, right = np.array(self.slopes.products(got)), np.array([each.value for each in self.slopes.found])
+        square = float(right @ right)
+        if not square or not np.isfinite(mine).all():
+            return None
+        factor = float(mine @ right) / square
+        return factor if abs(factor) > 1e-9 and self.right(got / factor) else None
+
+    def decay(self, got: Any) -> float | None:
+        """The number of times that the parameter was added to its gradient."""
+        if self.key not in self.params or got.size == 1:
+            return None
+        param = self.params[self.key]
+        theirs = np.array(self.slopes.products(param))
+        surplus = np.array(self.slopes.products(got)) - [each.value for each in self.slopes.found]
+        if not np.isfinite(surplus).all() or not theirs.any():
+            return None
+        factor = float(surplus @ theirs / (theirs @ theirs))
+        return factor if self.right(got - factor * param) else None
 
     def sizes(self) -> Iterator[tuple[float, str]]:
         """Factors by which gradients are often wrong, with their names."""
@@ -39,27 +65,35 @@ class Context:
                 yield float(size), f"the size {size} of the output's axis {axis}"
 
 
-def hint_for(key: Any, got: Any, want: Any, context: Context) -> str:
-    """The hint for the mistake in `got`; "" if it is none of the known mistakes."""
-    if not np.isfinite(want).all():  # finite differences of only some elements, or the edge of a domain
-        return ""
-    if got.shape != want.shape:
-        return _of_shape(got, want, context)
+def hint_for(got: Any, want: Any, context: Context, right: bool = False) -> str:
+    """The hint for the mistake in `got`; "" if it is none of the known mistakes.
+
+    Args:
+        got: the gradient from backward.
+        want: the right gradient; None if it is not known element by element.
+        context: the facts about the call.
+        right: True if only the shape is wrong.
+    """
+    if want is None and got.shape != context.params.get(context.key, _of(context)).shape:
+        return _of_shape(got, _of(context), context, right)
     if not np.isfinite(got).all():
         return f"{int((~np.isfinite(got)).sum())} of its {got.size} elements are not finite"
-    error, scale = np.abs(got - want).max(initial=0.0), np.abs(want).max(initial=0.0)
-    if error <= 1e-4 * scale:
-        return f"it differs by only {error / scale:.0e} of its largest element, as with an epsilon in log() or sqrt()"
-    for found in chain(_as_a_whole(key, got, want, context), _in_parts(key, got, want, context)):
-        return found
-    return ""
+    found = _as_a_whole(got, context)
+    if want is not None and np.isfinite(want).all():
+        found = chain(found, _in_parts(got, want, context))
+    return next(found, "")
 
 
-def _same(one: Any, other: Any, context: Context) -> bool:
+def _of(context: Context) -> Any:
+    """The parameter or argument by which the gradient is wrong."""
+    return context.params[context.key] if context.key in context.params else context.args[context.key]
+
+
+def _same(one: Any, other: Any) -> bool:
     if np.shape(one) != np.shape(other):
         return False
     scale = max(np.abs(other).max(initial=0.0), np.abs(one).max(initial=0.0))
-    return bool(scale > 0 and np.abs(one - other).max(initial=0.0) <= 10 * context.rtol * scale)
+    return bool(scale > 0 and np.abs(one - other).max(initial=0.0) <= 1e-5 * scale)
 
 
 def _axes(ndim: int) -> Iterator[tuple[int, ...]]:
@@ -70,55 +104,70 @@ def _named(axes: tuple[int, ...]) -> str:
     return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
 
 
-def _of_shape(got: Any, want: Any, context: Context) -> str:
-    text = f"its shape is {got.shape} and should be {want.shape}"
-    for name, other in context.right.items():
-        if _same(got, other, context):
-            return f"{text}: {_swapped(name)}"
-    if got.ndim == want.ndim and _same(got.T, want, context):
+def _of_shape(got: Any, like: Any, context: Context, right: bool) -> str:
+    text = f"its shape is {got.shape} and should be {like.shape}"
+    kept = [axis for axis, size in enumerate(like.shape) if size == 1]
+    if like.size == got.size and got.ndim < like.ndim and got.shape == tuple(s for s in like.shape if s != 1):
+        text += f": sum over {_named(tuple(kept))} with keepdims=True"
+        if not right:
+            more = next(_as_a_whole(got.reshape(like.shape), context), "")
+            text += f". Its values are wrong, too{': ' + more if more else ''}"
+        return text
+    if other := context.fits_another(got):
+        return f"{text}: {_swapped(other)}"
+    if got.ndim == like.ndim and context.right(got.T):
         return f"{text}: it is transposed"
-    if got.size == want.size and _same(got.reshape(want.shape), want, context):
+    if right:
         return f"{text}: the values are right"
     for axes in _axes(got.ndim):
-        if _same(got.sum(axes), want, context):
+        if context.right(got.sum(axes)):
             return f"{text}: it is not summed over {_named(axes)}"
-        if _same(got.mean(axes), want, context):
+        if context.right(got.mean(axes)):
             return f"{text}: it is the right one, repeated along {_named(axes)}"
-    for axes in _axes(want.ndim):
-        if _same(got, want.sum(axes), context):
-            return f"{text}: it is summed over {_named(axes)}"
+    for axes in _axes(like.ndim):
+        if like.sum(axes).shape == got.shape:
+            return f"{text}: is it summed over {_named(axes)}?"
     return text
 
 
-def _as_a_whole(key: Any, got: Any, want: Any, context: Context) -> Iterator[str]:
+def _as_a_whole(got: Any, context: Context) -> Iterator[str]:
     if not got.any():
         yield "it is zero: it is never computed, or computed and not stored"
-    if _same(got, -want, context):
+    if context.right(-got):
         yield "its sign is wrong"
     if got.ndim > 1 and got.size > 1:
         for axes in permutations(range(got.ndim)):
-            if axes != tuple(range(got.ndim)) and _same(got.transpose(axes), want, context):
+            if axes != tuple(range(got.ndim)) and context.right(got.transpose(axes)):
                 yield "it is transposed"
-    yield from _factor(got, want, context)
-    if key in context.others and _same(got, context.others[key], context):
-        yield "it is the gradient of the earlier batch: forward() keeps something of an earlier call (a stale cache)"
-    if any(_same(got, each, context) for each in context.dout):
+    yield from _factor(got, context)
+    if any(_same(got, each) for each in context.dout):
         yield "it is the incoming gradient, unchanged: the layer's own derivative is missing"
-    for name, other in context.right.items():
-        if other is not want and _same(got, other, context):
-            yield _swapped(name)
+    if other := context.fits_another(got):
+        yield _swapped(other)
     yield from _missing_transpose(got, context)
     for each in context.dout:
-        right = [axes for axes in _axes(np.ndim(each)) if _same(np.sum(each, axes), want, context)]
+        right = [axes for axes in _axes(np.ndim(each)) if context.right(np.sum(each, axes))]
         for axes in _axes(np.ndim(each)):
-            if right and _same(np.sum(each, axes), got, context):
+            if right and _same(np.sum(each, axes), got):
                 yield f"it is summed over {_named(axes)} of the incoming gradient, not over {_named(right[0])}"
-    mine, other = context.theirs.get(key), context.others.get(key)
-    if isinstance(key, str) and mine is not None and other is not None:
-        if _same(got, mine, context) and not _same(want, other, context):
-            yield "it does not change with the batch: forward() keeps something of an earlier call (a stale cache)"
+    if name := context.stale():
+        yield (
+            f"it does not change with the batch: backward() uses {name}, which forward() keeps from an earlier call (a stale"
+            " cache)"
+        )
+    decay = context.decay(got)
+    if decay is not None and decay < 0:
+        yield (
+            f"it is the right one less {-decay:.6g} times {context.key}: forward() has a weight decay that is missing in"
+            " backward(), or too small"
+        )
+    elif decay is not None:
+        yield (
+            f"it is the right one plus {decay:.6g} times {context.key}: weight decay, which forward() does not have. Leave it"
+            " to the optimizer's weight_decay, or add it to the loss"
+        )
     for axes in _axes(got.ndim):
-        if _same(np.flip(got, axes), want, context):
+        if context.right(np.flip(got, axes)):
             yield f"it is reversed along {_named(axes)}"
 
 
@@ -132,18 +181,15 @@ def _missing_transpose(got: Any, context: Context) -> Iterator[str]:
         if weight.ndim == 2 and weight.shape[0] == weight.shape[1]:
             for each in context.dout:
                 if np.ndim(each) and np.shape(each)[-1] == len(weight):
-                    if _same(got, each @ weight, context):
+                    if _same(got, each @ weight):
                         yield f"it is dout @ {name}, and should be dout @ {name}.T: a transpose is missing"
-                    if _same(got, each @ weight.T, context):
+                    if _same(got, each @ weight.T):
                         yield f"it is dout @ {name}.T, and should be dout @ {name}: there is a transpose too many"
 
 
-def _factor(got: Any, want: Any, context: Context) -> Iterator[str]:
-    square = float(np.sum(want * want))
-    if not square:
-        return
-    factor = float(np.sum(got * want)) / square
-    if not _same(got, factor * want, context):
+def _factor(got: Any, context: Context) -> Iterator[str]:
+    factor = context.factor(got)
+    if factor is None:
         return
     sign = "-" if factor < 0 else ""
     for size, name in context.sizes():
@@ -162,12 +208,11 @@ def _by(name: str) -> str:
     return "" if name == "2" else f", by {name}"
 
 
-def _in_parts(key: Any, got: Any, want: Any, context: Context) -> Iterator[str]:
-    scale = np.abs(want).max(initial=0.0)
-    wrong = np.abs(got - want) > 10 * context.rtol * scale
+def _in_parts(got: Any, want: Any, context: Context) -> Iterator[str]:
+    wrong = np.abs(got - want) > 1e-5 * np.abs(want).max(initial=0.0)
     if not wrong.any():
         return
-    if isinstance(key, str):  # a parameter
+    if context.key in context.params:
         yield from _repeated(wrong, context)
     for axis in range(got.ndim):
         rows = np.unique(np.nonzero(wrong)[axis])
@@ -175,7 +220,7 @@ def _in_parts(key: Any, got: Any, want: Any, context: Context) -> Iterator[str]:
             yield f"it is wrong only at {int(rows[0])} of axis {axis}"
     for axes in _axes(got.ndim):
         size = np.prod([got.shape[axis] for axis in axes])
-        if size > 1 and _same(np.broadcast_to((got - want).mean(axes, keepdims=True), got.shape), got - want, context):
+        if size > 1 and _same(np.broadcast_to((got - want).mean(axes, keepdims=True), got.shape), got - want):
             yield f"the difference is constant along {_named(axes)}: a term that is summed over it is missing"
     zero = wrong & (got == 0)
     if (zero == wrong).all():

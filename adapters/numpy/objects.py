@@ -8,7 +8,7 @@ from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,19 @@ def _is_pythons(top: str) -> bool:
     return file is None or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
+def is_users_class(cls: type) -> bool:
+    """True if a class is the user's. One that is made by a call of `type`, or of a metaclass, may name another module."""
+    if is_users(cls.__module__):
+        return True
+    if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls:
+        return False
+    functions = (value for value in vars(cls).values() if isinstance(value, FunctionType))
+    return any(map(is_users_class, cls.__bases__)) or any(is_users(f.__globals__.get("__name__")) for f in functions)
+
+
 def is_object(value: Any) -> bool:
     """True if a value is an object of a user's class, or a namespace, and not a class, function or module."""
-    users = is_users(type(value).__module__) or isinstance(value, _HOLDERS)
+    users = is_users_class(type(value)) or isinstance(value, _HOLDERS)
     return users and not isinstance(value, type) and not callable_alone(value)
 
 
@@ -62,29 +72,40 @@ def attributes_of(obj: Any) -> dict[str, Any]:
     found = {name: getattr(obj, name) for name in slots_of(type(obj)) if hasattr(obj, name)}
     found |= getattr(obj, "__dict__", {})
     for cls in type(obj).__mro__[:-1]:
-        if is_users(cls.__module__):
+        if is_users_class(cls):
             kept = {n: v for n, v in vars(cls).items() if n[:2] != "__" and not hasattr(type(v), "__get__")}
             found |= {name: value for name, value in kept.items() if name not in found}
     return found
 
 
-def attribute(obj: Any, name: str) -> Any:
-    """An attribute, or None if reading it raises. A user's `__getattr__` may raise any error."""
+def attribute(obj: Any, name: str, missing: Any = None) -> Any:
+    """An attribute, or `missing` if reading it raises. A user's `__getattr__` may raise any error."""
     try:
         return getattr(obj, name)
     except Exception:
-        return None
+        return missing
 
 
 def items_of(value: Any) -> dict[Any, Any]:
     """The items of a list, tuple, deque, dict or array of objects, by index or key."""
-    if isinstance(value, dict):
-        return dict(value)
-    if isinstance(value, list | tuple | deque) or (
-        isinstance(value, np.ndarray) and value.dtype == object and value.ndim
-    ):
-        return dict(enumerate(value))
-    return {}
+    if not is_container(value):
+        return {}
+    return dict(value) if isinstance(value, dict) else dict(enumerate(value))
+
+
+def is_container(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return bool(value.dtype == object and value.ndim)
+    return isinstance(value, dict | list | tuple | deque)
+
+
+def part(value: Any, key: Any, missing: Any = None) -> Any:
+    """The item or the attribute `key` of a value; `missing` if there is none."""
+    if isinstance(value, dict) and key in value:
+        return value[key]
+    if not isinstance(value, dict) and isinstance(key, int):
+        return value[key] if key < len(items_of(value)) else missing
+    return attribute(value, key, missing) if is_object(value) else missing
 
 
 def parts_of(value: Any) -> dict[str, Any]:
@@ -93,7 +114,7 @@ def parts_of(value: Any) -> dict[str, Any]:
     return found | attributes_of(value) if is_object(value) else found
 
 
-def walk(root: Any, enter: Callable[[str, Any], bool]) -> None:
+def walk(root: Any, enter: Callable[[str, Any], bool], parts_of: Callable[[Any], dict[str, Any]] = parts_of) -> None:
     """Call `enter(path, value)` for each object that `root` holds, once. The walk enters an object if it returns True."""
     seen: dict[int, Any] = {}
     waiting = [("", root)]
@@ -106,12 +127,12 @@ def walk(root: Any, enter: Callable[[str, Any], bool]) -> None:
             waiting += [(join(path, name), part) for name, part in reversed(parts_of(value).items())]
 
 
-def held_by(root: Any) -> set[int]:
-    """The ids of an object and of everything that it holds."""
-    found: set[int] = set()
+def all_in(root: Any) -> list[Any]:
+    """A value, and everything that it holds."""
+    found: list[Any] = []
 
     def enter(_: str, value: Any) -> bool:
-        found.add(id(value))
+        found.append(value)
         return True
 
     walk(root, enter)

@@ -1,8 +1,8 @@
 """A world of copies: the user's objects, functions and classes, copied so that runs change none of the originals.
 
 Everything that the user's function reads (globals, closures, classes) comes from the same world. So a cache in a module's
-dict, or a generator that several layers share, is copied too. A world decides what arrays become, and which names of
-libraries are replaced. That is how `forward` runs on traced values. The code of libraries is not copied.
+dict, or a generator that several layers share, is copied too. A world decides what arrays and numbers become. That is how
+`forward` runs in float64. The code of libraries is not copied.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from abc import ABCMeta
 from array import array as array_type
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .objects import attribute, is_users, slots_of
+from .objects import attribute, is_users, is_users_class, slots_of
 
 _BASES = (list, deque, OrderedDict, defaultdict, dict, set, SimpleNamespace)
 _MODULES = (
@@ -42,7 +42,7 @@ class World:
 
     Args:
         array: copies an array.
-        replaced: returns the replacement of a value, or the value itself.
+        replaced: returns the replacement of a value, or the value itself. It also gets the numbers in functions' code.
         built_in: replacements of builtin functions, by name.
     """
 
@@ -68,6 +68,10 @@ class World:
         """Make `new` the copy of `value`, and return it."""
         self._known[id(value)] = value, new
         return new
+
+    def originals(self) -> dict[int, Any]:
+        """The original of each copied array, by the id of the copy."""
+        return {id(new): old for old, new in self._known.values() if isinstance(old, np.ndarray)}
 
     def _copied(self, value: Any) -> Any:
         match value:
@@ -99,6 +103,8 @@ class World:
             return self.remember(value, tuple.__new__(kind, map(self.of, value)))
         if kind in _BASES or kind.__module__ == "collections" or _is_plain(kind):
             return self._instance(value)
+        if callable(attribute(value, "backward")):  # a layer of a class that cannot be copied
+            return self.remember(value, copy.deepcopy(value))
         return value  # a number, a string, or a library's object
 
     def _object_array(self, value: Any) -> Any:
@@ -137,7 +143,7 @@ class World:
         fresh = [(self.remember(cell, CellType()), cell) for cell in closure if id(cell) not in self._known]
         cells = tuple([self._known[id(cell)][1] for cell in closure])
         scope = self._globals(function.__globals__)
-        new = FunctionType(function.__code__, scope, function.__name__, None, cells)
+        new = FunctionType(self._code(function.__code__), scope, function.__name__, None, cells)
         self.remember(function, new)
         new.__defaults__ = self.of(function.__defaults__)
         new.__kwdefaults__ = self.of(function.__kwdefaults__)
@@ -151,6 +157,12 @@ class World:
                 pass
         return new
 
+    def _code(self, code: CodeType) -> CodeType:
+        """Code with other numbers, if they are replaced."""
+        new = tuple([self._code(c) if isinstance(c, CodeType) else self._replaced(c) for c in code.co_consts])
+        same = all(a is b for a, b in zip(new, code.co_consts, strict=True))
+        return code if same else code.replace(co_consts=new)
+
     def _globals(self, scope: dict[str, Any]) -> dict[str, Any]:
         known = self._known.get(id(scope))
         return self.remember(scope, _Globals(self, scope)) if known is None else known[1]
@@ -160,6 +172,7 @@ class World:
         early = ("__module__", "__qualname__", "__slots__", "__orig_bases__")
         names = {name: vars(cls)[name] for name in early if name in vars(cls)}
         new = self.remember(cls, type(cls)(cls.__name__, tuple(map(self.of, cls.__bases__)), names))
+        type.__setattr__(new, "__copy_of__", cls)
         slots_here = set(slots_of(cls)) & vars(cls).keys()
         for name, value in list(vars(cls).items()):
             if name not in _NOT_COPIED and name not in slots_here:
@@ -207,7 +220,7 @@ class _Module(ModuleType):
 
 def _is_plain(cls: type) -> bool:
     """True if a class consists of the user's code only, or derives from Python's containers."""
-    users = [base for base in cls.__mro__ if is_users(base.__module__)]
+    users = [base for base in cls.__mro__ if is_users_class(base)]
     return (
         type(cls) in (type, ABCMeta, type(Protocol))
         and cls in users
@@ -254,6 +267,7 @@ def _address(array: Any) -> int:
 
 # -- float64 -------------------------------------------------------------------------------------------------------------
 
+SMALL = 1e-4  # the largest number in code that counts as an epsilon
 _NARROW = (np.float16, np.float32, np.longdouble)
 
 
@@ -276,6 +290,12 @@ def _wide(value: Any) -> Any:
     return np.dtype(np.float64) if isinstance(value, np.dtype) and value.type in _NARROW else value
 
 
-def wide_world() -> World:
-    """A world in float64: its arrays, and `np.float32` in its code, are float64."""
-    return World(Copies(np.float64), _wide, {"__import__": lambda *args, **kw: _wide(builtins.__import__(*args, **kw))})
+def wide_world(tiny: float = 1.0) -> World:
+    """A world in float64: its arrays, and `np.float32` in its code, are float64. Small numbers are multiplied by `tiny`."""
+
+    def replaced(value: Any) -> Any:
+        small = tiny != 1.0 and isinstance(value, float) and 0 < abs(value) <= SMALL
+        return value * tiny if small else _wide(value)
+
+    built_in = {"__import__": lambda *args, **kw: _wide(builtins.__import__(*args, **kw))}
+    return World(Copies(np.float64), replaced, built_in)

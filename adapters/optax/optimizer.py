@@ -12,8 +12,8 @@ import numpy as np
 
 import minitorch_jax as mt
 from minitorch_jax.module.parameter import as_array, checked
-from minitorch_jax.optim.hyperparameters import short
 from minitorch_jax.optim.joint import JointOptimizer
+from minitorch_jax.optim.number_vector import short
 from minitorch_jax.runtime import contexts
 from minitorch_jax.runtime.numpy_memory import owned
 from minitorch_jax.state import access
@@ -73,7 +73,7 @@ class OptaxOptimizer(JointOptimizer):
         """The transformation."""
         return self._rule.given
 
-    def step(self, **extra: Any) -> None:
+    def step(self, **extra: Any) -> None:  # type: ignore[override]
         """Update every trainable parameter of `modules`, in place: all of them, or none if it raises.
 
         Args:

@@ -7,12 +7,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
 
 import minitorch_jax as mt
 from minitorch_jax.module.parameter import as_array, is_narrow
 from minitorch_jax.optim import LBFGS, Optimizer
-from minitorch_jax.optim.hyperparameters import complement, is_schedule
+from minitorch_jax.optim.hyperparameters import is_schedule
 from minitorch_jax.optim.joint import JointOptimizer
+from minitorch_jax.optim.number_vector import complement
+from minitorch_jax.optim.rounding import place_of
+from minitorch_jax.optim.states import first_state, refuse_wide
 from minitorch_jax.optim.update import Master, Settings, lifted, masked_decay
 
 from .._extra import missing
@@ -48,6 +53,7 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
         rule: a class: `mt.Optimizer`, any optimizer of `minitorch_jax.optim` except LBFGS, or a subclass with `init_state`
             and `update`.
         *args, **settings: the arguments of its constructor after `modules`, schedules included. They are checked as there.
+            With `state_dtype=jnp.bfloat16`, the seed of the rounding is 0.
 
     Returns:
         A transformation, which needs `params`. Use it alone or in `optax.chain`. Its updates are the differences that a
@@ -87,13 +93,14 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
         rounded = jnp.asarray(given, now.dtype)
         return jnp.where(now == rounded, jnp.asarray(1 - given, now.dtype), 1 - now)
 
-    only_matrices = Settings(tuple(flags.items()), (), 0)
+    only_matrices = Settings(rule, tuple(flags.items()), (), (), 0)
 
     def begin(p: Any) -> Any:
         settings, p = SimpleNamespace(**given, **flags), as_array(p)
-        if not (flags["master_weights"] and is_narrow(p)):
-            return rule.init_state(p, settings)
-        return Master(p.astype(jnp.float32), rule.init_state(p.astype(jnp.float32), settings))
+        if flags["state_dtype"] is not None:
+            refuse_wide(f"as_optax({rule.__name__})", "a parameter", p)
+        state = first_state(rule, p, settings)
+        return Master(p.astype(jnp.float32), state) if flags["master_weights"] and is_narrow(p) else state
 
     def init(params: Any) -> RuleState:
         states = jax.tree.map(begin, params)
@@ -110,15 +117,19 @@ def as_optax(rule: type[Optimizer], *args: Any, **settings: Any) -> optax.Gradie
         }
         now["one_minus"] = jax.tree.map(complement, now) | jax.tree.map(one_minus, numbers, dict(state.hyperparams))
 
-        def one(g: Any, p: Any, s: Any) -> tuple[Any, Any]:
+        def one(path: str, g: Any, p: Any, s: Any) -> tuple[Any, Any]:
             mine = now | masked_decay(now, only_matrices.decayed((p.shape,)))
-            new_p, new_s = lifted(rule, p, g, s, mine, flags, state.num_steps + 1)
+            noise = (np.uint32(0), place_of([(path, p.shape)], p.size)) if flags["state_dtype"] == "bfloat16" else ()
+            new_p, new_s = lifted(rule, p, g, s, mine, flags, state.num_steps + 1, *noise)
             return new_p - p, new_s
 
         tree: Any
-        leaves, tree = jax.tree.flatten(updates)
+        named, tree = jax.tree_util.tree_flatten_with_path(updates)
         inner = tree.flatten_up_to(state.states)
-        pairs = [one(g, p, s) for g, p, s in zip(leaves, tree.flatten_up_to(params), inner, strict=True)]
+        pairs = [
+            one(keystr(path, simple=True, separator="."), g, p, s)
+            for (path, g), p, s in zip(named, tree.flatten_up_to(params), inner, strict=True)
+        ]
         changed, states = (tree.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
         return changed, RuleState(state.num_steps + 1, state.hyperparams, states)
 

@@ -11,6 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from minitorch_jax.state.cell import bound_to
+
 
 class StoredArray(NamedTuple):
     dtype: Any
@@ -55,6 +57,8 @@ def stored_form(array: Any, place: str) -> Any:
 def read_arguments(array: StoredArray, mine: Any) -> Any:
     """Orbax's arguments for reading an array: to the devices of the object's own array, or to NumPy."""
     stored = stored_dtype(array)
-    if isinstance(mine, jax.Array) and mine.committed and (mine.shape, mine.dtype) == (array.shape, array.dtype):
-        return ocp.ArrayRestoreArgs(sharding=mine.sharding, global_shape=array.shape, dtype=stored)
+    if isinstance(mine, jax.Array | jax.ShapeDtypeStruct) and (mine.shape, mine.dtype) == (array.shape, array.dtype):
+        sharding = bound_to(mine)
+        if sharding is not None:
+            return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=array.shape, dtype=stored)
     return ocp.RestoreArgs(restore_type=np.ndarray, dtype=stored)

@@ -211,7 +211,7 @@ class Manager:
             raise ValueError(f"{source} cannot be read, or Manager.save did not write it: {error!r}") from error
         targets, problems = matched(saved, objects)
         wanted = {name: held for name, held in places.items() if name in targets or not saved.objects[name]["stateful"]}
-        mine = snapshot(targets)[1]
+        mine = snapshot(targets, abstract=True)[1]
         try:
             arrays = self._read(number, {k: v for held in wanted.values() for k, v in held.items()}, there, mine)
             values = {name: value_of(saved.objects[name]["value"], arrays) for name in wanted}

@@ -42,6 +42,12 @@ def matched(caller: str, opt: Any, torch_opt: Any, torch_modules: Any) -> tuple[
         raise TypeError(
             f"{caller}: opt.modules holds a module of NumPy arrays; convert it with `minitorch_jax.adapters.numpy`"
         )
+    others = sorted({rule.__name__ for rule in opt._hyper.rules if rule is not None})
+    if others:
+        raise TypeError(
+            f"{caller}: groups of opt have other rules ({', '.join(others)}), and an optimizer of torch has one. Make an"
+            " optimizer of its own for each rule, with the other parameters frozen while they are exchanged"
+        )
     tensors = _named(caller, opt, torch_modules)
     group_of = {id(tensor): group for group in torch_opt.param_groups for tensor in group["params"]}
     params: list[Param] = []

@@ -38,8 +38,9 @@ def load_optimizer_from_torch(
 
     A hyperparameter that follows a schedule here keeps the schedule. At the current step, it must return torch's current
     value: torch's LR schedulers are objects outside the optimizer. torch's `foreach`, `fused`, `capturable` and
-    `differentiable` have no effect here. Torch lacks `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only` and
-    `master_weights`: they do not change. Master weights start from the current parameters.
+    `differentiable` have no effect here. Torch lacks `skip_nonfinite`, `track_grad_norm`, `decay_matrices_only`,
+    `master_weights` and `state_dtype`: they do not change. Master weights start from the current parameters; state is rounded
+    to `state_dtype`.
 
     Args:
         opt: the optimizer to change, constructed with torch's flags (`amsgrad`, `centered`, momentum or none).
@@ -99,7 +100,8 @@ def copy_optimizer_to_torch(
 
     This is the reverse of `load_optimizer_from_torch`. Copy the weights too, and training continues in torch with the same
     trajectory. A hyperparameter that follows a schedule becomes the schedule's number for the next step; make a torch LR
-    scheduler that continues from there yourself. `track_grad_norm` is not copied: it changes no step.
+    scheduler that continues from there yourself. `track_grad_norm` is not copied: it changes no step. State of a lower
+    `state_dtype` gets torch's dtype, the parameter's.
 
     Args:
         opt: the optimizer to read.
@@ -181,7 +183,8 @@ def _loaded_fields(
     if not here and not given and not param.cell.trainable:
         return {}
     value = param.cell.value
-    wide = value.astype(jnp.float32) if "master_weight" in here else value
+    lower = opt.groups[param.group].state_dtype is not None
+    wide = value.astype(jnp.float32) if "master_weight" in here or lower else value
     fresh = opt.init_state(wide, SimpleNamespace(**settings)) or None
     fields = {} if fresh is None else {name: item for name, item in fresh._asdict().items() if item is not None}
     expected, extra = set(fields), ({"master_weight": wide} if "master_weight" in here else {})
@@ -196,7 +199,7 @@ def _loaded_fields(
         old = known[name]
         if name not in _NUMBERS and (
             tuple(tensor.shape) != old.shape
-            or (dtype_of(tensor) != old.dtype and not (is_narrow(value) and old.dtype == np.float32))
+            or (dtype_of(tensor) != old.dtype and not lower and not (is_narrow(value) and old.dtype == np.float32))
         ):
             problems.append(
                 f"{param.path}.{name}: {dtype_of(tensor)}{list(tensor.shape)} in torch, {old.dtype}{list(old.shape)} here"
@@ -220,11 +223,14 @@ def _copied_fields(
     def number(value: Any) -> torch.Tensor:
         return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32, device=where)
 
+    lower = opt.groups[param.group].state_dtype is not None
     fields = {} if rule in WITHOUT_STEPS else {"step": number(known["step"])}
     for name, value in known.items():
         if name in _NUMBERS:
             fields[name] = number(value)
         elif name not in ("step", "master_weight"):
+            if lower:
+                value = value.astype(dtype_of(param.tensor))
             if value.dtype != dtype_of(param.tensor):
                 problems.append(
                     f"{param.path}.{name}: {value.dtype} here, and in torch it has the parameter's dtype,"

@@ -66,7 +66,7 @@ def _value_in_torch(opt: Any, name: str, g: int, params: list[Param], problems: 
     """Torch's value of a setting for all parameters of a group here; None if torch has none of them."""
     mine = _trained_ones([p for p in params if p.group == g and p.settings is not None])
     values = {p.path: _as_here(name, (p.settings or {})[name], p.tensor) for p in mine}
-    advice = "put their modules in groups of their own"
+    advice = "put them in groups of their own, by their modules or names"
     if name == "weight_decay":
         advice += ", or construct this optimizer with decay_matrices_only=True"
         for p in mine:

@@ -11,6 +11,7 @@ import torch
 
 import minitorch_jax as mt
 from minitorch_jax.module.parameter import X64, declared, fitting, same_values
+from minitorch_jax.module.sizes import sized_by
 from minitorch_jax.module.state_dict import IncompatibleKeys
 from minitorch_jax.runtime import interrupts
 from minitorch_jax.state.cell import Cell
@@ -33,7 +34,7 @@ def load_from_torch(
     torch's `load_state_dict`, gradients, `training` and frozen parameters (`requires_grad`) do not change.
 
     Args:
-        module: the module to change.
+        module: the module to change. Its lazy layers take their sizes from the torch weights.
         source: a torch module, or a mapping of names to tensors.
         strict: True makes names that only one side has an error. All other differences are always errors.
         tie: True ties parameters that are tied in the source and not here, as `module.tie` does. False makes them an
@@ -63,6 +64,12 @@ def load_from_torch(
             f"load_from_torch loads from a torch module or its state_dict(); got {source!r} ({type(source).__name__})"
         )
     theirs = dict(source) if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
+    with sized_by([(module, {path: tensor for path, tensor in theirs.items() if unreadable(tensor) is None})]):
+        return _load(module, theirs, isinstance(source, Mapping), strict, tie)
+
+
+def _load(module: mt.Module, theirs: Mapping[str, Any], is_mapping: bool, strict: bool, tie: bool) -> IncompatibleKeys:
+    """Do what `load_from_torch` does, once lazy layers have their sizes."""
     cells = {path: cell for path, _, _, cell in module._entries()}
     problems, missing, unexpected = _unmatched(cells, theirs, strict, "here", "in torch")
     arrays: dict[str, Any] = {}
@@ -84,7 +91,7 @@ def load_from_torch(
             )
         elif cells[a].kind != cells[b].kind:
             problems.append(f"{b} and {a} are one tensor in torch, but a {cells[b].kind} and a {cells[a].kind} here")
-    problems += _tied_here_alone(cells, theirs, isinstance(source, Mapping), arrays)
+    problems += _tied_here_alone(cells, theirs, is_mapping, arrays)
     raise_all(
         problems, f"load_from_torch: the torch weights do not fit this {type(module).__name__}; nothing was loaded"
     )

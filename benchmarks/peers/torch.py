@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..problems import MLP, Arrays, Layer
-from ..timing import STEPS_CHECKED, Side
+from ..timing import STEPS_CHECKED, Cost, Side
 
 QUIET = 0.01  # seconds for which the threads of whoever ran last may still spin
 
@@ -81,10 +82,11 @@ class TorchSide(Side):
 
     def __init__(self, **work: Any) -> None:
         self.key = worker.make(**work)
-        super().__init__(lambda calls: worker.ask(do="run", key=self.key, calls=calls, warm=0)["value"])
+        super().__init__(lambda calls: worker.ask(do="value", key=self.key, calls=calls))
 
-    def seconds(self, calls: int, warm: int = 0) -> float:
-        return float(worker.ask(do="run", key=self.key, calls=calls, warm=warm)["seconds"])
+    def cost(self, calls: int, warm: int = 0) -> Cost:
+        answer = worker.ask(do="run", key=self.key, calls=calls, warm=warm)
+        return Cost(answer["seconds"], answer["cpu"])
 
     def first(self) -> NDArray[Any]:
         values = np.array([self.run(1) for _ in range(STEPS_CHECKED)])
@@ -108,3 +110,13 @@ def train(problem: MLP, variant: str) -> Side:
 def layer(problem: Layer) -> Side:
     """Forward, backward and an SGD step of one layer."""
     return TorchSide(work="layer", problem=problem)
+
+
+def program(name: str, tiny: bool) -> Side:
+    """A training step of `programs.networks`."""
+    return TorchSide(work="program", name=name, tiny=tiny)
+
+
+def differentiated(name: str, size: Sequence[int]) -> Side:
+    """Forward and backward of a layer or a loss of `layers.kinds`."""
+    return TorchSide(work="differentiated", name=name, size=size)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.tree_util import tree_flatten, tree_map, tree_unflatten
 
+from ..runtime.numpy_memory import refuse, refuse_packed
 from ..state.static_values import holds_state, is_array
 
 
@@ -44,16 +45,34 @@ DATA, OBJECT, STATIC, CONTAINER = "data", "object", "static", "container"
 _codes: dict[type, str] = {}
 
 
+class Abstract(jax.ShapeDtypeStruct):
+    """Stands for data when a program is lowered. (In a call, a `jax.ShapeDtypeStruct` is a static value.)"""
+
+    __slots__ = ()
+
+
+def abstract_data(tree: Any) -> Any:
+    """Return arguments with each `jax.ShapeDtypeStruct` marked as data."""
+
+    def mark(leaf: Any) -> Any:
+        if type(leaf) is not jax.ShapeDtypeStruct:
+            return leaf
+        return Abstract(leaf.shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type)
+
+    return tree_map(mark, tree, is_leaf=holds_state)
+
+
 def _classify(value: Any) -> str:
     """Return how an argument is treated: traced (DATA), lifted cell by cell (OBJECT), flattened (CONTAINER), or STATIC."""
     kind = type(value)
     if holds_state(value):
         code = OBJECT
-    elif isinstance(value, jax.Array | np.ndarray | np.generic | int | float | complex) and kind is not bool:
+    elif isinstance(value, jax.Array | np.ndarray | np.generic | int | float | complex | Abstract) and kind is not bool:
         code = DATA
     elif is_array(value):
-        raise TypeError(f"an argument is a {kind.__module__}.{kind.__name__}; convert it with jnp.asarray(...) first")
+        code = refuse(value)
     else:
+        refuse_packed(value)
         code = STATIC if jax.tree_util.all_leaves([value]) else CONTAINER
     if len(_codes) >= 1024:  # a bound, for programs that create new types all the time
         _codes.clear()

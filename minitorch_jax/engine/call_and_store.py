@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..runtime import interrupts
+from ..runtime.copies import fresh_copies
 from ..runtime.free_memory import has_room
 from ..runtime.jax_private import forget_effects, forget_refusals, is_debugging
 from ..state.access import store_all
@@ -24,11 +25,6 @@ _config: Any = jax.config
 
 
 from_iterable = chain.from_iterable
-
-
-def fresh_copies(values: list[Any]) -> list[Any]:
-    """Copies that share no buffer with `values`, in one call."""
-    return jax.device_put(values, may_alias=False)
 
 
 class FirstRun(Exception):  # noqa: N818  # a signal to the caller, never an error of the user's

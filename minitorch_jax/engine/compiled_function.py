@@ -15,17 +15,20 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ..module import random
+from ..module.hooks import without_functions
 from ..runtime import interrupts
 from ..runtime.bounded_cache import Kept, Weaken
 from ..runtime.numpy_memory import owned_data
 from ..state.cell import Cell, get_stored, is_concrete
-from ..state.packed import PackedLayout, PartlyConsumed, stored_cells
+from ..state.packed import PackedLayout, PartlyConsumed
 from ..state.structure import Snapshot, process
 from ..state.walk import Walk, walk_of
-from .arguments import OBJECT, Arguments
+from .arguments import OBJECT, Arguments, abstract_data
 from .call_and_store import FirstRun
+from .compiler_options import naming_options
 from .disabled_jit import arrays_of, is_plain, run_all_or_nothing
 from .donation import safe_to_donate
+from .first_sizes import finds_sizes
 from .kept_with_owner import kept_for
 from .last_calls import Latest
 from .names import modules as named_modules
@@ -37,7 +40,7 @@ from .names.watch import Watch
 from .program import Binding, Program, Repartition
 from .quick_call import quick_call
 from .recompiles import Compilations
-from .sharding import join_mesh, placement
+from .sharding import is_on_mesh, join_mesh, naming_devices, placement
 from .tracing import Met, Purpose, Traced, settle, trace_with_all, unique_cells
 
 _SIGNALS = (Repartition, PartlyConsumed, Met)  # a trace raises one to have the call made again
@@ -112,7 +115,14 @@ class Function:
         Calls of one `number` are looked for among each other first: by default, those of one function object.
         Under `jax.disable_jit()` there is no program, and the binding is None.
         """
-        latest, number = self.latest, number or id(fn)
+        found = self.repeat(fn, args, kwargs, number or id(fn))
+        return self.run_slowly(self._wrapped(fn), args, kwargs) if found is None else found
+
+    def repeat(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], number: int
+    ) -> tuple[list[Any], Binding] | None:
+        """`run` for a call that differs from an earlier one only in its data; None for any other."""
+        latest = self.latest
         if latest.number != number:
             latest.turn(number)
         for reference in latest.bindings:
@@ -121,12 +131,13 @@ class Function:
                 results = binding.quick(fn, args, kwargs)
                 if results is not None:
                     return results, binding
-        return self._run_slowly(self._wrapped(fn), args, kwargs)
+        return None
 
     def _wrapped(self, fn: Any) -> Any:
         return fn if self.wrap is None else self.wrap(fn, self.name)
 
-    def _run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
+    @finds_sizes
+    def run_slowly(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Binding | None]:
         """`run`, the long way, and for a program's first run with these shapes."""
         if is_plain():
             call = Arguments(fn, args, kwargs)
@@ -142,7 +153,8 @@ class Function:
         try:
             if now.traced is None:
                 run = partial(binding.pipeline.run, others, safe_to_donate(donated, others))
-                return self._settled(run, program, fn, args, kwargs) if any(program.settings) else run(), binding
+                with naming_devices(self.name, partial(binding.named_arrays, data)):
+                    return self._settled(run, program, fn, args, kwargs) if any(program.settings) else run(), binding
         except FirstRun:
             pass
         now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
@@ -150,7 +162,9 @@ class Function:
         results: Any = None
         try:
             run = partial(binding.pipeline.run_first, others, safe_to_donate(donated, others))
-            results = self._settled(run, program, fn, args, kwargs)
+            named = naming_devices(self.name, partial(binding.named_arrays, data))
+            with named, naming_options(self.purpose.options, self.name, partial(self._forget, program)):
+                results = self._settled(run, program, fn, args, kwargs)
         except _SIGNALS as signal:
             self._heed(signal, binding)
         finally:
@@ -158,7 +172,7 @@ class Function:
             if program.changes_statics:
                 self._forget(program)
         if results is None:
-            return self._run_slowly(fn, args, kwargs)
+            return self.run_slowly(fn, args, kwargs)
         binding.mark_reached()
         self.compilations.explain()
         return results, binding
@@ -182,7 +196,11 @@ class Function:
         return call.objects
 
     def lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`fn`'s program for these arguments, lowered and not run."""
+        """`fn`'s program for these arguments, lowered and not run. Arrays may be `jax.ShapeDtypeStruct`s."""
+        return self._lower(fn, *abstract_data((args, kwargs)))
+
+    @finds_sizes
+    def _lower(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binding, data, reached = self._bind(fn, args, kwargs)
         donated, data = data[: binding.program.num_donated], data[binding.program.num_donated :]
         others = list(map(get_stored, binding.read)), data
@@ -194,7 +212,7 @@ class Function:
             return binding.pipeline.compiled.donating.lower(owned, others)
         except _SIGNALS as signal:
             self._heed(signal, binding)
-            return self.lower(fn, args, kwargs)
+            return self._lower(fn, args, kwargs)
         finally:
             now.traced = now.call = now.inner = None
             if binding.program.changes_statics:
@@ -226,35 +244,36 @@ class Function:
         own, version = len(call.objects), process.version
         reached = self.add_reached(call)
         walks = [walk_of(obj) for obj in call.objects]
+        if any(map(is_on_mesh, call.data)) and join_mesh(self._unique(walks)[0], call.data):
+            version = process.version
+            walks = [walk_of(obj) for obj in call.objects]
         key = self._binding_key(call)
         binding: Any = walks[0].bindings.get(key)
         named = None
         if binding is not None and binding.fits(walks) and binding.program.places == placement(binding.stored):
-            if binding.reads is not None and (values := binding.reads.values_if_same(fn)) is not None:
-                named = self._read(binding, values)
+            if binding.reads is not None and binding.reads.are_same(fn):
+                named = self._read(binding, fn)
         while named is None:  # more than once only if another thread rebinds an array at this moment
             binding = self._bind_slowly(call, reached, walks)
             walks = [walk_of(obj) for obj in call.objects]
-            values = binding.reads.values_if_same(fn)
-            named = None if values is None else self._read(binding, values)
+            named = self._read(binding, fn) if binding.reads.are_same(fn) else None
         if not reached.met and not self.met:
             snapshot = _snapshot(version, walks, binding.program)
             binding.quick = quick_call(call, args, kwargs, reached.stream, binding, snapshot)
             self.latest.note(binding)
         return binding, (*call.data, *named), call.objects[own:]
 
-    def _read(self, binding: Binding, values: list[Any]) -> tuple[Any, ...] | None:
+    def _read(self, binding: Binding, fn: Any) -> tuple[Any, ...] | None:
         """The arrays that a bound program reads by name; None if it has to be bound anew."""
         partition = binding.program.version[1]
         if binding.partition is not partition:
             binding.regroup()
-        named: tuple[Any, ...] | None = binding.reads.fetch(values) if binding.reads.partition is partition else None
+        named: tuple[Any, ...] | None = binding.reads.fetch(fn) if binding.reads.partition is partition else None
         return named
 
     def add_reached(self, args: Arguments) -> _Reached:
         """Add to the arguments' objects what the function reaches by closure, and the stream that it may draw from."""
-        found = self.find(args.fn)
-        args.objects += found.objects
+        found = named_modules.add_found(self.find(args.fn), args.objects)
         stream = random.current()
         if stream.is_committed():
             stream.move(_devices(args))
@@ -268,9 +287,11 @@ class Function:
     def _bind_slowly(self, args: Arguments, reached: _Reached, walks: list[Walk]) -> Binding:
         with self.lock:
             lifted, alias = self._unique(walks)
-            join_mesh(stored_cells(lifted))
+            join_mesh(lifted)
             followed = self.follow(args)
-            program = self._program_for(self._key(args, walks, lifted, alias, followed), followed)
+            forms = dict.fromkeys([_specs(walks, exact) for exact in (False, True)])  # one, if there are no hooks
+            keys = [self._key(args, specs, lifted, alias, followed) for specs in forms]
+            program = next(filter(None, [self._program_for(key, followed) for key in keys]), None)
             inner: dict[Any, Any] = {}
             if program is None:
                 known = list(map(id, args.objects))
@@ -278,7 +299,7 @@ class Function:
                 if known != list(map(id, args.objects)):
                     walks = [walk_of(obj) for obj in args.objects]
                     lifted, alias = self._unique(walks)
-                key = self._key(args, walks, lifted, alias, followed)
+                key = self._key(args, _specs(walks, traced.returns_hooks), lifted, alias, followed)
                 program, inner = self._program_for(key, followed), traced.inner
                 if program is None:
                     donated = 0 if self.count_donated is None else self.count_donated(args)
@@ -314,10 +335,12 @@ class Function:
             traced, lifted = trace_with_all(args, self.purpose, met)
             self.compilations.note_draws(args.objects[0], draws, random_state(followed.generators))
             if met:
-                found = self.find(args.fn, again=True)  # by now it may be found by name
+                objects = args.objects[: args.template.count(OBJECT)]
+                by_now = self.find(args.fn, again=True)  # it may be found by name
+                found = named_modules.add_found(by_now, objects)
                 if {id(ref()) for ref in met} <= {id(obj) for obj in found.objects}:
                     met.clear()
-                    args.objects[:] = [*args.objects[: args.template.count(OBJECT)], *found.objects, reached.stream]
+                    args.objects[:] = [*objects, reached.stream]
                     traced, lifted = trace_with_all(args, self.purpose, met)
                 self.met = met
             after = self.follow(args)
@@ -344,14 +367,21 @@ class Function:
             template = Weaken(gone)(template)
         return self.token, args.treedef, template, threading.get_ident(), settings_of(root_of(args.fn))
 
-    def _key(self, args: Arguments, walks: Sequence[Walk], lifted: list[Cell], alias: Any, followed: Followed) -> Any:
+    def _key(self, args: Arguments, specs: Any, lifted: list[Cell], alias: Any, followed: Followed) -> Any:
         """What a program is compiled for, apart from shapes and dtypes of data."""
         packed = PackedLayout(lifted).key if any(cell.pack is not None for cell in lifted) else ()
-        specs = tuple(walk.spec for walk in walks)
         return args.treedef, args.template, specs, alias, _shapes(lifted), placement(lifted), packed, followed.key
 
     def _unique(self, walks: Sequence[Walk]) -> tuple[list[Cell], tuple[int, ...]]:
         return unique_cells(walks, self.purpose.gradients)
+
+
+def _specs(walks: Sequence[Walk], exact: bool) -> tuple[Any, ...]:
+    """The structures of a key. Unless it is `exact`, hooks of one code share a program: `follow` tells what differs.
+
+    A program that returns a module with hooks returns the functions of its trace, so it has an exact key.
+    """
+    return tuple([walk.spec if exact else without_functions(walk.spec) for walk in walks])
 
 
 def _shapes(lifted: list[Cell]) -> tuple[Any, ...]:

@@ -7,12 +7,14 @@ frame (`frame.substituted`), and the new values are stored in the cells when all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..module import anomaly
 from ..runtime import interrupts
 from ..runtime.jax_private import show_values
 from ..state import access
@@ -48,7 +50,8 @@ def run_all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool
     """
 
     def checked(frame: Frame) -> Any:
-        out = run()
+        with anomaly.within(objects):
+            out = run()
         check_statics(frame, statics)
         return out
 
@@ -83,54 +86,70 @@ class _Noted(dict[Cell, Any]):
         return super().__getitem__(cell)
 
 
-def value_and_grad(call: Arguments, purpose: Purpose) -> tuple[Any, Any, dict[Cell, Any], dict[Cell, Any]]:
-    """Run a loss function once and differentiate it. Returns `loss, aux, gradients, changes`, the last two by cell.
+def differentiated(
+    call: Arguments, purpose: Purpose, transform: Callable[..., Any], by_parameters: bool, places: Sequence[int]
+) -> tuple[Any, Any, list[Any], Any, dict[Cell, Any]]:
+    """Run a function once and differentiate it: see `loss.run_once`. Returns `value, aux, keys, found, changes`.
 
-    Its parameters, and the values computed from them, are tracers of `jax.grad`, each of which knows its value.
+    The inputs that are differentiated, and the values computed from them, are tracers that know their values.
     """
     show_values()
     data = arrays_of(call.data)
     while True:
         try:
-            return _value_and_grad(call, purpose, data)
+            return _differentiated(call, purpose, transform, by_parameters, places, data)
         except Met as met:
             call.objects += met.owners
 
 
-def _value_and_grad(call: Arguments, purpose: Purpose, data: tuple[Any, ...]) -> Any:
+def _differentiated(
+    call: Arguments,
+    purpose: Purpose,
+    transform: Callable[..., Any],
+    by_parameters: bool,
+    places: Sequence[int],
+    data: tuple[Any, ...],
+) -> Any:
     lifted, _ = unique_cells([walk_of(obj) for obj in call.objects], purpose.gradients)
     start = list(map(get_value, lifted))
-    train = [i for i, cell in enumerate(lifted) if cell.trainable]
+    train = [i for i, cell in enumerate(lifted) if cell.trainable and by_parameters]
     written: list[int] = []
     seen: set[Cell] = set()
 
-    def run(frame: Frame) -> Any:
+    def run(inputs: list[Any], frame: Frame) -> Any:
         noted = _Noted(frame.values)
         frame.values = noted
-        out = call.run(data)
+        with anomaly.within(call.objects):
+            out = call.run(inputs)
         seen.update(noted.seen)
         check_statics(frame, purpose.statics)
         return purpose.check(out, call.objects)
 
-    def loss_of(params: list[Any]) -> Any:
-        values = list(start)
-        for i, param in zip(train, params, strict=True):
+    def value_of(params: list[Any], _: None) -> Any:
+        values, inputs = list(start), list(data)
+        for i, param in zip(train, params, strict=False):
             values[i] = param
-        (loss, aux), new, frame = frames.substituted(lifted, values, run, purpose.gradients)
+        for i, param in zip(places, params[len(train) :], strict=True):
+            inputs[i] = param
+        (value, aux), new, frame = frames.substituted(lifted, values, partial(run, inputs), purpose.gradients)
         if frame.met:
             raise Met(owners_met(frame))
-        written.extend(i for i, value in enumerate(new) if value is not values[i])
-        return loss, (aux, [new[i] for i in written])
+        written.extend(i for i, now in enumerate(new) if now is not values[i])
+        return value, (aux, [new[i] for i in written])
 
     with interrupts.unwrapped():
-        (loss, (aux, changed)), grads = jax.value_and_grad(loss_of, has_aux=True)([start[i] for i in train])
-    gradients = {lifted[i]: grad for i, grad in zip(train, grads, strict=True) if lifted[i] in seen}
-    return loss, aux, gradients, {lifted[i]: value for i, value in zip(written, changed, strict=True)}
+        params = [*(start[i] for i in train), *(data[i] for i in places)]
+        (value, (aux, changed)), found = transform(value_of)(params, None)
+    keys = [*(lifted[i] if lifted[i] in seen else None for i in train), *places]
+    return value, aux, keys, found, {lifted[i]: value for i, value in zip(written, changed, strict=True)}
 
 
 def loop(fn: Callable[..., Any], call: Arguments, arrays: Sequence[Any], length: int) -> Any:
     """Run the steps of `mt.scan` as a Python loop, and return the stacked results."""
-    outs = [call.run([array[i] for array in arrays]) for i in range(length)]
+    outs = []
+    for i in range(length):
+        with anomaly.within(call.objects, f"Step {i} of mt.scan, from 0: "):
+            outs.append(call.run([array[i] for array in arrays]))
 
     def stacked(*leaves: Any) -> Any:
         first = leaves[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..runtime.bounded_cache import Kept
@@ -39,15 +39,16 @@ class Functions:
 
     def _of_code(self, fn: types.FunctionType) -> Any:
         code, name = fn.__code__, (fn.__module__, fn.__qualname__)
+        codes = tuple(map(Same, _codes(fn)))
         with self._lock:
-            known, _ = self._by_code.get(Same(code)) or _NOTHING
+            known, _ = self._by_code.get(codes) or _NOTHING
             if known is None:
                 known = self._make(fn)
                 if (
                     "<" not in fn.__qualname__
                 ):  # defined again, as in a notebook: the function before lies with its users
                     self._by_code.drop(lambda entry: entry.value[1] == name)
-                self._by_code.set(Same(code), (known, name))
+                self._by_code.set(codes, (known, name))
         kept_for(fn)[self] = code, known  # type: ignore[index]  # a function can keep things
         return known
 
@@ -65,6 +66,15 @@ class Functions:
         if key not in kept:
             kept.setdefault(key, self._make(fn))
         return kept[key]
+
+
+def _codes(fn: types.FunctionType) -> Iterator[types.CodeType]:
+    """The code of a function, and of what it wraps: all that a decorator returns has the decorator's code."""
+    seen: set[int] = set()
+    while type(fn) is types.FunctionType and id(fn) not in seen:
+        seen.add(id(fn))
+        yield fn.__code__
+        fn = fn.__dict__.get("__wrapped__")  # type: ignore[assignment]
 
 
 _MOST_CODES = 32

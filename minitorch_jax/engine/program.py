@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import jax
 
-from ..module import torch_habits
+from ..module import kept_values, torch_habits
 from ..runtime.xla_faults import options_for
 from ..state import access
 from ..state.cell import Cell
 from ..state.concurrent_reads import lendings
 from ..state.gradient import starting_value
 from ..state.packed import KEPT, PackedLayout, stored_cells
+from ..state.static_values import describe
 from ..state.structure import Structure
 from ..state.walk import Walk
 from .arguments import Arguments
@@ -93,6 +94,7 @@ class Program:
         stored, self.layout.stored = self.layout.stored, []  # the cells would keep the first model alive
         self.places = placement(stored)
         self.wraps, self.changes_statics = traced.wraps, traced.changes_statics
+        self.returns_hooks = traced.returns_hooks  # those of its key
         self.settings = traced.settings
         self.writes_gradients = any(lifted[i].kind == "gradient" for i in traced.written)
         self.gradients = {i for i, cell in enumerate(lifted) if cell.kind == "gradient"}
@@ -130,7 +132,8 @@ class Program:
     def _set(self, partition: Partition) -> None:
         # one tuple, so that another thread reads either both old values or both new ones
         body = partial(self._traced_body, partition)
-        self.version = Compiled(body, self.name, asks=True, options=self.options), partition
+        options = {**(self.options or {}), **dict(self.purpose.options)}
+        self.version = Compiled(body, self.name, asks=True, options=options or None), partition
 
     def _traced_body(self, partition: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
         now = self.now
@@ -151,7 +154,8 @@ class Program:
             arguments.objects += reached
             values = self.values_of(list(map(starting_value, lifted)), partition, owned, read)
             before = random_state(followed.generators)
-            traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, now.inner)
+            with kept_values.refused(within=True):
+                traced = Traced(arguments, lifted, values, data[: len(data) - len(named)], self.purpose, now.inner)
             self.compilations.note_draws(arguments.objects[0], before, random_state(followed.generators))
             needed = self._partition(traced, followed)
             if not partition.covers(needed):
@@ -169,7 +173,8 @@ class Program:
                 self.structure.change()
                 raise Repartition
             self.wraps = self.wraps or traced.wraps
-            self.changes_statics = self.changes_statics or traced.changes_statics or traced.settings != self.settings
+            once = traced.changes_statics or traced.settings != self.settings
+            self.changes_statics = self.changes_statics or once or traced.returns_hooks > self.returns_hooks
             self.settings = traced.settings
             traced.take(named)
         out = self._run(traced, partition, owned, read, data)
@@ -179,7 +184,7 @@ class Program:
     def _run(self, traced: Traced, part: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
         """Return the new values of the written stored cells, followed by the result of the function."""
         old = self.stored_values(part, owned, read)
-        out, written = traced(self.layout.cut(old, [None] * len(self.layout.of)), data)
+        out, written = traced.as_one_call(self.layout.cut(old, [None] * len(self.layout.of)), data, self.name)
         if self.purpose.marks_reached:
             computed = [i for i, shape in zip(traced.written, traced.shapes[1], strict=True) if shape is not None]
             self.reaches |= self.gradients.intersection([*computed, *traced.dropped])
@@ -244,6 +249,18 @@ class Binding:
     def live_walks(self) -> list[Walk]:
         """Return the walks that are still alive."""
         return [walk for reference in self.walks if (walk := reference()) is not None]
+
+    def named_arrays(self, data: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+        """The arrays of a call, with their names in messages."""
+        used = {*self.pipeline.owned, *self.read}
+        names = {
+            cell: f"{walk.spec.node[1].__name__}.{path}" for walk in self.live_walks() for path, cell in walk.named()
+        }
+        for cell in self.cells:
+            if not used.isdisjoint(stored_cells([cell])):
+                yield names.get(cell, f"a {cell.kind}"), cell.value
+        for array in data:
+            yield f"an argument, {describe(array)},", array
 
     def mark_reached(self) -> None:
         """Mark the gradients that the program computes as reached by a loss."""

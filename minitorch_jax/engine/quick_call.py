@@ -5,17 +5,16 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
-from itertools import chain, repeat, starmap
-from operator import is_
+from itertools import chain, starmap
 from typing import Any
 
 import jax
 
 from ..module import random
 from ..runtime.jax_private import is_debugging
-from ..runtime.numpy_memory import owned_data
-from ..state.cell import get_stored, store
-from ..state.concurrent_reads import flights, get_ident, get_lent, gradient_writes, lendings
+from ..runtime.numpy_memory import immutable, owned_data
+from ..state.cell import store
+from ..state.concurrent_reads import flights, get_ident, gradient_writes, lendings
 from ..state.gradient import CONSUMED
 from ..state.static_values import holds_state
 from ..state.structure import Snapshot, process
@@ -45,14 +44,15 @@ def quick_call(
     take = _taking(call, args, kwargs)
     if take is None or program.num_donated or pipeline.compiled.calls_back or any(program.settings):
         return None
-    holds, values_if_same = snapshot.holds, None if reads.is_empty else reads.values_if_same
+    holds, are_same = snapshot.holds, None if reads.is_empty else reads.are_same
     fetch = reads.fetch if reads.partition.named else None
     # weak references, since the checks of a walk refer to the objects
     watched = [weakref.ref(walk) for walk in binding.live_walks() if walk.watched]
     sharding = getattr(stream.cell.stored, "sharding", None)  # the stream may move to another device between calls
     stream = stream if binding.takes(stream.cell) else None
-    donating, dropped, replaced = pipeline.compiled.donating, pipeline.dropped, pipeline.replaced
+    donating, dropped = pipeline.compiled.donating, pipeline.dropped
     stored, owned, read = pipeline.stored, pipeline.owned, binding.read
+    replaced = list(set(stored).intersection(pipeline.replaced))  # what is dropped holds no array in a quick call
     gradients = [cell.grad for cell in binding.cells if cell.grad is not None]
     lendable = list(dict.fromkeys([*binding.cells, *gradients, *stored, *owned]))
     writes_gradients, bound, types = program.writes_gradients, weakref.ref(binding), list(map(type, args))
@@ -64,8 +64,7 @@ def quick_call(
         if snapshot.version is not process.version and not holds():
             return None
         data = take(args, kwargs)
-        values: Any = () if values_if_same is None else values_if_same(fn)
-        if data is None or values is None or is_debugging():
+        if data is None or (are_same is not None and not are_same(fn)) or is_debugging():
             return None
         if stream is not None:
             now: Any = random.local.stream if random.innermost_block.get() is None else random.current()
@@ -78,21 +77,22 @@ def quick_call(
                     look()
             if not holds():
                 return None
-        data = data and owned_data(data)
+        if data and not immutable.issuperset(map(type, data)):
+            data = owned_data(data)
         if fetch is not None:
-            named = fetch(values)
+            named = fetch(fn)
             if named is None:
                 return None
             data += named
         calls[ident] = pipeline  # before the check of what is lent; see `concurrent_reads.py`
         try:
             last, written = lendings.last, gradient_writes.last
-            if (last is lent_at or not any(map(get_lent, lendable))) and (
-                not dropped or written is written_at or all(map(is_, map(get_stored, dropped), repeat(CONSUMED)))
+            if (last is lent_at or not any([cell.lent for cell in lendable])) and (
+                not dropped or written is written_at or all([cell.stored is CONSUMED for cell in dropped])
             ):
-                given = list(map(get_stored, owned)), (list(map(get_stored, read)), data)
-                results = from_iterable(starmap(donating, (given,)))
-                before = list(map(get_stored, replaced)) if replaced else None  # noqa: F841  # see `Pipeline.replaced`
+                others = [cell.stored for cell in read], data
+                results = from_iterable(starmap(donating, (([cell.stored for cell in owned], others),)))
+                before = [cell.stored for cell in replaced] if replaced else None  # noqa: F841  # see `Pipeline.replaced`
                 deque(map(store, stored, results), 0)
                 lent_at, written_at = last, written
                 if writes_gradients:
@@ -108,7 +108,7 @@ def quick_call(
             return None
         mine.look()
         try:
-            out = pipeline.run((list(map(get_stored, read)), data))
+            out = pipeline.run(([cell.stored for cell in read], data))
         except (FirstRun, Repartition, ValueError):
             return None
         lent_at, written_at = pipeline.last_seen, gradient_writes.last

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -12,15 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..module.structure_differences import short, statics
+from ..runtime.tracebacks import warn
 from ..state.id_map import IdMap
-from ..state.static_values import holds_state
 from ..state.walk import join, walk_of
+from .argument_names import named_leaves
 from .arguments import DATA, OBJECT, Arguments
 from .names.followed import Followed
-from .names.libraries import top
 from .names.roots import root_of
 
 MANY = 6  # the number of programs of one function from which on each new one is explained
@@ -134,7 +130,7 @@ class Compilations:
         fn, args, kwargs, reached, lifted, followed = call
         arguments = Arguments(fn, args, kwargs)
         objects = arguments.objects + reached
-        new = _describe(_named_leaves(fn, args, kwargs), arguments.template, objects, lifted)
+        new = _describe(named_leaves(fn, args, kwargs), arguments.template, objects, lifted)
         for path in followed.entries.keys() - new.keys():
             number = f" ({id(followed.arrays[path].was):x})" if path in fixed else ""
             new[path] = (_Read if followed.is_value(path) else str)(followed.describe(path) + number)
@@ -180,18 +176,10 @@ class Compilations:
         """Give the warnings that are due: now that the results are stored."""
         remarks, self._remarks = self._remarks, []
         for text in remarks:
-            warnings.warn(text, TracedOnceWarning, stacklevel=_level_of_the_user())
+            warn(text, TracedOnceWarning)
         if self._message is not None:
             message, self._message = self._message, None
-            warnings.warn(message, RecompileWarning, stacklevel=_level_of_the_user())
-
-
-def _level_of_the_user() -> int:
-    """How many frames up the first one outside of this package is, as `warnings.warn` counts them for the caller of this."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and top(frame.f_globals.get("__name__")) == "minitorch_jax":
-        level, frame = level + 1, frame.f_back
-    return level
+            warn(message, RecompileWarning)
 
 
 def _difference(known: list[Description], new: Description) -> tuple[str, frozenset[str]]:
@@ -240,25 +228,6 @@ def _describe(
             found[f"{label} "] = type(obj).__name__
             found.update(_describe_object(obj, label, {id(cell) for cell in lifted}))
     return found
-
-
-def _named_leaves(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Leaves of the arguments, named as the function's signature names them."""
-    names = _parameter_names(fn, len(args))
-    for name, value in [*zip(names, args, strict=True), *sorted(kwargs.items())]:
-        for path, leaf in tree_flatten_with_path(value, is_leaf=holds_state)[0]:
-            yield name + keystr(path), leaf
-
-
-def _parameter_names(fn: Any, count: int) -> list[str]:
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
-    more = [f"{rest}[{i}]" for i in range(count - len(positional))]
-    return [*positional, *more][:count]
 
 
 def _describe_leaf(leaf: Any) -> str:

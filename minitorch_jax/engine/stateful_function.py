@@ -14,7 +14,10 @@ from ..state.packed import stored_cells
 from ..state.pytree import Stateful
 from ..state.undo import all_or_nothing
 from ..state.walk import Node, Walk, Walker
+from .arguments import Arguments
 from .compiled_function import Function
+from .names.reads import Reads
+from .program import Partition
 from .tracing import Purpose
 
 
@@ -40,6 +43,12 @@ class StatefulFunction:
         bindings = self._function.latest.bindings
         binding = bindings[0]() if bindings else None
         return None if binding is None else binding.quick
+
+    def reads(self, *args: Any) -> Reads | None:
+        """Return what a call reads by name, if that is nothing but code and plain values. `Reads` notices a change."""
+        followed, found = self._function.follow(Arguments(self._body, args, {})), self._function.find(self._body)
+        more = followed.arrays, followed.long, followed.large, followed.generators, followed.cut, found.objects
+        return None if any(more) else Reads(self._body, followed, found, Partition(set(), set(), set()))
 
     def __call__(self, *args: Any) -> Any:
         if not is_eager():

@@ -11,16 +11,22 @@ import numpy as np
 from jax.extend import core as jax_core
 from jax.tree_util import tree_unflatten
 
+from ..module import kept_values
+from ..module.attributes import MISSING
+from ..module.hooks import hooks_below
 from ..runtime import interrupts
-from ..runtime.jax_private import trace_context
+from ..runtime.jax_private import as_one_call, trace_context
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.errors import TraceError
 from ..state.frame import Frame
 from ..state.gradient import CONSUMED, Unread, starting_value
+from ..state.static_values import holds_state
 from ..state.walk import Walk, walk_of
+from . import argument_names
 from .arguments import Arguments, Static
 from .derivatives import with_cached_derivatives
+from .sharding import explicit_axes, is_explicit
 
 
 class Met(Exception):  # noqa: N818  # a signal to the code that traces; users never see it
@@ -45,13 +51,14 @@ class Purpose:
         keep_grads: bool = True,  # True: gradients that an optimizer's step has used are results of the program, too
         statics: bool = True,  # True: static attributes may have other values at the end
         marks_reached: bool = True,  # True: a written gradient shows that a loss reaches its parameter
+        options: tuple[tuple[str, Any], ...] = (),  # the user's options for XLA: see `compiler_options.py`
     ) -> None:
         self.check, self.gradients, self.keep_grads, self.statics = check, gradients, keep_grads, statics
-        self.marks_reached = marks_reached
+        self.marks_reached, self.options = marks_reached, options
 
     def keeping_grads(self) -> Purpose:
         """Return the same Purpose with `keep_grads`."""
-        return Purpose(self.check, self.gradients, True, self.statics, self.marks_reached)
+        return Purpose(self.check, self.gradients, True, self.statics, self.marks_reached, self.options)
 
 
 # For each optimizer, `(place, name)` of each setting that became a number in the run: it was a schedule, or a group had it
@@ -71,11 +78,13 @@ class Traced:
         purpose: Purpose,
         inner: dict[Any, dict[Any, Traced]] | None = None,
     ) -> None:
+        refuse_explicit_axes(args, lifted, values, data)
         self.inner = {} if inner is None else inner  # traces of losses in it, by JAX's settings; see `trace_once`
         context = trace_context()
         self.written: list[int] = []
         self.dropped: list[int] = []  # gradients that are CONSUMED at the end
         self.wraps = False  # True if the result holds more than arrays
+        self.returns_hooks = False  # True if a module with hooks is a part of the result
         self.changes_statics = False  # True if static attributes changed: the program is for this call only
         self.settings: ChangedSettings = ()  # settings of the optimizers among the objects that became numbers
 
@@ -110,11 +119,14 @@ class Traced:
                 or (not purpose.keep_grads and i not in self.observed and _is_used_up(frame, lifted[i], new[i]))
             ]
             self.written = [i for i in self.written if i not in self.dropped]
+            parts = filter(holds_state, jax.tree.leaves(out, is_leaf=holds_state))
+            self.returns_hooks = any(any(hooks_below(part)) for part in parts)
             self.wraps = any(isinstance(leaf, Static) for leaf in jax.tree.leaves(out, is_leaf=_is_static))
             return out, [new[i] for i in self.written]
 
-        with _run(object()), interrupts.unwrapped():
-            closed, shapes = jax.make_jaxpr(pure, return_shape=True)(list(values), tuple(data))
+        with kept_values.refused(), _run(object()), interrupts.unwrapped():
+            function, given = argument_names.named(pure, args, lifted, values, data)
+            closed, shapes = jax.make_jaxpr(function, return_shape=True)(*given)
         self.constants = closed.consts  # arrays in the jaxpr; `take` turns some into inputs
         self._taken: list[int | None] = []
         self._out_tree = jax.tree.structure(shapes)
@@ -145,25 +157,45 @@ class Traced:
 
     def __call__(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """Return the result and the new values of the written cells. The `values` of unused cells are ignored."""
-        return self._run(self._closed, values, data)
+        return self._evaluated(self._closed, values, data)
 
     def differentiably(self, values: Sequence[Any], data: Sequence[Any]) -> Any:
         """Do the same as a call, in a form that `jax.value_and_grad` differentiates faster."""
-        return self._run(with_cached_derivatives(self._closed), values, data)
+        return self._evaluated(with_cached_derivatives(self._closed), values, data)
 
-    def _run(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
+    def as_one_call(self, values: Sequence[Any], data: Sequence[Any], name: str) -> Any:
+        """Do the same as a call within a trace, as one equation of it."""
+        closed, inputs = self._with_taken(self._closed, values, data)
+        flat = as_one_call(closed, inputs, name)
+        return self(values, data) if flat is None else tree_unflatten(self._out_tree, flat)
+
+    def _evaluated(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> Any:
+        closed, inputs = self._with_taken(closed, values, data)
+        avals = closed.in_avals  # jax_enable_checks checks unused inputs, too, so they get zeros of the right shape
+        inputs = [free_zeros(aval) if x is None else x for x, aval in zip(inputs, avals, strict=True)]
+        return tree_unflatten(self._out_tree, jax_core.jaxpr_as_fun(closed)(*inputs))
+
+    def _with_taken(self, closed: Any, values: Sequence[Any], data: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """Return the jaxpr with the arrays that `data` ends with in place of constants, and its inputs."""
         if self._taken:
             cut, constants = len(data) - len(self._taken), list(closed.consts)
             for i, value in zip(self._taken, data[cut:], strict=True):
                 if i is not None:
                     constants[i] = value
             closed, data = jax_core.ClosedJaxpr(closed.jaxpr, constants), data[:cut]
-        avals = closed.in_avals  # jax_enable_checks checks unused inputs, too, so they get zeros of the right shape
-        inputs = [
-            free_zeros(aval) if values[i] is None else values[i] for i, aval in zip(self.present, avals, strict=False)
-        ]
-        flat = jax_core.jaxpr_as_fun(closed)(*inputs, *data)
-        return tree_unflatten(self._out_tree, flat)
+        return closed, [*(values[i] for i in self.present), *data]
+
+
+def refuse_explicit_axes(args: Arguments, lifted: Sequence[Cell], values: Sequence[Any], data: Sequence[Any]) -> None:
+    """Raise TypeError for an array on a mesh with Explicit axes.
+
+    Layers, scans, clipping and steps would have to say how each of their operations divides its result.
+    """
+    for i, value in enumerate((*values, *data)):
+        mesh = jax.typeof(value).sharding.mesh if isinstance(value, jax.Array) else None
+        if mesh is not None and is_explicit(mesh):
+            name = paths_of(args.objects).get(lifted[i], "a gradient") if i < len(values) else "an argument"
+            raise explicit_axes(f"{name} lies on", mesh)
 
 
 def optimizers_of(objects: Sequence[Any]) -> list[Any]:
@@ -197,11 +229,11 @@ def check_statics(frame: Frame, may: bool) -> bool:
         if id(module) in frame.own or (id(module), name) in seen:
             continue
         seen.add((id(module), name))
-        now = vars(module).get(name, frame)
+        now = vars(module).get(name, MISSING)
         if now is not before and now != before:
             if may:
                 return True
-            change = "" if now is frame else f" (to {now!r})"
+            change = "" if now is MISSING else f" (to {now!r})"
             raise TraceError(
                 f"{type(module).__name__}.{name} was changed{change} inside compiled code. Only the first call would change"
                 f" it, since later calls run the compiled program. Change it outside (`model.eval()` before the call),"

@@ -15,11 +15,12 @@ from ..state.pytree import Stateful
 from ..state.structure import changed
 from ..state.tracked_containers import TrackedDict, TrackedList, convert, stateful_in
 from ..state.walk import walk_of
-from . import class_attributes
+from . import class_attributes, parametrized
 from .parameter import Buffer, Parameter, checked
+from .torch_names import missing
 from .tree import entries, is_module
 
-_MISSING = object()
+MISSING = object()  # stands for an attribute that is not there
 
 
 def not_found(module: Any, name: str) -> AttributeError:
@@ -30,10 +31,9 @@ def not_found(module: Any, name: str) -> AttributeError:
             f"{cls.__name__}.{name} is a property, whose code raised an AttributeError that Python hides. To see it, call"
             f" `type(module).{name}.fget(module)`"
         )
-    known = [*module._cells, *vars(module), *(n for n in dir(cls) if not n.startswith("_") and n != name)]
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
-    return AttributeError(f"{cls.__name__} has no attribute `{name}`{hint}")
+    own = [*dict.keys(module._cells), *parametrized.names(module), *vars(module)]
+    known = [*own, *(n for n in dir(cls) if not n.startswith("_") and n != name)]
+    return AttributeError(missing(cls.__name__, "Module", name, known))
 
 
 def set_attribute(module: Any, cell: Cell | None, name: str, value: Any, label: str, reserved: Collection[str]) -> None:
@@ -51,6 +51,8 @@ def set_attribute(module: Any, cell: Cell | None, name: str, value: Any, label: 
         object.__setattr__(module, name, value)
         if name in ("__class__", "__dict__"):
             changed(module)
+    elif cell is None and (computed := parametrized.list_of(module, name)) is not None:
+        computed._assign(value, label)
     elif isinstance(value, Parameter | Buffer):
         with restructuring(module, label):
             vars(module).pop(name, None)
@@ -66,7 +68,7 @@ def set_attribute(module: Any, cell: Cell | None, name: str, value: Any, label: 
 
 def set_static(module: Any, name: str, value: Any, label: str) -> None:
     """Set an attribute to a module, a container or a static value."""
-    old = vars(module).get(name, _MISSING)
+    old = vars(module).get(name, MISSING)
     if old is value and not isinstance(value, list | dict):
         return
     new = convert(value, label)
@@ -81,23 +83,31 @@ def set_static(module: Any, name: str, value: Any, label: str) -> None:
         return
     if name in module._cells or _has_structure(new) or _has_structure(old):
         check_restructurable(module, label)
-    elif frames.local.frame is None:
+        module._cells.pop(name, None)
+        _put_static(module, name, new)
+    else:
+        put_static(module, name, new, label)
+
+
+def put_static(module: Any, name: str, new: Any, label: str) -> None:
+    """Set an attribute to a static value that has been checked (`MISSING` deletes it). A trace must set it back."""
+    old = vars(module).get(name, MISSING)
+    if frames.local.frame is None:
         access.check_restructurable(module._birth, label, "was assigned")
         frames.on_failure(_put_static, module, name, old)
     else:
         frames.local.frame.undo.append((_put_static, (module, name, old)))
         frames.local.frame.statics.append((module, name, old))
-    module._cells.pop(name, None)
     _put_static(module, name, new)
 
 
 def _put_static(module: Any, name: str, value: Any) -> None:
-    """Store a static value (`_MISSING` deletes the attribute) and record the change.
+    """Store a static value (`MISSING` deletes the attribute) and record the change.
 
     `training` is switched back and forth, so each of its two values has a stamp that comes back with it.
     """
-    before = vars(module).get(name, _MISSING)
-    if value is _MISSING:
+    before = vars(module).get(name, MISSING)
+    if value is MISSING:
         vars(module).pop(name, None)
     else:
         vars(module)[name] = value
@@ -109,7 +119,13 @@ def _put_static(module: Any, name: str, value: Any) -> None:
 
 def delete(module: Any, name: str) -> None:
     """Delete an attribute: a parameter, a buffer, a module or a static value."""
-    with restructuring(module, f"{type(module).__name__}.{name}"):
+    label = f"{type(module).__name__}.{name}"
+    if name not in module._cells and parametrized.list_of(module, name) is not None:
+        raise AttributeError(
+            f"{label} is computed by a parametrization: `nn.utils.parametrize.remove_parametrizations(module, {name!r})`"
+            " makes it a parameter again, which can be deleted"
+        )
+    with restructuring(module, label):
         if module._cells.pop(name, None) is None:
             if name in vars(module):
                 del vars(module)[name]
@@ -150,6 +166,7 @@ def tie(module: Any, name: str, other: Any, other_name: str) -> None:
 def holder(module: Any, path: str) -> tuple[Any, str]:
     """The module that holds the parameter or buffer at a dotted path, and its name there."""
     prefix, _, name = path.rpartition(".")
+    walk_of(module)  # its error has the path of a lazy layer
     found = dict(module.named_modules(remove_duplicate=False)).get(prefix)
     if found is None or name not in found._cells:
         every = [p for p, _, _, _ in entries(module)]

@@ -17,6 +17,7 @@ from ..state.static_values import find_hidden, holds_state, is_array, is_declara
 from ..state.structure import changed
 from ..state.tracked_containers import convert, stateful_in
 from ..state.walk import walk_of
+from . import parametrized
 
 _MISSING = object()
 _SLOTS = ("_cells", "_walk", "_birth", "_structure")
@@ -31,8 +32,9 @@ class Declared:
         self.name, self.default = name, default
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        cell = None if instance is None else instance._cells.get(self.name)
-        return self.default if cell is None else instance.__getattr__(self.name)
+        if instance is None or not _is_array_of(instance, self.name):
+            return self.default
+        return instance.__getattr__(self.name)
 
 
 class Derived(functools.cached_property):  # type: ignore[type-arg]
@@ -60,6 +62,11 @@ class Derived(functools.cached_property):  # type: ignore[type-arg]
             value = vars(instance)[name] = kept
             changed(instance)
         return value
+
+
+def _is_array_of(module: Any, name: str) -> bool:
+    """True if the attribute of a module is a parameter, a buffer, or computed by a parametrization."""
+    return name in module._cells or parametrized.list_of(module, name) is not None
 
 
 def _leads_to_arrays(value: Any) -> bool:
@@ -162,7 +169,7 @@ def _cells_first(users: Callable[..., Any], ours: Callable[..., Any]) -> Callabl
 
     @functools.wraps(users)
     def __getattr__(self: Any, name: str) -> Any:
-        if not name.startswith("__") and name not in _SLOTS and (name in self._cells or name in vars(self)):
+        if not name.startswith("__") and name not in _SLOTS and (name in vars(self) or _is_array_of(self, name)):
             return ours(self, name)
         return users(self, name)
 

@@ -13,7 +13,7 @@ from ..state.structure import cell_changed
 from ..state.walk import walk_of
 from . import torch_habits
 from .attributes import check_restructurable
-from .parameter import checked
+from .parameter import checked_gradient
 from .structure_differences import difference
 from .tree import is_module
 
@@ -24,7 +24,10 @@ def zero(module: Any) -> None:
     if frames.is_eager():
         if walk.looked is not lendings.last:
             torch_habits.look(walk, walk.named())
-        access.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
+        if walk.clears_views:
+            access.store_all(walk.stored_grads, [None] * len(walk.stored_grads))
+        else:
+            access.store_eagerly(walk.stored_grads, None)
         return
     grads = [c.grad for c in walk.params if c.trainable or starting_value(c.grad) is not None]
     for grad in grads:
@@ -55,7 +58,7 @@ def accumulate(module: Any, grads: Any) -> None:
     new = []
     for (path, cell), value in zip(targets, values, strict=True):
         label = f"the gradient of {path}"
-        grad = checked(value, cell.value, label)
+        grad = checked_gradient(value, cell.value, label)
         access.check_writable(cell.grad, label, module)
         before = gradient(cell.grad)
         new.append(grad if before is None else before + grad)

@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from reprlib import recursive_repr
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Never, ParamSpec, Protocol, Self, TypeVar
 
 import jax
 import numpy as np
 
-from ..state import access
+from ..runtime.jax_private import at_top_level
+from ..runtime.numpy_memory import immutable
+from ..state import access, uninitialized
 from ..state import frame as frames
 from ..state.cell import Cell
+from ..state.errors import UninitializedError
 from ..state.hidden_state import PLAIN
 from ..state.pytree import Builder, Stateful
 from ..state.static_values import is_array
 from ..state.walk import Node, Walker, join, walk_of
-from . import attributes, class_attributes, conversion, gradients, torch_habits, tree
+from . import (
+    anomaly,
+    attributes,
+    class_attributes,
+    conversion,
+    gradients,
+    notebook,
+    parametrized,
+    scopes,
+    torch_habits,
+    torch_names,
+    tree,
+)
+from .call_errors import explain, refuse_no_array
+from .hooks import watchers
 from .live_lists import LiveList
 from .numpy_arguments import copied_arguments
 from .parameter import assign
 from .state_dict import IncompatibleKeys, load_state_dict, read_state_dict
+from .torch_methods import TorchMethods
+
+if TYPE_CHECKING:
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    R_co = TypeVar("R_co", covariant=True)
+
+    class HasForward(Protocol[P, R_co]):
+        """A module, for type checkers: a call takes the arguments of its `forward` and returns the same type."""
+
+        def forward(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
-class Module(Stateful):
+class Module(TorchMethods):
     """Base of all networks and layers: assign parameters and submodules in `__init__`, compute in `forward`.
 
     You need not call `super().__init__()`. An attribute may be a `Parameter(...)` or a `Buffer(...)` (reading it returns
@@ -51,21 +79,36 @@ class Module(Stateful):
     """
 
     __slots__ = ("_cells", "__dict__")
-    _entry_points = ("forward",)
+    _entry_points = ("forward", "right_inverse")  # the second is that of a parametrization, which an assignment calls
     _cells: dict[str, Cell]
     training: bool
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if "_is_prepared" not in cls.__dict__:
             class_attributes.prepare(cls, Module)
+        if "device" in kwargs or "factory_kwargs" in kwargs:
+            torch_names.refuse_of_layer(cls, kwargs)
         self = super().__new__(cls)
         object.__setattr__(self, "_cells", {})
         self.__dict__["training"] = True
         return self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = copied_arguments(args, kwargs)
-        return self.forward(*args, **kwargs)
+    def __call__(self: HasForward[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            if kwargs or not immutable.issuperset(map(type, args)):
+                args, kwargs = copied_arguments(args, kwargs)  # type: ignore[assignment]
+            if watchers or not at_top_level():
+                call: Any = anomaly.checked_call if anomaly.local.on else scopes.scoped_call
+                return call(self, args, kwargs)
+            return self.forward(*args, **kwargs)
+        except Exception as error:
+            try:
+                refuse_no_array(error, self, args)
+            except TypeError as wrong:
+                explain(wrong, args, kwargs)
+                raise
+            explain(error, args, kwargs)
+            raise
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the module's output. Subclasses write this."""
@@ -86,6 +129,9 @@ class Module(Stateful):
             return value
         if name in vars(self):  # a slot of the class hides the object's attribute
             return vars(self)[name]
+        computed = parametrized.list_of(self, name)
+        if computed is not None:
+            return computed._value()
         raise attributes.not_found(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -102,6 +148,9 @@ class Module(Stateful):
 
     def __delattr__(self, name: str) -> None:
         attributes.delete(self, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._cells, *parametrized.names(self)})
 
     def _restructuring(self, label: str) -> AbstractContextManager[None]:
         """A block that adds, removes or replaces cells or modules of this module."""
@@ -139,17 +188,31 @@ class Module(Stateful):
     # -- what it holds ------------------------------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """Iterate over `(name, module)` of each direct submodule. Modules in a list `layers` are `layers.0`, `layers.1`, …"""
-        return ((path, value) for path, value in tree.items_below(self) if isinstance(value, Module))
+        """Iterate over `(name, module)` of the direct submodules, each once. Those in a list `layers` are `layers.0`, …"""
+        seen: set[int] = set()
+        for path, module in tree.children(self):
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield path, module
 
     def children(self) -> Iterator[Module]:
         """Iterate over the direct submodules."""
         return (module for _, module in self.named_children())
 
-    def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
-        """Iterate over `(path, module)` of this module and all below it, each once (unless `remove_duplicate=False`)."""
-        walk_of(self)
-        return tree.named_modules(self, prefix, set() if remove_duplicate else None)
+    def named_modules(
+        self, memo: Iterable[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """Iterate over `(path, module)` of this module and all below it, each once (unless `remove_duplicate=False`).
+
+        The modules in the list `memo`, and what is below them, are left out. (In torch it is a set, to which it adds.)
+        """
+        if isinstance(memo, str):
+            raise TypeError(f"memo is a list of modules; got {memo!r}: write `named_modules(prefix={memo!r})`")
+        try:
+            walk_of(self)
+        except UninitializedError:
+            pass  # a lazy layer is a module, whatever it lacks
+        return tree.named_modules(self, prefix, set(map(id, memo or ())), remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
         """Iterate over this module and all below it, each once."""
@@ -178,19 +241,29 @@ class Module(Stateful):
         """Return the accumulated gradients of `parameters()`, in the same order: a live list, zeros where there is none."""
         return LiveList.of(self, gradients=True)
 
-    def named_parameters(self) -> Iterator[tuple[str, jax.Array]]:
-        """Iterate over `(path, array)` of the trainable parameters, each once."""
-        for path, cell in walk_of(self).named():
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, jax.Array]]:
+        """Iterate over `(path, array)` of the trainable parameters.
+
+        Args:
+            prefix: a path that is put before each path, with a dot between them.
+            recurse: False leaves out the parameters of submodules.
+            remove_duplicate: True returns a tied parameter once, False under each of its names.
+        """
+        for path, cell in tree.named_cells(self, recurse, remove_duplicate):
             if cell.trainable:
                 array = access.read(cell, self)
                 torch_habits.note_read(cell, array, type(self), path)
-                yield path, array
+                yield join(prefix, path), array
 
-    def named_buffers(self) -> Iterator[tuple[str, jax.Array]]:
-        """Iterate over `(path, array)` of the buffers, each once."""
-        for path, cell in walk_of(self).named():
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, jax.Array]]:
+        """Iterate over `(path, array)` of the buffers. The arguments are those of `named_parameters`."""
+        for path, cell in tree.named_cells(self, recurse, remove_duplicate):
             if cell.kind == "buffer":
-                yield path, access.read(cell, self)
+                yield join(prefix, path), access.read(cell, self)
 
     def buffers(self) -> list[jax.Array]:
         """Return the arrays of the buffers, each once."""
@@ -203,8 +276,10 @@ class Module(Stateful):
 
     # -- gradients ----------------------------------------------------------------------------------------------------
 
-    def zero_grad(self) -> None:
-        """Set all gradients of this module and those below it to zeros."""
+    def zero_grad(self, set_to_none: Literal[False] = False) -> None:
+        """Set all gradients of this module and those below it to zeros. `set_to_none` is torch's, and can only be False."""
+        if set_to_none:
+            torch_names.refuse("zero_grad", "zero_grad()", ["set_to_none"])
         gradients.zero(self)
 
     def accumulate(self, grads: Any) -> None:
@@ -250,7 +325,10 @@ class Module(Stateful):
         return self
 
     def eval(self) -> Self:
-        """Put this module and all below it in evaluation mode. Returns the module."""
+        """Put this module and all below it in evaluation mode. Returns the module.
+
+        In eager code, `model.compile()` then makes each call one program: see `docs/inference.md`.
+        """
         return self.train(False)
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
@@ -258,7 +336,7 @@ class Module(Stateful):
         tree.apply(self, fn)
         return self
 
-    def to(self, target: Any) -> Self:
+    def to(self, target: Any = None, **others: Never) -> Self:
         """Move all arrays to a device or a sharding, in place. Returns the module.
 
         Args:
@@ -267,6 +345,7 @@ class Module(Stateful):
         Raises:
             TypeError: if `target` is neither. For a dtype use `astype`.
         """
+        torch_names.refuse_all("to", "to()", others)
         conversion.move(self, target)
         return self
 
@@ -281,8 +360,11 @@ class Module(Stateful):
 
     # -- state --------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, jax.Array]:
+    def state_dict(self, *, prefix: str = "") -> dict[str, Any]:
         """Return every parameter and buffer by torch's dotted path. Tied ones appear under each of their names.
+
+        The paths begin with `prefix`, which ends with a dot of its own. Under `_extra_state` is what a module's
+        `get_extra_state` returns, if its class writes one.
 
         Example:
             >>> import jax
@@ -290,9 +372,9 @@ class Module(Stateful):
             >>> {name: array.shape for name, array in nn.Linear(3, 2, key=jax.random.key(0)).state_dict().items()}
             {'weight': (2, 3), 'bias': (2,)}
         """
-        return read_state_dict(self)
+        return read_state_dict(self, prefix)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, **others: Never) -> IncompatibleKeys:
         """Replace parameters and buffers by the arrays of `state_dict`.
 
         Args:
@@ -306,9 +388,12 @@ class Module(Stateful):
         Raises:
             ValueError: if something does not fit. One error lists all problems. Nothing is changed then.
         """
+        torch_names.refuse_all("load_state_dict", "load_state_dict()", others)
         return load_state_dict(self, state_dict, strict)
 
     def __getstate__(self) -> Any:
+        if uninitialized.process.has_lazy_layers:
+            walk_of(self)  # its error has the path of a lazy layer
         return dict(vars(self)), dict(self._cells)
 
     def __setstate__(self, state: Any) -> None:
@@ -326,6 +411,14 @@ class Module(Stateful):
     @recursive_repr("...")
     def __repr__(self) -> str:
         return tree.text(self)
+
+    def _repr_html_(self) -> str:
+        """Return the tree of submodules and arrays that IPython and Jupyter show. It folds."""
+        return notebook.as_html(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """Return what treescope shows, where it is installed."""
+        return notebook.as_treescope(self, path, subtree_renderer)
 
     # -- pytree -------------------------------------------------------------------------------------------------------
 

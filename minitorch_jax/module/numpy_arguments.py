@@ -13,6 +13,7 @@ import numpy as np
 
 from ..runtime.jax_private import at_top_level
 from ..runtime.numpy_memory import SMALL, owned_data
+from ..runtime.tracebacks import trim
 
 
 def copied_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -46,8 +47,12 @@ def own_arguments(namespace: dict[str, Any]) -> None:
 def _owning(function: Callable[..., Any], module: str) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = copied_arguments(args, kwargs)
-        return function(*args, **kwargs)
+        try:
+            args, kwargs = copied_arguments(args, kwargs)
+            return function(*args, **kwargs)
+        except Exception as error:
+            trim(error)
+            raise
 
     call.__module__ = module  # where pickle looks the function up
     return call

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..runtime import contexts
-from ..runtime.numpy_memory import owned
+from ..runtime.numpy_memory import as_numpy, owned
 from ..state import access, dropped_copies
-from ..state.cell import Cell
+from ..state.cell import Cell, bound_to
 from ..state.encoding import Encoding
 from ..state.static_values import describe
 
@@ -47,13 +48,22 @@ def fitting(values: Any, dtype: Any = None) -> Any:
 
 
 def placed_as(value: Any, old: Any) -> Any:
-    """Return a value that is not a JAX array on the devices of `old`, the array that it replaces, if that is bound to any."""
-    if isinstance(value, jax.Array) or isinstance(old, jax.core.Tracer) or not getattr(old, "committed", False):
+    """Return a value on the devices, and in the sharding, of `old`, the array that it replaces.
+
+    This is for values without a placement of their own: what is no JAX array, and arrays that are bound to no device. An
+    array that is bound to devices stays there, and so moves what it is assigned to.
+    """
+    where = bound_to(old)
+    if where is None or isinstance(value, jax.core.Tracer):
         return value
-    value = np.asarray(owned(value))
-    if value.dtype.kind in "iu":
-        value = fitting(value)
-    return jax.device_put(value, old.sharding) if value.shape == old.shape else value
+    if isinstance(value, jax.Array):
+        if value.committed:
+            return value
+    else:
+        value = as_numpy(owned(value))
+        if value.dtype.kind in "iu":
+            value = fitting(value)
+    return jax.device_put(value, where) if value.shape == old.shape else value
 
 
 class _Declaration:
@@ -99,21 +109,28 @@ class Parameter(_Declaration):
     """
 
     __slots__ = ()
+    if TYPE_CHECKING:  # the attribute that it is assigned to is read and assigned as an array
 
-    def __init__(self, array: Any, trainable: bool = True) -> None:
-        value = as_array(array)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(
-                f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
-                " `Parameter(array.astype(float))`, or `Buffer(array)` for an array that is not trained."
+        def __new__(cls, array: Any, trainable: bool = True) -> jax.Array: ...  # type: ignore[misc]
+
+    else:
+
+        def __init__(self, array: Any, trainable: bool = True) -> None:
+            value = as_array(array)
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise TypeError(
+                    f"a Parameter is trained by gradients, so it must be floating; got {describe(value)}. Use"
+                    " `Parameter(array.astype(float))`, or `Buffer(array)` for an array that is not trained."
+                )
+            lent = isinstance(array, jax.Array)  # anything else was copied
+            self._cell = Cell(
+                value, "parameter", trainable=bool(trainable), lent=lent, birth=dropped_copies.birth_here()
             )
-        lent = isinstance(array, jax.Array)  # anything else was copied
-        self._cell = Cell(value, "parameter", trainable=bool(trainable), lent=lent, birth=dropped_copies.birth_here())
 
 
-def fresh_parameter(array: jax.Array) -> Parameter:
+def fresh_parameter(array: jax.Array) -> jax.Array:
     """Return a Parameter of a new array that nobody else holds, so that its first donation needs no copy."""
-    parameter = Parameter(array)
+    parameter: Any = Parameter(array)
     parameter._cell.lent = False
     return parameter
 
@@ -139,12 +156,17 @@ class Buffer(_Declaration):
     """
 
     __slots__ = ()
+    if TYPE_CHECKING:
 
-    def __init__(self, array: Any) -> None:
-        value = as_array(array)
-        encoding = Encoding.of(value)
-        value = value if encoding is None else encoding.encode(value)
-        self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=dropped_copies.birth_here())
+        def __new__(cls, array: Any) -> jax.Array: ...  # type: ignore[misc]
+
+    else:
+
+        def __init__(self, array: Any) -> None:
+            value = as_array(array)
+            encoding = Encoding.of(value)
+            value = value if encoding is None else encoding.encode(value)
+            self._cell = Cell(value, "buffer", lent=True, encoding=encoding, birth=dropped_copies.birth_here())
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -174,8 +196,16 @@ def read_gradient(param: Cell, owner: Any = None) -> Any:
 
 def write_gradient(param: Cell, value: Any, label: str, owner: Any = None) -> None:
     """Check a new value of a parameter's gradient, and store it."""
-    access.write(param.grad, checked(value, param.value, label), label, owner)
+    access.write(param.grad, checked_gradient(value, param.value, label), label, owner)
     param.grad.reached = True
+
+
+def checked_gradient(value: Any, param: Any, label: str) -> Any:
+    """Return `value` as a gradient of the array `param`, in its sharding. It raises the same errors as `checked`."""
+    value = checked(value, param, label)
+    if any([isinstance(x, jax.core.Tracer) for x in (value, param)]) or not getattr(param, "committed", False):
+        return value
+    return value if value.sharding == param.sharding else jax.device_put(value, param.sharding)
 
 
 def checked(value: Any, old: Any, label: str) -> Any:
@@ -186,14 +216,31 @@ def checked(value: Any, old: Any, label: str) -> Any:
     """
     if isinstance(value, bool | int | float) and getattr(old, "shape", None) == ():
         value = jnp.asarray(value, dtype=old.dtype)
-    value = as_array(placed_as(value, old))
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        value = as_array(placed_as(as_array(value) if isinstance(value, jax.Array) else value, old))
     if hasattr(old, "dtype") and (value.shape != old.shape or value.dtype != old.dtype):
-        raise ValueError(
-            f"{label} is {describe(old)}, and was given {describe(value)}: shape {tuple(value.shape)} for"
-            f" {tuple(old.shape)}, dtype {value.dtype} for {old.dtype}. Reshape the new array, convert it with"
-            " `.astype(...)`, or assign a new Parameter or Buffer."
-        )
+        raise ValueError(f"{label} is {describe(old)}, and was given {describe(value)}: {_misfit(value, old)}.")
     return value
+
+
+def _misfit(value: Any, old: Any) -> str:
+    """What differs between an array and the one that it is to replace, and what to write instead of `array`."""
+    found, wanted = tuple(value.shape), tuple(old.shape)
+    wrong, fixed = [], "array"
+    if found != wanted:
+        wrong.append(f"shape {found} for {wanted}")
+    differ = str(value.dtype) != str(old.dtype)  # NumPy cannot compare its dtypes with those of random keys
+    if differ:
+        wrong.append(f"dtype {value.dtype} for {old.dtype}")
+    if found != wanted and math.prod(found) == math.prod(wanted):
+        is_transposed = found == wanted[::-1] and 1 not in found
+        fixed += ".T" if is_transposed else f".reshape({', '.join(map(str, wanted)) or '()'})"
+    elif found != wanted:
+        line = f"`jnp.full({wanted}, value)`" if found == () else "an array of that shape"
+        return f"{', '.join(wrong)}. Give {line}, or assign `Parameter(array)` or `Buffer(array)` for another size"
+    if differ and not jnp.issubdtype(old.dtype, jax.dtypes.extended):
+        fixed += f".astype({jnp.dtype(old.dtype).name!r})"
+    return f"{', '.join(wrong)}. Write `{fixed}`"
 
 
 def same_values(one: Any, other: Any) -> bool:
@@ -212,18 +259,15 @@ def encode_checked(cell: Cell, value: Any, label: str) -> Any:
     new = checked(value, declared(cell), label)
     if cell.encoding is None:
         return new
-    encoded = cell.encoding.encode(new, cell.value)
-    if (
-        isinstance(value, jax.Array)
-        or isinstance(encoded, jax.core.Tracer)
-        or not getattr(cell.value, "committed", False)
-    ):
-        return encoded
-    return jax.device_put(encoded, cell.value.sharding)
+    if isinstance(new, jax.ShapeDtypeStruct):
+        return jax.eval_shape(cell.encoding.encode, new, cell.value).update(sharding=new.sharding)
+    return placed_as(cell.encoding.encode(new, cell.value), cell.value)
 
 
 def declared(cell: Cell) -> Any:
     """Return an array, or a `jax.ShapeDtypeStruct`, of the shape and dtype that readers of the cell see."""
     if cell.encoding is None or not hasattr(cell.value, "dtype"):
         return cell.value
+    if isinstance(cell.value, jax.ShapeDtypeStruct):
+        return cell.encoding.decode(cell.value)
     return jax.eval_shape(cell.encoding.decode, cell.value)

@@ -50,9 +50,12 @@ class Stream(Stateful):
         return key
 
     def move(self, devices: Any) -> None:
-        """Make the stream usable with arrays on some devices (None: the default device). It is bound to none itself."""
+        """Make the stream usable with arrays on some devices (None: the default device). It is bound to none itself.
+
+        Within a trace nothing is moved, since JAX would make a tracer of the copy, and the stream outlives the trace.
+        """
         value = self.cell.value
-        if self.is_committed() and value.sharding.device_set != (devices or {_default_device()}):
+        if at_top_level() and self.is_committed() and value.sharding.device_set != (devices or {_default_device()}):
             self.cell.value = jnp.asarray(np.asarray(value))
 
     def is_committed(self) -> bool:
@@ -98,6 +101,9 @@ def draw(sample: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Arr
     """
     shape = tuple(shape)
     if not at_top_level():
+        if local.in_place:
+            few = shape if len(shape) < 3 else (shape[0], math.prod(shape[1:-1]), shape[-1])
+            return sample(key, few).reshape(shape)
         return sample(key, (math.prod(shape[:-1]), *shape[-1:])).reshape(shape)
     count = math.prod(shape)
     if count > _SHARED[-1] or not _is_default(key):
@@ -117,9 +123,23 @@ def _cut(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 class _Local(threading.local):
     stream: Stream | None = None
+    in_place = False  # see `drawing_in_place`
 
 
 local = _Local()
+
+
+@contextmanager
+def drawing_in_place() -> Iterator[None]:
+    """Let traced draws in a `with` block be split over devices along the first, second and last axis without more memory.
+
+    XLA takes about twice as long to compile such a generator.
+    """
+    before, local.in_place = local.in_place, True
+    try:
+        yield
+    finally:
+        local.in_place = before
 
 
 class _Block:

@@ -1,4 +1,4 @@
-"""Errors for habits of torch users that do nothing here, such as `layer.weight.requires_grad = False`.
+"""Errors for habits of torch users that do nothing here, such as `layer.weight.requires_grad = False` and `backward(loss)`.
 
 A parameter is read as a plain `jax.Array`, which accepts any attribute, so such an assignment only sets an attribute of that
 array. The next call that uses the module finds the attribute and raises. An array that was read is lent, so only lent arrays
@@ -7,15 +7,16 @@ are checked, and only if an array was lent since the last check.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 from weakref import ref
 
 import jax
 
+from ..runtime.tracebacks import warn
 from ..state.cell import Cell
 from ..state.concurrent_reads import lendings
+from ..state.static_values import shown
 
 _FIXES = {
     "requires_grad": "freeze() or unfreeze() on the module that holds it",
@@ -79,10 +80,19 @@ def warn_of_untied(cell: Cell, array: Any, owner: type, name: str) -> None:
         return
     current = other.stored if other.pack is None else other.pack.known_part(other)
     if current is array and isinstance(array, jax.Array):
-        warnings.warn(
+        warn(
             f"{owner.__name__}.{name} was assigned the array that {other_owner.__name__}.{other_name} holds. This copies the"
             f" values, and the two stay separate parameters. For one parameter under both names write"
             f" `a.tie({name!r}, b, {other_name!r})`, where `b` is the {other_owner.__name__}. For a copy without this"
             " warning assign `jnp.copy(array)`.",
-            stacklevel=3,
         )
+
+
+def check_function(fn: Any, name: str) -> None:
+    """Raise TypeError if what `name` was given is no function: most often its result, as in `backward(loss_fn(model, x))`."""
+    if callable(fn):
+        return
+    fix = f"pass the function, and its arguments after it: `{name}(loss_fn, model, x)`, not `{name}(loss_fn(model, x))`"
+    if name in ("mt.jit", "mt.grad", "mt.value_and_grad"):
+        fix = f"pass the function, and its arguments to the result: `{name}(fn)(model, x)`, not `{name}(fn(model, x))`"
+    raise TypeError(f"{name} takes a function, not {shown(fn)} ({type(fn).__name__}): {fix}")

@@ -8,7 +8,7 @@ from typing import Any
 from ..state.cell import Cell
 from ..state.pytree import Builder, Stateful
 from ..state.static_values import describe
-from ..state.walk import Node, Walker, join
+from ..state.walk import Node, Walker, join, walk_of
 from .parameter import declared
 
 
@@ -34,23 +34,39 @@ def _items_in(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+def children(module: Any) -> Iterator[tuple[str, Any]]:
+    """`(path, module)` of each direct submodule, one that has two names under both."""
+    return ((path, value) for path, value in items_below(module) if is_module(value))
+
+
 def named_modules(
-    module: Any, prefix: str, seen: set[int] | None, above: tuple[int, ...] = ()
+    module: Any, prefix: str, seen: set[int], remove_duplicate: bool, above: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, Any]]:
     """`(path, module)` of a module and all below it.
 
-    `seen` holds the ids of the modules that were already returned; None returns a shared module once per path. `above`
-    holds the ids of the modules around this one, so that a cycle ends.
+    `seen` holds the ids of the modules that are left out. `remove_duplicate` adds each module that is returned; without it
+    a shared module is returned once per path. `above` holds the ids of the modules around this one, so that a cycle ends.
     """
-    if id(module) in above:
+    if id(module) in above or id(module) in seen:
         return
-    if seen is not None:
-        if id(module) in seen:
-            return
+    if remove_duplicate:
         seen.add(id(module))
     yield prefix, module
-    for name, child in module.named_children():
-        yield from named_modules(child, join(prefix, name), seen, (*above, id(module)))
+    for name, child in children(module):
+        yield from named_modules(child, join(prefix, name), seen, remove_duplicate, (*above, id(module)))
+
+
+def named_cells(module: Any, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Cell]]:
+    """`(path, cell)` of the parameters and buffers, each once or by each name; with `recurse` those of submodules, too."""
+    if recurse and remove_duplicate:
+        yield from walk_of(module).named()
+        return
+    seen: set[Cell] = set()
+    found = ((path, cell) for path, _, _, cell in entries(module)) if recurse else own_cells(module)
+    for path, cell in found:
+        if not remove_duplicate or cell not in seen:
+            seen.add(cell)
+            yield path, cell
 
 
 def apply(module: Any, function: Callable[[Any], Any], above: tuple[int, ...] = ()) -> None:
@@ -68,6 +84,7 @@ def own_cells(module: Any) -> list[tuple[str, Cell]]:
 
 def entries(module: Any) -> Iterator[tuple[str, Any, str, Cell]]:
     """`(path, holder, name, cell)` of every parameter and buffer under each of its names, as in torch's state_dict."""
+    walk_of(module)  # its error has the path of a lazy layer
     for prefix, holder in module.named_modules(remove_duplicate=False):
         for name, cell in own_cells(holder):
             yield join(prefix, name), holder, name, cell
@@ -99,8 +116,8 @@ def own_text(module: Any) -> str:
 def text(module: Any) -> str:
     """The module's repr: one indented line for each submodule."""
     name = type(module).__name__
-    children = list(module.named_children())
-    if not children:
+    below = list(children(module))
+    if not below:
         return f"{name}({module.extra_repr()})"
-    lines = [f"  ({path}): " + repr(child).replace("\n", "\n  ") for path, child in children]
+    lines = [f"  ({path}): " + repr(child).replace("\n", "\n  ") for path, child in below]
     return "\n".join([f"{name}({module.extra_repr()}", *lines, ")"])

@@ -176,7 +176,7 @@ class PReLU(Module):
         Array([[-0.5,  1. ]], dtype=float32)
     """
 
-    weight: Any
+    weight: jax.Array
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: Any = jnp.float32) -> None:
         self.init = init

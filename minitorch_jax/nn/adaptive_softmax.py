@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from ..module.module import Module
 from ..module.random import next_key
+from ..nn import functional as F  # noqa: N812
 from .container import ModuleList, Sequential
 from .functional.cross_entropy import class_mask
-from .functional.softmax import log_softmax_of
 from .linear import Linear
 
 
@@ -98,22 +98,23 @@ class AdaptiveLogSoftmaxWithLoss(Module):
                 f" (in_features,) and (); got {tuple(input.shape)} and {tuple(target.shape)}"
             )
         in_head = target
-        output = jnp.where((target < 0) | (target >= self.n_classes), jnp.nan, jnp.zeros(target.shape, input.dtype))
+        head = F.log_softmax(self.head(input), -1)
+        output = jnp.where((target < 0) | (target >= self.n_classes), jnp.nan, jnp.zeros(target.shape, head.dtype))
         for i, (low, high) in enumerate(pairwise(self.cutoffs)):
             here = (target >= low) & (target < high)
-            own = _picked(log_softmax_of(self.tail[i](input), -1), target - low)
+            own = _picked(F.log_softmax(self.tail[i](input), -1), target - low)
             output += jnp.where(here, own, 0)
             in_head = jnp.where(here, self.shortlist_size + i, in_head)
-        output += _picked(log_softmax_of(self.head(input), -1), in_head)
+        output += _picked(head, in_head)
         return AdaptiveLoss(output, -output.mean())
 
     def log_prob(self, input: jax.Array) -> jax.Array:
         """The log-probabilities of all classes, `(N, n_classes)`."""
-        head = log_softmax_of(self.head(input), -1)
+        head = F.log_softmax(self.head(input), -1)
         parts = [head[..., : self.shortlist_size]]
         for i, cluster in enumerate(self.tail):
             own = head[..., self.shortlist_size + i, None]
-            parts.append(log_softmax_of(cluster(input), -1) + own)
+            parts.append(F.log_softmax(cluster(input), -1) + own)
         return jnp.concatenate(parts, -1)
 
     def predict(self, input: jax.Array) -> jax.Array:

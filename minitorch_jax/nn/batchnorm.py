@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..module.parameter import Buffer, counted
+from ..module.parametrized import like
 from ..nn import functional as F  # noqa: N812
 from ..runtime.contexts import constants
+from ..runtime.tracebacks import warn
 from . import init
 from .functional.batchnorm import batch_norm_by_input, instance_norm_by_input
 from .functional.dtypes import check_parameters
@@ -20,9 +21,9 @@ from .normalization import Affine
 class _RunningNorm(Affine):
     """Base of the layers that normalise channels and can keep running statistics."""
 
-    running_mean: Any
-    running_var: Any
-    num_batches_tracked: Any
+    running_mean: jax.Array | Any
+    running_var: jax.Array | Any
+    num_batches_tracked: jax.Array | Any
     _ranks: tuple[int, ...]
 
     def _set_up(
@@ -55,7 +56,7 @@ class _RunningNorm(Affine):
             self.num_batches_tracked = jnp.zeros_like(self.num_batches_tracked)
 
     def _check(self, input: jax.Array, axis: int) -> None:
-        arrays = {name: getattr(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        arrays = {name: like(self, name) for name in ("weight", "bias", "running_mean", "running_var")}
         check_parameters(type(self).__name__, input, **arrays)
         if input.ndim not in self._ranks:
             raise ValueError(
@@ -70,7 +71,7 @@ class _RunningNorm(Affine):
         )
         if self.affine or self.track_running_stats:
             raise ValueError(message)
-        warnings.warn(f"{message}. Nothing in the layer has that size, so it continues, as in torch", stacklevel=3)
+        warn(f"{message}. Nothing in the layer has that size, so it continues, as in torch")
 
     def _update(self, mean: jax.Array, var: jax.Array, momentum: Any) -> None:
         """Move the running statistics towards the statistics of a batch."""

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ..module.module import Module
+from ..state.static_values import module_of
 
 
 def _check_module(value: Any, where: str) -> Module:
-    if not isinstance(value, Module):
-        raise TypeError(f"{where} holds modules; got a {type(value).__name__}")
-    return value
+    if isinstance(value, Module):
+        return value
+    got, fix = f"a {type(value).__name__}", ""
+    if isinstance(value, type) and issubclass(value, Module):
+        got, fix = f"the class {value.__name__}", f": write `{value.__name__}(...)`, which makes a module of it"
+    elif isinstance(value, Iterable) and not hasattr(value, "shape") and where == "Sequential":
+        fix = ": write `Sequential(*modules)`, or `Sequential(a, b)`"
+    elif module_of(value) is not value:
+        got = f"the function that `mt.jit` made of a {type(module_of(value)).__name__}"
+        fix = ": list the module itself, and write `module.compile()`, which compiles its calls"
+    elif callable(value):
+        got = f"the function {getattr(value, '__name__', value)}"
+        fix = ": list its layer, such as `nn.ReLU()` for `relu`, or a module whose `forward` calls it"
+    raise TypeError(f"{where} holds modules; got {got}{fix}")
+
+
+def _refuse_call(container: Module, key: str) -> NoReturn:
+    kind = type(container).__name__
+    raise NotImplementedError(
+        f"a {kind} only holds modules, and says not in which order they run: call them yourself, `layers[{key}](x)`, or"
+        " use `nn.Sequential`"
+    )
 
 
 def check_name(key: Any, container: Module, kind: str) -> str:
@@ -158,6 +178,10 @@ class ModuleList(_Numbered):
         found = self._modules()[index]
         return ModuleList(found) if isinstance(index, slice) else found
 
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotImplementedError: a list says not in which order its modules run."""
+        _refuse_call(self, "i")
+
 
 class ModuleDict(Module):
     """A dict of names and modules. It is a module itself.
@@ -175,6 +199,10 @@ class ModuleDict(Module):
 
     def _modules(self) -> dict[str, Module]:
         return {name: module for name, module in vars(self).items() if isinstance(module, Module)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotImplementedError: a dict says not in which order its modules run."""
+        _refuse_call(self, "name")
 
     def __getitem__(self, key: str) -> Module:
         return self._modules()[key]

@@ -21,8 +21,8 @@ from .functional.spatial import Size, sizes
 class _Convolution(Module):
     """Base of the convolutions."""
 
-    weight: Any
-    bias: Any
+    weight: jax.Array
+    bias: jax.Array | Any  # None without a bias
     padding: Any
     _ndim: ClassVar[int]
     _transposed: ClassVar[bool] = False

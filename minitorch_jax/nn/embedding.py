@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ..module.module import Module
 from ..module.parameter import Parameter, fresh_parameter
+from ..module.parametrized import list_of
 from ..module.random import next_key
 from ..nn import functional as F  # noqa: N812
 from . import init
@@ -18,7 +19,7 @@ from .functional.embedding import check_dense, check_mode, renormalized, row_num
 class _Table(Module):
     """Base of the lookup tables: a weight, and the settings that both kinds of table have."""
 
-    weight: Any
+    weight: jax.Array
 
     def _set_up(
         self,
@@ -55,10 +56,17 @@ class _Table(Module):
             )
         return table
 
-    def _renormalize(self, input: jax.Array) -> None:
-        """Scale the looked-up rows whose norm is above `max_norm`, in the weight, as torch does."""
+    def _renormalized(self, input: jax.Array) -> jax.Array:
+        """The weight, after the looked-up rows whose norm is above `max_norm` were scaled in it, as torch does.
+
+        A weight that a parametrization computes is scaled for this call only, as in torch.
+        """
+        weight = self.weight
         if self.max_norm is not None:
-            self.weight = renormalized(input, self.weight, self.max_norm, self.norm_type)
+            weight = renormalized(input, weight, self.max_norm, self.norm_type)
+            if list_of(self, "weight") is None:
+                self.weight = weight
+        return weight
 
 
 class Embedding(_Table):
@@ -130,8 +138,8 @@ class Embedding(_Table):
         return table
 
     def forward(self, input: jax.Array) -> jax.Array:
-        self._renormalize(input)
-        return F.embedding(input, self.weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+        weight = self._renormalized(input)
+        return F.embedding(input, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
 
     def extra_repr(self) -> str:
         shown = f"{self.num_embeddings}, {self.embedding_dim}"
@@ -227,10 +235,10 @@ class EmbeddingBag(_Table):
     def forward(
         self, input: jax.Array, offsets: jax.Array | None = None, per_sample_weights: jax.Array | None = None
     ) -> jax.Array:
-        self._renormalize(input)
+        weight = self._renormalized(input)
         return F.embedding_bag(
             input,
-            self.weight,
+            weight,
             offsets,
             scale_grad_by_freq=self.scale_grad_by_freq,
             mode=self.mode,

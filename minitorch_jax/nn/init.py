@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,8 @@ import jax.numpy as jnp
 from ..module.module import Module
 from ..module.numpy_arguments import own_arguments
 from ..module.random import draw, next_key
+from ..runtime.tracebacks import warn
+from ..state.static_values import module_of
 
 _GAINS = {
     "linear": 1.0,
@@ -81,10 +82,9 @@ def trunc_normal(
         True
     """
     if mean < a - 2 * std or mean > b + 2 * std:
-        warnings.warn(
+        warn(
             f"trunc_normal: the mean is more than 2 std from [a, b], and the samples may be inaccurate; got"
             f" mean={mean}, std={std}, a={a}, b={b}",
-            stacklevel=2,
         )
     lower, upper = (a - mean) / std, (b - mean) / std
 
@@ -222,6 +222,7 @@ def _in_place(initial: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     random = "key" in own
 
     def fill(module: Module, path: str = "", *args: Any, **kwargs: Any) -> jax.Array:
+        module = module_of(module)
         if not isinstance(module, Module) or not isinstance(path, str):
             raise TypeError(
                 f"{name} takes a module and the name of its parameter, since arrays are immutable: write"

@@ -39,8 +39,8 @@ class Linear(Module):
         (5, 2)
     """
 
-    weight: Any
-    bias: Any
+    weight: jax.Array
+    bias: jax.Array | Any  # None without a bias
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = jnp.float32, key: Any = None
@@ -90,8 +90,8 @@ class Bilinear(Module):
         (5, 2)
     """
 
-    weight: Any
-    bias: Any
+    weight: jax.Array
+    bias: jax.Array | Any
 
     def __init__(
         self,
@@ -160,15 +160,7 @@ class Flatten(Module):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, input: jax.Array) -> jax.Array:
-        rank = max(input.ndim, 1)
-        start, end = (d + rank if d < 0 else d for d in (self.start_dim, self.end_dim))
-        if not (0 <= start <= end < rank):
-            raise ValueError(
-                f"{self!r} cannot flatten an input of shape {tuple(input.shape)}: both must be axes from {-rank} to"
-                f" {rank - 1}, and start_dim must not come after end_dim"
-            )
-        shape = input.shape or (1,)
-        return input.reshape(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+        return F.flatten(input, self.start_dim, self.end_dim)
 
     def extra_repr(self) -> str:
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"

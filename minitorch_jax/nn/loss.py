@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..module.module import Module
 from ..module.parameter import Buffer
 from ..nn import functional as F  # noqa: N812
+from .functional.linear_cross_entropy import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 from .linear import Linear
 
 
@@ -38,7 +39,7 @@ class WeightedLoss(Loss):
         reduction: "mean", "sum" or "none".
     """
 
-    weight: Any
+    weight: jax.Array | Any
 
     def __init__(self, weight: Any = None, *, reduction: str = "mean") -> None:
         self.weight = None if weight is None else Buffer(weight)
@@ -141,7 +142,7 @@ class BCEWithLogitsLoss(WeightedLoss):
         Array(0.6931472, dtype=float32)
     """
 
-    pos_weight: Any
+    pos_weight: jax.Array | Any
 
     def __init__(self, weight: Any = None, *, reduction: str = "mean", pos_weight: Any = None) -> None:
         super().__init__(weight, reduction=reduction)
@@ -219,6 +220,7 @@ class LinearCrossEntropyLoss(WeightedLoss):
         weight: the weight of each class, `(C,)`. Kept in a buffer.
         ignore_index: targets of this class number do not count.
         label_smoothing: the share of a uniform target, between 0 and 1.
+        options: None, or a `LinearCrossEntropyOptions`: the scores are then computed by blocks of rows.
         key: a `jax.random` key for the initial values. By default, the next key of the global stream (`mt.seed`).
 
     Shapes: input `(N, in_features)`, class numbers `(N, d1, …)`. The parameters are those of `linear`, a Linear.
@@ -226,7 +228,7 @@ class LinearCrossEntropyLoss(WeightedLoss):
     Raises:
         ValueError: if `weight` has another shape, or label_smoothing is out of range.
 
-    Source: torch.nn.LinearCrossEntropyLoss. Differs from PyTorch: it has no `options` (torch's chunking).
+    Source: torch.nn.LinearCrossEntropyLoss.
 
     Example:
         >>> loss = LinearCrossEntropyLoss(3, 4, key=jax.random.key(0))
@@ -246,6 +248,7 @@ class LinearCrossEntropyLoss(WeightedLoss):
         weight: Any = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
+        options: LinearCrossEntropyOptions | None = None,
         key: Any = None,
     ) -> None:
         if weight is not None and weight.shape != (num_classes,):
@@ -254,7 +257,7 @@ class LinearCrossEntropyLoss(WeightedLoss):
             raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
         super().__init__(weight, reduction=reduction)
         self.num_classes, self.out_features = num_classes, tuple(out_features)
-        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
         self.linear = Linear(in_features, math.prod(out_features, start=num_classes), bias, dtype=dtype, key=key)
 
     def forward(self, input: jax.Array, target: jax.Array) -> jax.Array:
@@ -269,13 +272,14 @@ class LinearCrossEntropyLoss(WeightedLoss):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            options=self.options,
         )
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features},"
             f" bias={self.linear.bias is not None}, reduction={self.reduction}, ignore_index={self.ignore_index},"
-            f" label_smoothing={self.label_smoothing}"
+            f" label_smoothing={self.label_smoothing}, options={self.options}"
         )
 
 

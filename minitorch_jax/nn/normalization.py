@@ -17,8 +17,8 @@ from . import init
 class Affine(Module):
     """Base of the layers with a weight, initially ones, and a bias, initially zeros. Both are optional."""
 
-    weight: Any
-    bias: Any
+    weight: jax.Array | Any
+    bias: jax.Array | Any
 
     def _declare(self, shape: Sequence[int], weight: bool, bias: bool, dtype: Any) -> None:
         self.weight = fresh_parameter(init.ones(shape, dtype)) if weight else None
@@ -140,7 +140,7 @@ class RMSNorm(Module):
         Array([[1., 1.]], dtype=float32)
     """
 
-    weight: Any
+    weight: jax.Array | Any
 
     def __init__(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,17 +9,23 @@ import jax.numpy as jnp
 
 from ..module.module import Module
 from ..nn import functional as F  # noqa: N812
+from ..runtime.tracebacks import warn
+from .functional.autocast import lowered
 from .functional.dropout import probability
+from .functional.dtypes import of_one_dtype
 from .recurrent_cell import ELMAN, check_input, check_nonlinearity, gru_step, initial_state, lstm_step, uniform
+from .recurrent_scan import Kind, Weights, scan
+from .utils.packed_sequence import PackedSequence
 
 
 class _Recurrent(Module):
     """Base of RNN, LSTM and GRU: each layer runs one scan over time, or two if it is bidirectional."""
 
     _gates: int
-    _step: Any  # maps (W_ih x + b_ih, state, W_hh, b_hh) to the next state; always the same function object
+    _step: Any  # maps (W_ih x + b_ih, W_hh h + b_hh, state) to the next state; always the same function object
     _has_cell = False
-    _bias_inside = False  # True if b_hh must be added at each step, not once to all inputs
+    _takes = PackedSequence  # an input that is no array
+    _gates_apart = False  # True if a step does more with W_ih x and W_hh h than to add them. Each then keeps its bias.
 
     def _declare(
         self,
@@ -50,10 +54,9 @@ class _Recurrent(Module):
             )
         dropout = probability(dropout)
         if dropout and num_layers == 1:
-            warnings.warn(
+            warn(
                 f"dropout acts between layers: dropout={dropout} drops nothing with num_layers=1. Leave it out, or apply"
                 " a Dropout to the output.",
-                stacklevel=3,
             )
         self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
         self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bool(bidirectional)
@@ -74,61 +77,57 @@ class _Recurrent(Module):
         """The suffixes of the names of a layer's parameters, one for each direction."""
         return [f"_l{layer}", f"_l{layer}_reverse"][: 1 + self.bidirectional]
 
-    def forward(self, input: jax.Array, hx: Any = None) -> Any:
+    def forward(self, input: jax.Array | PackedSequence, hx: Any = None) -> Any:
+        if isinstance(input, PackedSequence):
+            shapes = "(T, N, H_in), in a PackedSequence,"
+            x = check_input(self, input.padded, self.input_size, "weight_ih_l0", (3, 3), shapes)
+            output, hidden = self._run_layers(x, hx, input.mask[..., None])
+            return input._with(output), hidden
         shapes = "(N, L, H_in) or (L, H_in)" if self.batch_first else "(L, N, H_in) or (L, H_in)"
-        dtype = self.weight_ih_l0.dtype
-        input = check_input(self, input, self.input_size, "weight_ih_l0", (2, 3), shapes)
-        swap = self.batch_first and input.ndim == 3
-        x = jnp.swapaxes(input, 0, 1) if swap else input
+        x = check_input(self, input, self.input_size, "weight_ih_l0", (2, 3), shapes)
+        swap = self.batch_first and x.ndim == 3
+        x = jnp.swapaxes(x, 0, 1) if swap else x
         if x.shape[0] == 0:
             raise ValueError(f"{type(self).__name__} needs a sequence of at least one step; got {tuple(input.shape)}")
+        output, hidden = self._run_layers(x, hx)
+        return jnp.swapaxes(output, 0, 1) if swap else output, hidden
+
+    def _run_layers(self, x: jax.Array, hx: Any, mask: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        """Run all layers over the steps where the mask is True. Returns the last layer's outputs, and the last states."""
         count = self.num_layers * (1 + self.bidirectional)
         sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._has_cell else [])]
-        starts = initial_state(self, hx, [(count, *x.shape[1:-1], size) for size in sizes], dtype)
+        starts = initial_state(self, hx, [(count, *x.shape[1:-1], size) for size in sizes], x.dtype)
         finals: list[Any] = []
         for layer in range(self.num_layers):
             outputs = []
             for end in self._directions(layer):
-                final, output = self._run(x, tuple(start[len(finals)] for start in starts), end)
+                final, output = self._run(x, tuple(start[len(finals)] for start in starts), end, mask)
                 finals.append(final)
                 outputs.append(output)
             x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
             if layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         hidden = tuple(jnp.stack(states) for states in zip(*finals, strict=True))
-        return jnp.swapaxes(x, 0, 1) if swap else x, hidden if self._has_cell else hidden[0]
+        return x, hidden if self._has_cell else hidden[0]
 
-    def _run(self, x: jax.Array, start: tuple[Any, ...], end: str) -> tuple[tuple[Any, ...], jax.Array]:
+    def _run(self, x: jax.Array, start: tuple[Any, ...], end: str, mask: Any) -> tuple[tuple[Any, ...], jax.Array]:
         """Run one direction of one layer. Returns the last state, and h at every step."""
-        w_ih, w_hh = getattr(self, f"weight_ih{end}"), getattr(self, f"weight_hh{end}")
-        w_hr = getattr(self, f"weight_hr{end}") if self.proj_size else None
+        w_ih: Any = getattr(self, f"weight_ih{end}")
         b_ih: Any = getattr(self, f"bias_ih{end}") if self.bias else None
-        b_hh: Any = getattr(self, f"bias_hh{end}") if self.bias else None
-        if self.bias and not self._bias_inside:
-            b_ih, b_hh = b_ih + b_hh, None
-
-        return _scan(self._step, end.endswith("_reverse"), start, F.linear(x, w_ih, b_ih), w_hh, b_hh, w_hr)
+        own: dict[str, Any] = {f"{name}{end}": getattr(self, f"{name}{end}", None) for name in Weights._fields}
+        if self.bias and not self._gates_apart:
+            b_ih, own[f"bias_hh{end}"] = b_ih + own[f"bias_hh{end}"], None
+        gates = F.linear(x, w_ih, b_ih)
+        own = {name: lowered(array) for name, array in own.items()}
+        _, *weights = of_one_dtype(type(self).__name__, input=gates, **own)
+        kind = Kind(self._step, end.endswith("_reverse"), self._gates_apart)
+        return scan(kind, start, gates, Weights(*weights), mask)
 
     def extra_repr(self) -> str:
         plain = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
         plain |= {"bidirectional": False}
         shown = [f"{name}={getattr(self, name)}" for name, value in plain.items() if getattr(self, name) != value]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _scan(rule: Any, reverse: bool, start: Any, x: jax.Array, w_hh: jax.Array, b_hh: Any, w_hr: Any) -> Any:
-    """Run the steps of a rule over time.
-
-    An eager `lax.scan` compiles for each new `step` function. Under `jax.jit`, this happens once for each shape.
-    """
-
-    def step(state: Any, x: Any) -> Any:
-        h, *cell = rule(x, state, w_hh, b_hh)
-        h = h if w_hr is None else F.linear(h, w_hr)
-        return (h, *cell), h
-
-    return jax.lax.scan(step, start, x, reverse=reverse)
 
 
 class RNN(_Recurrent):
@@ -148,14 +147,15 @@ class RNN(_Recurrent):
 
     Shapes: a call takes an input `(L, N, H_in)` or `(L, H_in)`, and optionally the initial state, `(D num_layers, N, H)`
     or `(D num_layers, H)`; zeros by default. It returns `(output, h_n)`: the last layer's h at every step, `(L, N, D H)`,
-    and every layer's h after the last step, shaped as the initial state. All parameters are drawn from U(-k, k) with
-    k = 1 / sqrt(H).
+    and every layer's h after the last step, shaped as the initial state. A `PackedSequence` returns one: its outputs end at
+    each sequence's length, h_n is the state there, and the reverse direction begins there. All parameters are drawn from
+    U(-k, k) with k = 1 / sqrt(H).
 
     Raises:
         ValueError: if an argument is out of its range, or an input or a state does not fit.
-        TypeError: for a PackedSequence, or an argument of a wrong type.
+        TypeError: if an argument has a wrong type.
 
-    Source: torch.nn.RNN; Elman, "Finding structure in time", 1990. Differs from PyTorch: it takes no PackedSequence.
+    Source: torch.nn.RNN; Elman, "Finding structure in time", 1990.
 
     Example:
         >>> layer = RNN(3, 5, num_layers=2, key=jax.random.key(0))
@@ -207,7 +207,7 @@ class LSTM(_Recurrent):
         ValueError, TypeError: as in `RNN`. ValueError also if `proj_size` is not less than `hidden_size`.
 
     Source: torch.nn.LSTM; Hochreiter and Schmidhuber, "Long short-term memory", 1997; Sak et al., 2014, for the
-    projection. Differs from PyTorch: it takes no PackedSequence.
+    projection.
 
     Example:
         >>> layer = LSTM(3, 5, batch_first=True, bidirectional=True, key=jax.random.key(0))
@@ -255,8 +255,7 @@ class GRU(_Recurrent):
     Raises:
         ValueError, TypeError: as in `RNN`.
 
-    Source: torch.nn.GRU; Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014. Differs from
-    PyTorch: it takes no PackedSequence.
+    Source: torch.nn.GRU; Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014.
 
     Example:
         >>> layer = GRU(3, 5, key=jax.random.key(0))
@@ -266,7 +265,7 @@ class GRU(_Recurrent):
     """
 
     _gates = 3
-    _bias_inside = True
+    _gates_apart = True
     _step = staticmethod(gru_step)
 
     def __init__(

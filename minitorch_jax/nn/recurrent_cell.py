@@ -10,34 +10,35 @@ import jax.numpy as jnp
 
 from ..module.module import Module
 from ..module.parameter import fresh_parameter
+from ..module.parametrized import like
 from ..module.random import next_key
 from ..nn import functional as F  # noqa: N812
 from ..state.static_values import describe
 from . import init
+from .functional.autocast import lowered, product_dtype
 from .functional.dtypes import DtypeMismatch, with_dtype
 
-# One step of each kind. It maps (W_ih x + b_ih, the state (h,) or (h, c), W_hh, b_hh) to the next state.
+# One step of each kind. It maps W_ih x + b_ih, W_hh h + b_hh and the state, (h,) or (h, c), to the next state.
 
 
-def tanh_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
-    return (jnp.tanh(x + F.linear(state[0], w_hh, b_hh)),)
+def tanh_step(x: Any, gates: Any, state: Any) -> Any:
+    return (jnp.tanh(x + gates),)
 
 
-def relu_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
-    return (jax.nn.relu(x + F.linear(state[0], w_hh, b_hh)),)
+def relu_step(x: Any, gates: Any, state: Any) -> Any:
+    return (jax.nn.relu(x + gates),)
 
 
-def lstm_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
-    h, c = state
-    i, f, g, o = jnp.split(x + F.linear(h, w_hh, b_hh), 4, axis=-1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+def lstm_step(x: Any, gates: Any, state: Any) -> Any:
+    i, f, g, o = jnp.split(x + gates, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def gru_step(x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
+def gru_step(x: Any, gates: Any, state: Any) -> Any:
     (h,) = state
     x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
-    h_r, h_z, h_n = jnp.split(F.linear(h, w_hh, b_hh), 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(gates, 3, axis=-1)
     n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n)
     return (n + jax.nn.sigmoid(x_z + h_z) * (h - n),)
 
@@ -61,18 +62,16 @@ def uniform(module: Module, shapes: dict[str, tuple[int, ...]], hidden_size: int
 def check_input(layer: Module, input: Any, size: int, name: str, ranks: tuple[int, int], shapes: str) -> Any:
     """Check the input and return it. A weakly typed input takes the dtype of the weight `name`."""
     if not hasattr(input, "ndim"):
-        raise TypeError(
-            f"{type(layer).__name__} takes an array of shape {shapes}; got a {type(input).__name__}. Instead of a"
-            " PackedSequence, pass the padded array, and read each sequence's output at its own length."
-        )
+        raise TypeError(f"{type(layer).__name__} takes an array of shape {shapes}; got a {type(input).__name__}")
     if input.ndim not in ranks or input.shape[-1] != size:
         raise ValueError(f"{layer!r} takes inputs of shape {shapes} with H_in = {size}; got {tuple(input.shape)}")
-    dtype = getattr(layer, name).dtype
-    input = with_dtype(input, dtype)
+    dtype = product_dtype(like(layer, name))
+    input = with_dtype(lowered(input), dtype)
     if input.dtype != dtype:
         raise DtypeMismatch(
             f"{layer!r} has a {name} of {dtype}, and got an input of {input.dtype}: convert one of them,"
-            f" `input.astype({dtype})` or `layer.astype({input.dtype})`"
+            f" `input.astype({dtype})` or `layer.astype({input.dtype})`; or compute in a lower type with"
+            " `mt.autocast(jnp.bfloat16)`"
         )
     return input
 
@@ -81,7 +80,7 @@ def initial_state(layer: Module, hx: Any, shapes: list[tuple[int, ...]], dtype: 
     """Check the initial state `hx` and return it, or return zeros if it is None."""
     if hx is None:
         return tuple(jnp.zeros(shape, dtype) for shape in shapes)
-    given = tuple(with_dtype(x, dtype) for x in (hx if isinstance(hx, tuple | list) else (hx,)))
+    given = tuple(with_dtype(lowered(x), dtype) for x in (hx if isinstance(hx, tuple | list) else (hx,)))
     expected = [f"{dtype}{list(shape)}" for shape in shapes]
     if [describe(x) for x in given] != expected:
         names = "(h, c)" if len(shapes) == 2 else "h"
@@ -93,10 +92,10 @@ def initial_state(layer: Module, hx: Any, shapes: list[tuple[int, ...]], dtype: 
 class _Cell(Module):
     """Base of the cells: it computes W_ih x + b_ih, then one step."""
 
-    weight_ih: Any
-    weight_hh: Any
-    bias_ih: Any
-    bias_hh: Any
+    weight_ih: jax.Array
+    weight_hh: jax.Array
+    bias_ih: jax.Array | Any
+    bias_hh: jax.Array | Any
     _gates: int
     _has_cell = False
     _step: Any
@@ -118,8 +117,9 @@ class _Cell(Module):
     def forward(self, input: jax.Array, hx: Any = None) -> Any:
         input = check_input(self, input, self.input_size, "weight_ih", (1, 2), "(N, H_in) or (H_in,)")
         shape = (*input.shape[:-1], self.hidden_size)
-        state = initial_state(self, hx, [shape] * (1 + self._has_cell), self.weight_ih.dtype)
-        new = self._step(F.linear(input, self.weight_ih, self.bias_ih), state, self.weight_hh, self.bias_hh)
+        state = initial_state(self, hx, [shape] * (1 + self._has_cell), input.dtype)
+        gates = F.linear(state[0], self.weight_hh, self.bias_hh)
+        new = self._step(F.linear(input, self.weight_ih, self.bias_ih), gates, state)
         return new if self._has_cell else new[0]
 
     def extra_repr(self) -> str:
@@ -166,8 +166,8 @@ class RNNCell(_Cell):
         self.nonlinearity = check_nonlinearity(nonlinearity)
         self._declare(input_size, hidden_size, bias, dtype, key)
 
-    def _step(self, x: Any, state: Any, w_hh: Any, b_hh: Any) -> Any:
-        return ELMAN[self.nonlinearity](x, state, w_hh, b_hh)
+    def _step(self, x: Any, gates: Any, state: Any) -> Any:
+        return ELMAN[self.nonlinearity](x, gates, state)
 
     def extra_repr(self) -> str:
         tanh = self.nonlinearity == "tanh"

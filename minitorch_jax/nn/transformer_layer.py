@@ -13,6 +13,7 @@ from ..module.random import next_key
 from ..nn import functional as F  # noqa: N812
 from .attention import MultiheadAttention
 from .dropout import Dropout
+from .functional.dtypes import promoted
 from .linear import Linear
 from .normalization import LayerNorm
 
@@ -64,8 +65,10 @@ class _Layer(Module):
     def _residual(self, i: int, x: jax.Array, block: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """x + block(x), with a normalisation before the block or after the sum."""
         norm, dropout = getattr(self, f"norm{i}"), getattr(self, f"dropout{i}")
-        out: jax.Array = x + dropout(block(norm(x))) if self.norm_first else norm(x + dropout(block(x)))
-        return out
+        out: jax.Array
+        x, out = promoted(x, dropout(block(norm(x) if self.norm_first else x)))  # they differ under `mt.autocast`
+        out = x + out
+        return out if self.norm_first else norm(out)
 
     def _feed_forward(self, x: jax.Array) -> jax.Array:
         out: jax.Array = self.linear2(self.dropout(self.activation(self.linear1(x))))

@@ -1,5 +1,7 @@
 """Optimizers, with torch.optim's names, arguments and numerics."""
 
+from typing import TYPE_CHECKING
+
 from . import schedules as schedules
 from .averaged import AveragedModel as AveragedModel
 from .declaration import Rate as Rate
@@ -46,3 +48,8 @@ from .rules.sgd import SGD as SGD
 from .rules.sgd import SGDState as SGDState
 from .rules.sign import Lion as Lion
 from .rules.sign import LionState as LionState
+
+if not TYPE_CHECKING:
+    from ..module import torch_names as _torch_names
+
+    __getattr__, __dir__ = _torch_names.hooks(globals(), "optim", ("schedules",), {"optim.schedules": schedules})

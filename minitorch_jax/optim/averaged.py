@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..engine.sharding import follow
 from ..engine.stateful_function import Cells, StatefulFunction, remembered
 from ..engine.tracing import unaliased
+from ..module.checks import as_number
 from ..module.module import Module
 from ..module.parameter import Buffer, counted, is_narrow, wide_dtype
 from ..runtime import contexts
 from ..state import access, dropped_copies
 from ..state import frame as frames
-from ..state.cell import Cell, get_value, store
+from ..state.cell import Cell, get_value, is_concrete, store
 from ..state.packed import stored_cells
 from ..state.pytree import build
-from ..state.static_values import describe
+from ..state.static_values import describe, module_of, shown
 from ..state.walk import Walk, walk_of
-from .checks import as_number
 
 
 class _Averages(Module):
@@ -80,8 +81,9 @@ class AveragedModel(Module):
     use_buffers: bool
 
     def __init__(self, model: Module, decay: float | None = None, use_buffers: bool = False) -> None:
+        model = module_of(model)
         if not isinstance(model, Module):
-            raise TypeError(f"AveragedModel takes a Module; got {model!r} ({type(model).__name__})")
+            raise TypeError(f"AveragedModel takes a Module; got {shown(model)} ({type(model).__name__})")
         params = [(p, c) for p, c in zip(*_paths_and_cells(model), strict=True) if c.kind == "parameter"]
         if not params:
             raise ValueError(
@@ -112,8 +114,9 @@ class AveragedModel(Module):
             TypeError: if `model` is no Module.
             ValueError: if its structure differs: the first difference, by its path.
         """
+        model = module_of(model)
         if not isinstance(model, Module):
-            raise TypeError(f"AveragedModel.update takes a Module; got {model!r} ({type(model).__name__})")
+            raise TypeError(f"AveragedModel.update takes a Module; got {shown(model)} ({type(model).__name__})")
         weight = (
             1.0
             if self.decay is None
@@ -161,15 +164,18 @@ class _Plan:
             tuple([getattr(cell.value, "dtype", None) for cell in held]),
         )
         self.held = held
+        self.kept = [[c, *([] if w is None else [w])] for c, w in zip(held, wide, strict=True)]  # of each of the source
         self.averages = Cells([averaged._cells["num_averaged"], *held, *(c for c in wide if c is not None)], how)
         self.source = Cells([theirs[path] for path in paths], paths=paths)
         self.moved: Cells | None = None  # stand for the source's cells where these are on other devices
         self.stamps: tuple[Any, Any] = None, None  # of both when their devices were looked at
+        self.places = list(map(_place_of, self.source))  # where the source lay then
 
     def update(self, walks: tuple[Walk, Walk], weight: Any) -> None:
         """Update outside of traces."""
         mine, theirs = self.stamps
         if walks[0].stamps is not mine or walks[1].stamps is not theirs:  # something may have been moved
+            self._follow()
             self.stamps = walks[0].stamps, walks[1].stamps
             elsewhere = _devices(self.source) != _devices(self.held)
             self.moved = Cells([Cell(None, "moved") for _ in self.source]) if elsewhere else None
@@ -183,6 +189,18 @@ class _Plan:
         finally:
             for cell in self.moved:
                 store(cell, None)
+
+    def _follow(self) -> None:
+        """Have averages follow what was moved since, or what is bound to devices as they are not. Others stay in place."""
+        before, self.places = self.places, list(map(_place_of, self.source))
+        for cell, kept, was, now in zip(self.source, self.kept, before, self.places, strict=True):
+            if now is not None and (now != was or not all([_place_of(own) for own in kept])):
+                follow(cell, [*kept, self.averages.cells[0]])
+
+
+def _place_of(cell: Cell) -> Any:
+    """The sharding of a cell's array, or None if it is bound to no device."""
+    return cell.value.sharding if is_concrete(cell.value) and cell.value.committed else None
 
 
 @StatefulFunction

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .checks import LARGEST
+from ..module.checks import LARGEST
+from ..module.torch_names import refuse
+from .rounding import state_dtype_name
 
 NOT_NEGATIVE = (0.0, LARGEST)
 FINITE = (-3.4e38, 3.4e38)
 BELOW_ONE = (0.0, 0.99999994)  # [0, 1): up to the largest float32 below 1
-OPTIONS = ("skip_nonfinite", "track_grad_norm", "decay_matrices_only", "master_weights")  # what every optimizer takes
+GROUP_KEYS = ("modules", "names", "params", "rule")  # what a group has beside settings
+OPTIONS = (  # what every optimizer takes
+    "skip_nonfinite",
+    "track_grad_norm",
+    "decay_matrices_only",
+    "master_weights",
+    "state_dtype",
+)
 
 _REQUIRED = inspect.Parameter.empty
 _SECTIONS = re.compile(r"^(Raises|Source|Differs from \w+|Example):", flags=re.M)
@@ -156,7 +165,7 @@ def _of_bases(cls: Any, name: str) -> Any:
 
 def _check_declared(cls: Any, one: Setting) -> None:
     """Raise TypeError for a new setting that could not be given, or not be read."""
-    if one.name in ("t", "one_minus") or _of_bases(cls, one.name) is not _REQUIRED:
+    if one.name in ("t", "one_minus", *GROUP_KEYS) or _of_bases(cls, one.name) is not _REQUIRED:
         raise TypeError(f"{cls.__name__}.{one.name}: a rule has a `{one.name}` already; choose another name")
     if one.default is _REQUIRED:
         raise TypeError(
@@ -194,7 +203,7 @@ def _constructor(cls: Any) -> Any:
         for one in sorted(taken, key=lambda one: one.kw_only)
     ]
     if any(cls._settings[name].init for name in OPTIONS):
-        parameters.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation="bool"))
+        parameters.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD, annotation="Any"))
     signature = inspect.Signature(parameters)
     fixed = {one.name: one.default for one in cls._settings.values() if not one.init}
 
@@ -202,6 +211,7 @@ def _constructor(cls: Any) -> Any:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
+            refuse("optimizer", f"{type(self).__name__}()", kwargs.keys() - signature.parameters.keys())
             raise TypeError(f"{type(self).__name__}(): {error}") from None
         bound.apply_defaults()
         modules, options = bound.arguments.pop("modules"), bound.arguments.pop("options", {})
@@ -285,6 +295,7 @@ def check_names(cls: Any, names: Iterable[str]) -> None:
     if not unknown:
         return
     parameters = inspect.signature(cls.__init__).parameters.values()
+    refuse("optimizer", f"{cls.__name__}()", unknown)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # else the constructor passes on what it knows itself
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
@@ -326,7 +337,9 @@ def as_flags(cls: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, value in settings.items():
         default = default_of(cls, name)
-        if isinstance(default, bool):
+        if name == "state_dtype":
+            flags[name] = state_dtype_name(cls.__name__, value)
+        elif isinstance(default, bool):
             if not isinstance(value, bool | np.bool_) and not (
                 np.shape(value) == () and np.asarray(value).dtype == bool
             ):

@@ -14,6 +14,7 @@ from ..engine.tracing import unaliased
 from ..module.parameter import as_array
 from ..runtime import contexts
 from ..runtime.numpy_memory import owned
+from ..runtime.tracebacks import trimmed
 from ..state.cell import Cell
 from ..state.pytree import Builder
 from ..state.static_values import describe
@@ -145,17 +146,24 @@ class JointOptimizer(Optimizer):
     """
 
     elementwise = False
+    _has_groups = False
 
     def __init__(
         self, modules: Any, rule: Rule, *, skip_nonfinite: bool = False, track_grad_norm: bool = False
     ) -> None:
         vars(self)["_rule"] = rule
         options = {"skip_nonfinite": skip_nonfinite, "track_grad_norm": track_grad_norm}
-        self._configure(modules, {**options, "decay_matrices_only": False, "master_weights": False})
+        others = {"decay_matrices_only": False, "master_weights": False, "state_dtype": None}
+        self._configure(modules, {**options, **others})
+
+    def _validate(self) -> None:
+        if self.state_dtype is not None:
+            raise ValueError(
+                f"{type(self).__name__}: state_dtype does not apply, since the rule makes its own state; leave it None, and"
+                " give a dtype to the rule (`mu_dtype` of optax)"
+            )
 
     def _setup(self, lists: list[list[Any]], hyper: Hyperparameters, steps: Cell) -> None:
-        if hyper.own:
-            self._refuse_groups()
         super()._setup(lists, hyper, steps)
         vars(self)["_joined"] = []  # the trainable parameters that `_form` and `_shared` are of, in their order
 
@@ -165,17 +173,14 @@ class JointOptimizer(Optimizer):
         vars(self).update(_rule=self._form.rule, _joined=[builder.cells[param] for param, _ in payload[2]])
         return self
 
-    def _refuse_groups(self) -> NoReturn:
+    def _check_groups(self) -> NoReturn:
         raise ValueError(
             f"{type(self).__name__} takes a list of modules, no groups: its rule is of all parameters, and tells them"
             " apart itself"
         )
 
-    def add_group(self, group: Any) -> None:
-        """Raise ValueError: there are no groups."""
-        self._refuse_groups()
-
-    def step(self, **extra: Any) -> None:
+    @trimmed
+    def step(self, **extra: Any) -> None:  # type: ignore[override]  # no `closure` among them
         """Update every trainable parameter of `modules`, in place: all of them, or none if it raises.
 
         Args:

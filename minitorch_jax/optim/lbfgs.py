@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..engine.call_and_store import fresh_copies
 from ..module.module import Module
+from ..module.parameter import placed_as
 from ..runtime import contexts
+from ..runtime.copies import fresh_copies
+from ..runtime.tracebacks import trimmed
 from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell, get_value
@@ -20,7 +22,7 @@ from ..state.errors import TraceError
 from ..state.pytree import Builder
 from ..state.structure import changed
 from ..state.walk import Node, walk_of
-from .declaration import OPTIONS, Rate, setting
+from .declaration import OPTIONS, Rate, default_of, setting
 from .hyperparameters import Hyperparameters, is_schedule
 from .objective import Before, Line, Objective, wide_dtype
 from .optimizer import Optimizer
@@ -95,6 +97,7 @@ class LBFGS(Optimizer):
     """
 
     elementwise = False
+    _has_groups = False
     modules: Any = setting(
         doc="a list of modules; see `Optimizer`. All trainable parameters are one vector, so there are no groups"
     )
@@ -115,6 +118,7 @@ class LBFGS(Optimizer):
     track_grad_norm: bool = setting(default=False, init=False)
     decay_matrices_only: bool = setting(default=False, init=False)
     master_weights: bool = setting(default=False, init=False)
+    state_dtype: Any = setting(default=None, init=False)
 
     @staticmethod
     def _completed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -124,8 +128,6 @@ class LBFGS(Optimizer):
         return settings | {"max_eval": max(most * 5 // 4, 1) if isinstance(most, int | float) else most}
 
     def _setup(self, lists: list[list[Any]], hyper: Hyperparameters, steps: Cell) -> None:
-        if hyper.own:
-            self._refuse_groups()
         vars(self)["_members"] = []  # the parameters, in their order, that the state is about
         super()._setup(lists, hyper, steps)
 
@@ -140,18 +142,14 @@ class LBFGS(Optimizer):
             if getattr(self, name):
                 raise ValueError(
                     f"LBFGS: {name} does not apply, since all parameters are one vector, of which the line search and"
-                    " the tolerances decide; leave it False"
+                    f" the tolerances decide; leave it {default_of(type(self), name)}"
                 )
 
-    def _refuse_groups(self) -> NoReturn:
+    def _check_groups(self) -> NoReturn:
         raise ValueError(
             "LBFGS doesn't support per-parameter options (groups): all parameters are one vector. Give it the modules"
             " themselves, `LBFGS([body, head], lr=1)`, or an optimizer of its own to each"
         )
-
-    def add_group(self, group: Any) -> None:
-        """Raise ValueError: there are no groups."""
-        self._refuse_groups()
 
     # -- state: under the first trainable parameter, as in torch ------------------------------------------------------
 
@@ -217,6 +215,7 @@ class LBFGS(Optimizer):
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
+    @trimmed
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Minimise the loss over up to `max_iter` iterations, in place: all of them, or none if anything is raised.
 
@@ -253,7 +252,11 @@ class LBFGS(Optimizer):
             steps = np.array(self._steps.value)
             ticking = [*map(self._order.index, plan.params), -2]
             steps[ticking] = np.minimum(steps[ticking], LAST - 1) + 1
-            access.store_all([*held, self._steps], [*state, jax.device_put(steps, may_alias=False)])
+            cells = [*held, self._steps]
+            new = [*state, jax.device_put(steps, may_alias=False)]
+            # no comprehension: in Python 3.13, an interrupt at its end escapes this `try`
+            new = list(map(placed_as, new, map(get_value, cells)))
+            access.store_all(cells, new)
             done = True
         finally:
             if not done:

@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..engine.arguments import unfold
+from ..module.checks import LARGEST, as_count, as_number
+from ..module.torch_habits import check_function
+from ..runtime.tracebacks import trimmed
 from ..state import access, dropped_copies
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.concurrent_reads import lend, using
 from ..state.pytree import Builder, Stateful
+from ..state.static_values import shown
 from ..state.structure import changed
 from ..state.walk import Node, Walker, join
-from .checks import LARGEST, as_count, as_number
 from .optimizer import Optimizer
 from .scaled_gradients import SKIPPED, TRACKER, backward_scaled, step_all, unscale_all
 
@@ -92,6 +95,7 @@ class LossScaler(Stateful):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
+    @trimmed
     def backward(self, loss_fn: Callable[..., Any], /, *args: Any, has_aux: bool = False, **kwargs: Any) -> Any:
         """`mt.backward` of the loss times the scale.
 
@@ -101,10 +105,12 @@ class LossScaler(Stateful):
         Raises:
             TypeError, ValueError: as `mt.backward`.
         """
+        check_function(loss_fn, "LossScaler.backward")
         loss_fn, args, kwargs = unfold(loss_fn, args, kwargs)
         out = backward_scaled(loss_fn, args, kwargs, bool(has_aux), self._read(self._scale))
         return out if has_aux else out[0]
 
+    @trimmed
     def step(self, *opts: Any) -> None:
         """Step optimizers with their gradients divided by the scale, unless one is not finite; then update the scale.
 
@@ -297,7 +303,7 @@ def _check_optimizers(name: str, opts: tuple[Any, ...]) -> None:
         raise ValueError(f"LossScaler.{name} takes one or more optimizers; it was given none")
     for opt in opts:
         if not isinstance(opt, Optimizer):
-            raise TypeError(f"LossScaler.{name} takes optimizers; got {opt!r} ({type(opt).__name__})")
+            raise TypeError(f"LossScaler.{name} takes optimizers; got {shown(opt)} ({type(opt).__name__})")
         if type(opt).step is not Optimizer.step:
             raise TypeError(
                 f"LossScaler.{name}: {type(opt).__name__} has a step() of its own, which cannot be skipped; call"

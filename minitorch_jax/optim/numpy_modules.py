@@ -86,7 +86,10 @@ class Foreign:
 
     def gradients(self, arrays: list[Any]) -> list[Any]:
         """The gradients, aligned with the parameters' `arrays`; zeros where the module has None."""
-        grads = list(self.module.grads())
+        return self.aligned(arrays, list(self.module.grads()))
+
+    def aligned(self, arrays: list[Any], grads: list[Any]) -> list[Any]:
+        """`gradients`, of what the module has given."""
         if len(grads) != len(arrays):
             raise ValueError(
                 f"{self.label} gives {len(arrays)} parameters and {len(grads)} gradients: they must be aligned"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from threading import get_ident
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
-from ..engine.tracing import Met
-from ..module import torch_habits
+from ..module import anomaly, torch_habits, torch_names
 from ..runtime import contexts, interrupts
+from ..runtime.tracebacks import trim, warn
 from ..state import access, dropped_copies
 from ..state import frame as frames
 from ..state.cell import Cell, get_value
@@ -24,10 +23,12 @@ from ..state.gradient import gradient
 from ..state.structure import structure_of
 from ..state.undo import all_or_nothing
 from .declaration import NOT_NEGATIVE, Rate, as_flags, as_tuples, check_names, declare, setting
-from .groups import as_list, split
+from .groups import Asked, as_list, specs_of
 from .hyperparameters import Hyperparameters
+from .numpy_step import step_by_numpy
 from .plan import Plan, ids_of, make_plan
 from .pytree import CACHES, Tree
+from .selection import takes_any
 from .states import begin_states
 from .update import forget_older
 
@@ -52,8 +53,8 @@ class Optimizer(Tree):
 
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
-            are updated in place; or a list of groups, `{"modules": [...], "lr": ...}`, with settings of their own (see
-            `groups`).
+            are updated in place; or groups with settings of their own, `{"modules": [...], "lr": ...}`, or, beside the
+            modules, `{"names": [...], "lr": ...}`, where names are globs over `state_dict`; see `Group`.
         lr: learning rate, a finite number >= 0, or a function of the step count (0 at the first step).
         skip_nonfinite: leave everything as it is at a step whose gradients are not all finite; `skipped` counts them.
         track_grad_norm: have each step note the norm of the gradients and whether they are finite: `grad_norm`,
@@ -62,10 +63,15 @@ class Optimizer(Tree):
             out of weight decay.
         master_weights: keep a float32 copy of parameters of fewer bits (bfloat16, float16), which the steps add up in:
             otherwise a step smaller than their rounding is lost.
+        state_dtype: `jnp.bfloat16` keeps those arrays of the state that have a parameter's shape in half of float32's
+            memory. A step computes with them in float32, and rounds them stochastically: up or down by chance, right on
+            average. The noise is a function of a seed, the step count, the parameter's path and the state's name. The seed
+            is made from the random stream (`mt.seed`, `mt.rng`), which does not advance. `jnp.float32` keeps the state of
+            parameters of fewer bits in float32. None: the rule's choice, the parameter's dtype mostly.
 
     Raises:
-        ValueError: if `modules` is empty, reaches a parameter twice, or holds no parameter; if a hyperparameter is out of
-            its range.
+        ValueError: if `modules` is empty, reaches a parameter twice, or holds no parameter; if groups do not fit them; if
+            a hyperparameter is out of its range; if `state_dtype` is another one, or given for a parameter of 64 bits.
         TypeError: if `modules` is not a list, or holds something without the parameters API.
 
     Example:
@@ -78,6 +84,9 @@ class Optimizer(Tree):
         >>> opt.step()
         >>> model.bias - before
         Array([-0.5], dtype=float32)
+        >>> opt = mt.optim.Adam([model], state_dtype=jnp.bfloat16)
+        >>> opt.state_dict()["state"]["0.bias"]["exp_avg_sq"].dtype
+        dtype(bfloat16)
     """
 
     __slots__ = ("__dict__",)
@@ -89,6 +98,7 @@ class Optimizer(Tree):
     track_grad_norm: bool = setting(default=False, kw_only=True)
     decay_matrices_only: bool = setting(default=False, kw_only=True)
     master_weights: bool = setting(default=False, kw_only=True)
+    state_dtype: DTypeLike | None = setting(default=None, kw_only=True)
 
     @classmethod
     def _register(cls) -> None:
@@ -113,6 +123,7 @@ class Optimizer(Tree):
         track_grad_norm: bool = False,
         decay_matrices_only: bool = False,
         master_weights: bool = False,
+        state_dtype: DTypeLike | None = None,
         **hyperparameters: Any,
     ) -> None:
         options = {
@@ -120,6 +131,7 @@ class Optimizer(Tree):
             "track_grad_norm": track_grad_norm,
             "decay_matrices_only": decay_matrices_only,
             "master_weights": master_weights,
+            "state_dtype": state_dtype,
         }
         check_names(type(self), hyperparameters)
         self._configure(modules, {"lr": lr, **hyperparameters, **options})
@@ -129,10 +141,18 @@ class Optimizer(Tree):
         settings = self._completed(settings)
         flags = as_flags(type(self), settings)
         given = {name: value for name, value in as_tuples(type(self), settings).items() if name not in flags}
-        lists, own = split(type(self).__name__, as_list(modules))
-        own = [self._checked(mine, given, flags) for mine in own]
+        if isinstance(modules, Asked):
+            modules.given, modules.flags = given, flags
+            return
+        listed = as_list(modules)
+        specs = specs_of(type(self).__name__, listed)
+        if specs:
+            self._check_groups()
+        own = [self._own_of(spec, given, flags) for spec in specs]
         steps = Cell(jax.device_put(np.zeros(2, np.int32), may_alias=False), "steps", birth=dropped_copies.birth_here())
-        self._setup(lists, Hyperparameters(type(self).__name__, self._ranges, given, flags, own), steps)
+        hyper = Hyperparameters(type(self).__name__, self._ranges, given, flags, own, (), [spec.rule for spec in specs])
+        self._setup([spec.modules for spec in specs] or [listed], hyper, steps)
+        vars(self)["_names"] = [spec.names for spec in specs] or [None]
         self._validate_now()
         self._plan_now()
 
@@ -145,9 +165,12 @@ class Optimizer(Tree):
         """The plain attributes, for `__init__` and for copies."""
         vars(self).update(
             _lists=lists,  # the modules of each group; of the optimizer, if it has none
+            _names=[None] * len(lists),  # of each group, which parameters of the modules it has; None for all
+            _homes={},  # of each parameter's cell: the group that it was in when its state began, or was stepped last
             _hyper=hyper,
             _steps=steps,  # of each parameter in `_order`; after them, steps taken and steps skipped
             _seen=None,  # with `track_grad_norm`, a cell: the norm of the last step's gradients, and 1 if they were finite
+            _seed=None,  # with `state_dtype=jnp.bfloat16`, a cell: the seed of the noise of its rounding
             _order=[],
             _clocks=(),  # for each in `_order`, the place of the first that has taken as many steps
             _state={},  # of each parameter's cell: (structure of the rule's state, its cells)
@@ -160,6 +183,8 @@ class Optimizer(Tree):
         )
 
     # -- the rule -----------------------------------------------------------------------------------------------------
+
+    takes = staticmethod(takes_any)
 
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
@@ -180,16 +205,25 @@ class Optimizer(Tree):
         arrays: Mapping[Cell, Any],
     ) -> set[Cell]:
         """Add to `state` what parameters have none of; gives those that had no state before, and begin now."""
-        return begin_states(self, state, trainable, groups, arrays)
+        return begin_states(self, state, trainable, names, groups, arrays)
 
     # -- the facade ---------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:
         """Update every trainable parameter of `modules` from its gradient, in place: all of them, or none if it raises.
 
         Call it once per batch. Gradients stay as they are until `zero_grad()`.
         """
-        self._step()
+        try:
+            if closure is not None:
+                torch_names.refuse("step", f"{type(self).__name__}.step()", ["closure"])
+            plan = self._plan
+            if plan is None or not plan.repeat(self._lists):
+                with anomaly.within([self]) if anomaly.local.on else nullcontext():
+                    self._step()
+        except Exception as error:
+            trim(error)
+            raise
 
     def _step(self, *extra: Any) -> None:
         """`step`, with what a rule of all parameters is given besides."""
@@ -207,8 +241,13 @@ class Optimizer(Tree):
         else:
             plan.take(cells, extra)
 
-    def zero_grad(self) -> None:
-        """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped."""
+    def zero_grad(self, set_to_none: Literal[False] = False) -> None:
+        """Reset the gradients of every module to zeros; an object without a `zero_grad` is skipped.
+
+        `set_to_none` is torch's, and can only be False.
+        """
+        if set_to_none:
+            torch_names.refuse("zero_grad", "zero_grad()", ["set_to_none"])
         for module in self.modules:
             zero_grad = getattr(module, "zero_grad", None)
             if zero_grad is not None:
@@ -279,6 +318,8 @@ class Optimizer(Tree):
 
     def _step_foreign(self, plan: Plan, cells: Any, extra: Any = None) -> None:
         """The same with NumPy arrays as data, whose new values are written back into them, put off from any Ctrl-C."""
+        if not extra and step_by_numpy(self, plan):
+            return
         by_module = [foreign.arrays() for foreign in plan.foreign]
         pairs = zip(plan.foreign, by_module, strict=True)
         grads = [grad for foreign, arrays in pairs for grad in foreign.gradients(arrays)]
@@ -318,7 +359,7 @@ class Optimizer(Tree):
     def _warn_once(self, about: list[str], message: str) -> None:
         if not self._warned.issuperset(about):
             self._warned.update(about)
-            warnings.warn(message, stacklevel=_frames_to_the_user())
+            warn(message)
 
     def _plan_now(self) -> Plan:
         """The plan for the modules as they are now."""
@@ -346,24 +387,3 @@ class Optimizer(Tree):
                 vars(self)["_planner"] = None
             vars(self)["_plan"] = plan
         return plan
-
-    def _touch(self) -> None:
-        """Within a trace that has not been told of this optimizer, of which something is read: have it repeated."""
-        frame = frames.local.frame
-        if frame is not None:
-            frame.touch(self._steps, self)
-
-    def _have_lifted(self) -> None:
-        """Within a trace that has not been told of this optimizer: have it repeated, now."""
-        frame = frames.local.frame
-        if frame is not None and frames.is_unlifted(self._steps):
-            frame.touch(self._steps, self)  # it is repeated even if the user's code catches this
-            raise Met([self])
-
-
-def _frames_to_the_user() -> int:
-    """How far up, from whoever calls this, the first frame outside of this package is."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "minitorch_jax":
-        frame, level = frame.f_back, level + 1
-    return level

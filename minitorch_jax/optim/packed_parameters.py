@@ -74,7 +74,8 @@ def make_units(opt: Any, shapes: dict[Cell, tuple[int, ...]], groups: dict[Cell,
 
 def _goes_as_one(opt: Any, pack: Pack, order: dict[Cell, int], groups: dict[Cell, int]) -> bool:
     """Whether the rule may be applied to the flat array: it says so, and all parts are of one group and as many steps."""
-    if not type(opt).elementwise or len({groups[view] for view in pack.places}) != 1:
+    of = {groups[view] for view in pack.places}
+    if len(of) != 1 or not opt._rule_of(of.pop()).elementwise:
         return False
     steps = using(opt._steps, np.asarray)
     trees = {opt._state[view][0] for view in pack.places}
@@ -108,16 +109,16 @@ def _packed_state(parts: list[Cell], views: list[Cell], pack: Pack) -> Cell:
 
 
 def without_padding(update: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """The update of a packed parameter, `(parameter, gradient, state, numbers, t)`, kept from its padding.
+    """The update of a packed parameter, `(parameter, gradient, state, numbers, t, *others)`, kept from its padding.
 
     A rule may make NaN of padding, where `jax_debug_nans` would find it. Slower, as the sizes are uneven.
     """
 
-    def real(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any) -> Any:
+    def real(p: Any, g: Any, s: Any, numbers: dict[str, Any], t: Any, *others: Any) -> Any:
         def cut(array: Any) -> Any:
             return array[:size] if jnp.shape(array) == p.shape else array
 
-        new = update(*jax.tree.map(cut, (p, g, s, numbers)), t)
+        new = update(*jax.tree.map(cut, (p, g, s, numbers)), t, *jax.tree.map(cut, others))
         return jax.tree.map(lambda array: jnp.pad(array, (0, p.size - size)), new)
 
     return real

@@ -8,24 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.sharding import join_mesh, move_to, placement
+from ..engine.sharding import follow, join_mesh, placement
 from ..module.live_lists import LiveList
 from ..module.module import Module
+from ..runtime.copies import everywhere
 from ..runtime.jax_private import is_debugging
 from ..state import frame as frames
-from ..state.cell import Cell
+from ..state.cell import Cell, bound_to
+from ..state.concurrent_reads import lendings
 from ..state.packed import stored_cells
+from ..state.static_values import module_of
 from ..state.structure import Snapshot, get_stamp, process, structure_of
 from ..state.walk import Walk, join, walk_of
+from .groups import no_module
 from .numpy_modules import Foreign, overlapping
 from .packed_parameters import Unit, make_units, single
-from .states import keep_seen, keep_state
+from .rounding import Part
+from .selection import Found, Selection
+from .states import keep_seed, keep_seen, keep_state
 from .update import Each, Settings, StepCells, Update, step_function, take_step
 
 
 def ids_of(lists: list[list[Any]]) -> list[Any]:
     """Which modules there are, group by group."""
-    return [*map(id, lists[0])] if len(lists) == 1 else [[*map(id, modules)] for modules in lists]
+    return [id(module) for module in lists[0]] if len(lists) == 1 else [[*map(id, modules)] for modules in lists]
 
 
 class Plan:
@@ -57,21 +63,30 @@ class Plan:
             self.shapes |= {cell: a.shape for cell, a in zip(module.cells, module.arrays(), strict=True)}
         order = {cell: i for i, cell in enumerate(opt._order)}
         singles = [single(opt, cell, order, groups, shape) for cell, shape in self.shapes.items()]
-        self.tail = [*opt._shared.values(), *([] if opt._seen is None else [opt._seen]), opt._steps]
+        self.tail = opt._common_cells()
         self.owned = [*self.params, *(c for unit in singles for c in unit.state), *self.tail]
         hyper = opt._hyper
         settings = [
-            Settings(tuple(hyper.flags_of(g).items()), tuple(hyper.schedules_of(g).items()), hyper.start_of(g))
+            Settings(
+                opt._rule_of(g),
+                tuple(hyper.flags_of(g).items()),
+                tuple(hyper.schedules_of(g).items()),
+                hyper.layout_of(g),
+                hyper.start_of(g),
+            )
             for g in range(len(opt._lists))
         ]
-        self._rule = opt._form or type(opt), tuple(settings), hyper.layout
+        self._rule = opt._form or type(opt), tuple(settings)
         self._debugs = False  # whether JAX looks for NaN, of which padding may be full
         self._num_steps, self._clocks, self._hyper = len(order), opt._clocks, hyper.cell
+        self._paths = list(self.named)
         self.inside = self._cells(singles)  # what a step in a trace is about
         self.update = self.inside.about
         self.step = step_function(self.update)
         self._outside: StepCells | None = None
-        self._quick: tuple[int, Any] = 0, None  # what repeats the last step, and in which thread
+        self.by_numpy: Any = (
+            None  # what takes the steps by NumPy; False if nothing does, None if that was not asked yet
+        )
 
     def _depend_on(self, version: object, opt: Any, walks: list[Walk]) -> None:
         """Take the snapshots that tell if the plan still holds: of the cells that it names, and of all that leads to them."""
@@ -92,6 +107,8 @@ class Plan:
             stamps += walk.stamps
         self._all = Snapshot(version, parts, stamps)
         self.watched = [look for walk in walks for look in walk.watched]  # see `Walker.watch`
+        # the thread of the last step in eager code, what repeats it, and its arguments
+        self._last: tuple[int, Any, Any] = 0, None, ()
 
     def unchanged(self) -> bool:
         """True if nothing that the plan was made of has changed."""
@@ -117,15 +134,18 @@ class Plan:
         """What a step over some units is about."""
         native = [unit for unit in units if unit.grad is not None]
         owned = [*(unit.param for unit in native), *(c for unit in units for c in unit.state), *self.tail]
-        settings, clocks = self._rule[1], self._clocks
-
-        def each(unit: Unit) -> Each:
-            decayed = settings[unit.group].decayed(unit.shapes, unit.size)
-            size = unit.size if self._debugs else None
-            return Each(unit.tree, unit.positions, clocks[unit.positions[0]], unit.group, decayed, size)
-
-        update = Update(*self._rule, len(native), tuple(map(each, units)), self._num_steps, placement(owned))
+        update = Update(*self._rule, len(native), tuple(map(self.each, units)), self._num_steps, placement(owned))
         return StepCells(update, owned, [unit.grad for unit in native], self._hyper)
+
+    def each(self, unit: Unit) -> Each:
+        """What an update knows of a unit."""
+        settings = self._rule[1][unit.group]
+        decayed = settings.decayed(unit.shapes, unit.size)
+        size = unit.size if self._debugs else None
+        parts: tuple[Part, ...] = ()
+        if settings.rounds:
+            parts = tuple([(self._paths[i], shape) for i, shape in zip(unit.positions, unit.shapes, strict=True)])
+        return Each(unit.tree, unit.positions, self._clocks[unit.positions[0]], unit.group, decayed, size, parts)
 
     def outside(self, opt: Any) -> StepCells:
         """What a step in eager code is about: packed parameters go in as one array."""
@@ -139,11 +159,19 @@ class Plan:
 
     def take(self, cells: StepCells, extra: tuple[Any, ...]) -> None:
         """Take a step in eager code."""
-        args = (cells, *extra) if extra else (cells,)
-        thread, quick = self._quick
-        if thread != get_ident() or quick is None or quick(take_step, args, {}) is None:
-            self.step(*args)
-            self._quick = get_ident(), self.step.quick()
+        self.step(cells, *extra)
+        quick = None if extra or self.fresh or self.around or self.watched or self._debugs else self.step.quick()
+        self._last = (0, None, ()) if quick is None else (get_ident(), quick, (cells,))
+
+    def repeat(self, lists: list[list[Any]]) -> bool:
+        """Take a step as the last one was, for an optimizer with these modules. False: that needs the long way."""
+        thread, quick, args = self._last
+        if thread != get_ident() or self._all.version is not process.version or self.looked is not lendings.last:
+            return False
+        first = self.first_grad
+        if (first is not None and first.stored is None) or ids_of(lists) != self.ids or not frames.is_eager():
+            return False
+        return quick(take_step, args, {}) is not None
 
     def values(self) -> dict[str, Any]:
         """The parameters' arrays by path, frozen ones and those of NumPy included."""
@@ -155,6 +183,8 @@ class Plan:
 def make_plan(opt: Any) -> Plan:
     """Look at the optimizer's modules as they are now; make states for what is new, drop those of what has gone."""
     version = process.version
+    if any(module_of(module) is not module for module in opt.modules):
+        vars(opt)["_lists"] = [list(map(module_of, modules)) for modules in opt._lists]
     if not opt.modules:
         raise ValueError(f"{type(opt).__name__}: modules is empty; give it a list with at least one module: `[model]`")
     native, foreign, groups = _parameters(opt)
@@ -164,63 +194,77 @@ def make_plan(opt: Any) -> Plan:
     names = native | {cell: f"{module.label}.{j}" for module in foreign for j, cell in enumerate(module.cells)}
     keep_state(opt, names, [*(c for c in native if c.trainable), *extra], foreign, groups)
     keep_seen(opt)
+    keep_seed(opt)
     if frames.is_eager():
-        states = [*opt._shared.values(), *(cell for _, state in opt._state.values() for cell in state)]
-        seen = [] if opt._seen is None else [opt._seen]
-        for param, (_, state) in opt._state.items():
-            move_to(param, state)
-        for param in list(native)[:1]:
-            move_to(param, [*opt._shared.values(), opt._steps, *seen])
-        join_mesh(stored_cells([*native, *states, opt._steps, *seen]))
+        _place(opt, list(native))
     plan = Plan(opt, native, foreign, groups, version)
     if frames.is_eager() and any(cell.pack is not None for cell in plan.params):
         plan.outside(opt)  # now, so that compiled code, too, finds the state packed
     return plan
 
 
+def _place(opt: Any, params: list[Cell]) -> None:
+    """Put what the optimizer keeps where its parameters lie; what it keeps for all of them, on all their devices."""
+    common = opt._common_cells()
+    join_mesh([*params, *(cell for _, state in opt._state.values() for cell in state), *common])
+    for param, (_, state) in opt._state.items():
+        follow(param, state)
+    for param in params:
+        sharding = bound_to(param.value)
+        if sharding is not None:
+            follow(param, common)
+            opt._hyper.place(everywhere(sharding))
+            break
+
+
 def _parameters(opt: Any) -> tuple[dict[Cell, str], list[Foreign], dict[Cell, int]]:
     """The parameters' cells with their paths, each once; the modules that are not ours; and the group of each cell."""
     native: dict[Cell, str] = {}
     foreign: list[Foreign] = []
-    groups: dict[Cell, int] = {}
-    group_of = [group for group, modules in enumerate(opt._lists) for _ in modules]
+    candidates: list[Found] = []
     arrays: dict[int, tuple[str, Any]] = {}
+    by_name = any(names is not None for names in opt._names)
     _no_overlap(opt)
     for i, module in enumerate(opt.modules):
         if isinstance(module, Module):
-            walk = walk_of(module)
-            for path, cell in zip(walk.spec.paths, walk.cells, strict=True):
+            for path, cell in walk_of(module).named():
                 if cell.kind == "parameter":
-                    found_at = native.setdefault(cell, join(str(i), path))
-                    if groups.setdefault(cell, group_of[i]) != group_of[i]:
-                        raise _in_two_groups(opt, found_at, groups[cell], join(str(i), path), group_of[i])
-            continue
-        has_both = callable(getattr(module, "parameters", None)) and callable(getattr(module, "grads", None))
-        if not has_both or isinstance(module, type):
-            raise TypeError(
-                f"{type(opt).__name__}: modules[{i}] is {module!r} ({type(module).__name__}), which has no"
-                " `parameters()` and `grads()`. List Modules, or objects with both."
+                    native.setdefault(cell, join(str(i), path))
+            every_name = (
+                ((path, cell) for path, _, _, cell in module._entries()) if by_name else walk_of(module).named()
             )
+            candidates += [
+                Found(i, path, cell, cell.value, cell.trainable)
+                for path, cell in every_name
+                if cell.kind == "parameter"
+            ]
+            continue
+        error = no_module(type(opt).__name__, i, module)
+        if error is not None:
+            raise error
         found = module.parameters()
         if isinstance(found, LiveList):  # an object around a Module of ours
             for path, cell in zip(found._paths, found.cells(), strict=True):
                 if cell in native:
                     raise _twice(opt, native[cell], join(str(i), path))
-                native[cell], groups[cell] = join(str(i), path), group_of[i]
+                native[cell] = join(str(i), path)
+                candidates.append(Found(i, path, cell, cell.value, cell.trainable))
             continue
         known = next((f for f in opt._foreign if f.module is module), None) or Foreign(module, str(i))
         known.label = str(i)
-        for j, array in enumerate(known.own_arrays()):
+        mine = known.own_arrays()
+        for j, array in enumerate(mine):
             path = arrays.setdefault(id(array), (f"{i}.{j}", array))[0]
             if path != f"{i}.{j}":
                 raise _twice(opt, path, f"{i}.{j}")
         foreign.append(known)
-        groups.update(dict.fromkeys(known.cells, group_of[i]))
+        candidates += [Found(i, str(j), known.cells[j], array, True) for j, array in enumerate(mine)]
     held = [(path, array) for path, array in arrays.values() if isinstance(array, np.ndarray)]
     for first, second in overlapping([array for _, array in held]):
         raise _twice(opt, held[first][0], held[second][0], ", in arrays that share memory")
+    groups = Selection(opt).groups(candidates)
     vars(opt)["_foreign"] = foreign
-    return native, foreign, groups
+    return {cell: path for cell, path in native.items() if cell in groups}, foreign, groups
 
 
 def _twice(opt: Any, first: str, second: str, why: str = "") -> ValueError:
@@ -230,23 +274,23 @@ def _twice(opt: Any, first: str, second: str, why: str = "") -> ValueError:
     )
 
 
-def _in_two_groups(opt: Any, first: str, its_group: int, second: str, group: int) -> ValueError:
-    return ValueError(
-        f"{type(opt).__name__}: one tied parameter is in two groups, as {first} in groups[{its_group}] and as {second} in"
-        f" groups[{group}], and it can have the settings of one only. Put the modules that share it into one group."
-    )
-
-
 def _no_overlap(opt: Any) -> None:
-    """Raise if one listed module is, or is inside, another one: its parameters would be reached twice."""
-    modules = list(opt.modules)
+    """Raise if one listed module is, or is inside, another one: its parameters would be reached twice.
+
+    One module may be in several groups, if all but one of them have only some of it, by name.
+    """
+    listed = [(g, module) for g, modules in enumerate(opt._lists) for module in modules]
+    modules = [module for _, module in listed]
     places: dict[int, int] = {}
-    for i, module in enumerate(modules):
+    whole: set[int] = set()
+    for i, (g, module) in enumerate(listed):
         first = places.setdefault(id(module), i)
-        if first != i:
+        again = first != i and (listed[first][0] == g or (opt._names[g] is None and id(module) in whole))
+        if again:
             _refuse_overlap(opt, modules, first, i)
+        whole |= {id(module)} if opt._names[g] is None else set()
     for j, module in enumerate(modules):
-        for inner in walk_of(module).objects if isinstance(module, Module) else ():
+        for inner in walk_of(module).objects if isinstance(module, Module) and places[id(module)] == j else ():
             if places.get(inner, j) != j:
                 _refuse_overlap(opt, modules, places[inner], j)
 

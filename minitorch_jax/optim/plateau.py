@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from .checks import as_count, as_number, as_one_of
+from ..module.checks import as_count, as_number, as_one_of
 from .optimizer import Optimizer
 
 _SETTINGS = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")

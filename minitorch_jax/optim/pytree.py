@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..engine.tracing import Met
 from ..module.module import Module
 from ..runtime import contexts
 from ..state import frame as frames
@@ -52,9 +53,10 @@ class Tree(Configured):
         Returns:
             `{"num_steps": int, "skipped": int, "hyperparameters": {name: value}, "fingerprints": {path: pair}, "state":
             {path: {"step": int, field: array}}}`; if there are groups, `"groups"`: a list of what each has of its own;
-            if the rule keeps something for all parameters, `"shared"`: `{field: array}`. Paths start with the module's
-            place in `modules`. A fingerprint is two numbers of a parameter's values, by which `load_state_dict` sees that
-            modules are listed in another order.
+            if the rule keeps something for all parameters, `"shared"`: `{field: array}`; with `state_dtype=jnp.bfloat16`,
+            the `"seed"` of its rounding (the arrays have the dtype, so it is no hyperparameter there). Paths start with
+            the module's place in `modules`. A fingerprint is two numbers of a parameter's values, by which
+            `load_state_dict` sees that modules are listed in another order.
 
         Example:
             >>> import jax
@@ -69,6 +71,9 @@ class Tree(Configured):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what another optimizer's `state_dict()` gave. Load the modules' own states first.
+
+        This optimizer keeps its `state_dtype`: state that was saved in another one is converted (to bfloat16: rounded to
+        nearest), and it goes on with the seed that was saved, if there is one, or with its own.
 
         Raises:
             ValueError: one error that lists everything that does not fit, and each parameter whose state was saved for
@@ -89,24 +94,27 @@ class Tree(Configured):
     def _held_cells(self) -> list[Cell]:
         plan = self._plan_now()
         states = [cell for _, held in self._state.values() for cell in held]
-        own = [
-            *states,
-            *self._shared.values(),
-            *([] if self._seen is None else [self._seen]),
-            self._steps,
-            self._hyper.cell,
-        ]
+        own = [*states, *self._common_cells(), self._hyper.cell]
         native = [cell for module in self.modules if isinstance(module, Module) for cell in module._held_cells()]
         return list(dict.fromkeys([*native, *plan.named.values(), *plan.grads, *own]))
+
+    def _common_cells(self) -> list[Cell]:
+        """What is kept for all parameters, in the order in which a step takes it."""
+        optional = [cell for cell in (self._seen, self._seed) if cell is not None]
+        return [*self._shared.values(), *optional, self._steps]
 
     def __getstate__(self) -> dict[str, Any]:
         self._plan_now()
         return {name: value for name, value in vars(self).items() if name not in CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, **CACHES)
+        older = {"_names": [None] * len(state["_lists"]), "_homes": {}}  # for a state of a version without these
+        vars(self).update(older | state, **CACHES)
 
     # -- pytree -------------------------------------------------------------------------------------------------------
+
+    def _followed_classes(self) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys([type(self), *(rule for rule in self._hyper.rules if rule is not None)]))
 
     def _follows(self) -> Iterator[tuple[str, Any]]:
         for settings in (self._hyper.given, *self._hyper.own):
@@ -138,18 +146,22 @@ class Tree(Configured):
             numbers = tuple(
                 [walker.cell(c, join(path, f"state.{names[param]}.{f}")) for c, f in zip(held, fields, strict=True)]
             )
-            state.append((walker.index[param], tree, numbers))
+            state.append((walker.index[param], tree, numbers, self._homes[param]))
         state.append(self._clocks)
         steps = walker.cell(self._steps, join(path, "steps"))
         values = walker.cell(self._hyper.cell, join(path, "hyperparameters"))
         seen = None if self._seen is None else walker.cell(self._seen, join(path, "seen"))
+        seed = None if self._seed is None else walker.cell(self._seed, join(path, "seed"))
         shared = tuple([(name, walker.cell(c, join(path, f"shared.{name}"))) for name, c in self._shared.items()])
-        counts = steps, seen, shared, self._form
-        return modules, tuple(map(len, self._lists)), grads, tuple(state), counts, values, self._hyper.statics()
+        counts = steps, seen, seed, shared, self._form
+        places = {id(module): i for i, module in enumerate(self.modules)}
+        lists = tuple([tuple([places[id(module)] for module in listed]) for listed in self._lists])
+        which = lists, tuple(self._names)
+        return modules, which, grads, tuple(state), counts, values, self._hyper.statics()
 
     @classmethod
     def _statics(cls, payload: Node, path: str) -> Iterator[tuple[str, Any]]:
-        modules, _, _, _, _, _, (_, schedules, flags, groups) = payload
+        modules, (_, names), _, _, _, _, (_, schedules, flags, groups, rules) = payload
         for i, node in enumerate(modules):
             yield join(path, f"modules.{i}"), node
         own = [
@@ -157,6 +169,8 @@ class Tree(Configured):
             for i, (names, known) in enumerate(groups)
             for name in names
         ]
+        own += [(f"groups.{i}.names", globs) for i, globs in enumerate(names)]
+        own += [(f"groups.{i}.rule", rule) for i, rule in enumerate(rules)]
         for name, value in (*flags, *schedules, *own):
             yield join(path, name), ("static", type(value), value)
 
@@ -179,21 +193,26 @@ class Tree(Configured):
 
     @classmethod
     def _rebuild(cls, payload: Node, builder: Builder) -> Self:
-        modules, lengths, grads, state, (steps, seen, shared, form), values, statics = payload
+        nodes, (lists, names), grads, state, (steps, seen, seed, shared, form), values, statics = payload
         self = object.__new__(cls)
         builder.begin(self)
         made = builder.cells
         *state, clocks = state
         hyper = Hyperparameters.rebuilt(cls.__name__, cls._ranges, statics, made[values])
-        nodes = iter(modules)
-        self._setup([[builder.build(next(nodes)) for _ in range(length)] for length in lengths], hyper, made[steps])
+        modules = list(map(builder.build, nodes))
+        self._setup([[modules[i] for i in listed] for listed in lists], hyper, made[steps])
         for param, grad in grads:
             made[param].grad = made[grad]
-        vars(self)["_state"] = {made[p]: (tree, [made[n] for n in held]) for p, tree, held in state if tree is not None}
+        vars(self)["_state"] = {
+            made[p]: (tree, [made[n] for n in held]) for p, tree, held, _ in state if tree is not None
+        }
         vars(self).update(
-            _order=[made[p] for p, _, _ in state],
+            _names=list(names),
+            _homes={made[p]: home for p, _, _, home in state},
+            _order=[made[p] for p, _, _, _ in state],
             _clocks=clocks,
             _seen=None if seen is None else made[seen],
+            _seed=None if seed is None else made[seed],
             _form=form,
             _shared={name: made[number] for name, number in shared},
         )
@@ -236,6 +255,19 @@ class Tree(Configured):
         walker.note(self._hyper.structure)
         walker.watch(partial(notice, self._lists, ids_of(self._lists), structure_of(self)))
         walker.optimizers.append(ref(self))
+
+    def _touch(self) -> None:
+        """Within a trace that has not been told of this optimizer, of which something is read: have it repeated."""
+        frame = frames.local.frame
+        if frame is not None:
+            frame.touch(self._steps, self)
+
+    def _have_lifted(self) -> None:
+        """Within a trace that has not been told of this optimizer: have it repeated, now."""
+        frame = frames.local.frame
+        if frame is not None and frames.is_unlifted(self._steps):
+            frame.touch(self._steps, self)  # it is repeated even if the user's code catches this
+            raise Met([self])
 
     # -- what compiled code does besides writing cells: `tracing.Traced` calls these ----------------------------------
 

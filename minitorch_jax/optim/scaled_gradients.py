@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..autograd import accumulate, check_loss, loss_functions
+from ..autograd import accumulate, loss_functions
+from ..engine.loss import check_loss
 from ..engine.stateful_function import StatefulFunction
 from ..module.parameter import counted
 from ..runtime import contexts

@@ -31,15 +31,22 @@ def state_dict(opt: Any, plan: Plan) -> dict[str, Any]:
         fields = dict(zip(field_names(tree), [access.read(cell, opt) for cell in held], strict=True)) if held else {}
         state[path] = {"step": _number(steps[..., opt._order.index(param)]), **fields}
     hyper = opt._hyper
-    own = [{name: opt._stated(name, g) for name in mine} for g, mine in enumerate(hyper.own)]
+    own = [
+        {
+            **({} if rule is None else {"rule": rule.__name__}),
+            **{name: opt._stated(name, g) for name in mine if name != "state_dtype"},
+        }
+        for g, (rule, mine) in enumerate(zip(hyper.rules, hyper.own, strict=True))
+    ]
     return {
         "num_steps": _number(steps[..., -2]),
         "skipped": _number(steps[..., -1]),
-        "hyperparameters": {name: opt._stated(name) for name in (*hyper.given, *hyper.flags)},
+        "hyperparameters": {name: opt._stated(name) for name in (*hyper.given, *hyper.flags) if name != "state_dtype"},
         **({"groups": own} if own else {}),
         "fingerprints": _fingerprints(plan.values()),
         "state": state,
         **({"shared": {name: access.read(cell, opt) for name, cell in opt._shared.items()}} if opt._shared else {}),
+        **({} if opt._seed is None else {"seed": _number(jax.device_get(opt._seed.value))}),
     }
 
 
@@ -54,13 +61,18 @@ def load_state_dict(opt: Any, plan: Plan, given: Mapping[str, Any]) -> None:
     new, steps, problems = _new_state(opt, plan, given)
     wanted = {"num_steps", "skipped", "hyperparameters", "state"}
     wanted |= {key for key, there in (("groups", opt._hyper.own), ("shared", opt._shared)) if there}
-    keys = sorted(wanted ^ (given.keys() - {"fingerprints"}))
+    keys = sorted(wanted ^ (given.keys() - {"fingerprints", "seed"}))
     problems = [f"  {'missing' if key in wanted else 'unexpected'}: {key}" for key in keys] + problems
     problems += _moved(plan, given.get("fingerprints", {}))
     problems += _misfits(opt, hyper, own)
+    seeds, wrong = _new_seed(opt, given)
+    problems += wrong
     if problems:
         raise _unfit(opt, problems)
-    opt._load_hyperparameters(hyper, own)
+    kept = [{"state_dtype": mine["state_dtype"]} if "state_dtype" in mine else {} for mine in opt._hyper.own]
+    own = [mine | more for mine, more in zip(own, kept, strict=True)]
+    opt._load_hyperparameters(hyper | {"state_dtype": opt._hyper.flags["state_dtype"]}, own)
+    new += seeds
     for cell, _ in new:
         lend(cell)
     access.store_all(
@@ -122,7 +134,8 @@ def _new_state(opt: Any, plan: Plan, given: Mapping[str, Any]) -> tuple[list[tup
             problems.append(f"  {path}: fields {sorted(fields)} were given for {sorted(names)}{hint}")
         elif path in state:
             problems += _count(steps, opt._order.index(param), fields["step"], f"{path}.step")
-            problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new)
+            converts = opt._seed is not None or "seed" in given
+            problems += _take(dict(zip(names[1:], held, strict=True)), fields, path, new, converts)
     if opt._shared and "shared" in given:  # where it is missing, that has been said
         shared = given["shared"]
         if shared.keys() != opt._shared.keys():
@@ -148,31 +161,66 @@ def _count(steps: Any, place: int, given: Any, label: str) -> list[str]:
     return []
 
 
-def _take(held: Mapping[str, Cell], fields: Mapping[str, Any], path: str, new: list[tuple[Cell, Any]]) -> list[str]:
-    """Add to `new` what fields give some cells; what is wrong with them."""
+def _take(
+    held: Mapping[str, Cell], fields: Mapping[str, Any], path: str, new: list[tuple[Cell, Any]], converts: bool = False
+) -> list[str]:
+    """Add to `new` what fields give some cells, floats `converts` to their dtypes; what is wrong with them."""
     problems = []
     for name, cell in held.items():
         try:
             with contexts.full_width([cell.value]):
-                new.append((cell, checked(fields[name], cell.value, f"{path}.{name}")))
+                value = fields[name]
+                if converts and all([_is_floating(x) for x in (value, cell.value)]):
+                    value = value.astype(cell.value.dtype)
+                new.append((cell, checked(value, cell.value, f"{path}.{name}")))
         except (ValueError, TypeError, OverflowError) as error:
             problems.append(_named(f"{path}.{name}", error))
     return problems
 
 
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _new_seed(opt: Any, given: Mapping[str, Any]) -> tuple[list[tuple[Cell, Any]], list[str]]:
+    """The cell of the seed with the one given, if state is rounded here and it was there; what is wrong with it."""
+    if opt._seed is None or "seed" not in given:
+        return [], []
+    seed, members = given["seed"], opt._seed.value.shape
+    try:
+        numbers = np.asarray(seed)
+    except (TypeError, ValueError):
+        numbers = np.asarray(None)
+    fits = numbers.dtype.kind in "iu" and numbers.shape == members and ((numbers >= 0) & (numbers < 2**32)).all()
+    if not fits:
+        what = f"an array {members} of integers" if members else "an integer"
+        return [], [f"  seed must be {what} in [0, 2**32); got {seed!r}"]
+    return [(opt._seed, jax.device_put(numbers.astype(np.uint32), may_alias=False))], []
+
+
 def _misfits(opt: Any, hyper: dict[str, Any], own: list[dict[str, Any]]) -> list[str]:
     """What is wrong with hyperparameters, and with those that groups have of their own."""
     known = {**opt._hyper.given, **opt._hyper.flags}
+    del known["state_dtype"]  # this optimizer's own
     different = sorted(known.keys() ^ hyper.keys())
     problems = [f"  {'missing' if name in known else 'unexpected'}: hyperparameter {name}" for name in different]
     if len(own) != len(opt._hyper.own):
         problems.append(f"  {len(own)} groups were given for {len(opt._hyper.own)}")
-    for settings in (hyper, *own):
+    for group, settings in enumerate((hyper, *own), -1):
+        g = group if 0 <= group < len(opt._hyper.own) else None
+        rule = opt._hyper.rule_of(g)
+        names = known if rule is None else opt._hyper.names_of(g)
+        if settings.get("rule") != (None if rule is None else rule.__name__) and settings is not hyper:
+            ours, theirs = opt._rule_of(g).__name__, settings.get("rule", "the optimizer's")
+            problems.append(f"  groups[{group}]: its rule is {theirs} there, and {ours} here")
+            continue
+        if rule is not None and (missing := sorted(opt._hyper.own[g].keys() - settings.keys() - {"state_dtype"})):
+            problems.append(f"  missing: {', '.join(missing)} of groups[{g}]")
         for name, value in settings.items():
             try:
-                if name in known:
-                    opt._check_setting(name, value)
-                elif settings is not hyper:
+                if name in names:
+                    opt._check_setting(name, value, g)
+                elif settings is not hyper and name != "rule":
                     problems.append(f"  unexpected: hyperparameter {name} of a group")
             except (ValueError, TypeError, OverflowError) as error:
                 problems.append(_named(name, error))
@@ -194,15 +242,20 @@ def _number(count: Any) -> Any:
 
 @jax.jit
 def _fingerprint(value: Any) -> Any:
-    size = jnp.abs(value.astype(jnp.float32)).reshape(-1)
-    return jnp.stack([size.sum(), jnp.vdot(size, jnp.linspace(0.5, 1.0, size.size, dtype=jnp.float32))])
+    size, weight = jnp.abs(value.astype(jnp.float32)), jnp.float32(0.5)
+    step = 0.5 / max(value.size - 1, 1)  # the weights go from 0.5 to 1, in row-major order
+    for axis in reversed(range(value.ndim)):  # never flattened: of a divided array, each device would need the whole
+        weight = weight + step * jax.lax.broadcasted_iota(jnp.float32, value.shape, axis)
+        step *= value.shape[axis]
+    return jnp.stack([size.sum(), (size * weight).sum()])
 
 
 def _fingerprints(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Two numbers of each parameter that tell it from others of its shape."""
     eager = nullcontext() if at_top_level() else jax.ensure_compile_time_eval()
     with eager:
-        found = {path: _fingerprint(value) for path, value in values.items()}
+        concrete = {path: value for path, value in values.items() if not isinstance(value, jax.ShapeDtypeStruct)}
+        found = {path: _fingerprint(value) for path, value in concrete.items()}
     return {path: (float(pair[0]), float(pair[1])) for path, pair in jax.device_get(found).items()}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from ..engine.tracing import unaliased
-from ..module.parameter import is_narrow
+from ..module.parameter import is_narrow, wide_dtype
 from ..runtime import contexts
 from ..runtime.numpy_memory import owned
-from ..state.cell import Cell
+from ..state.cell import Cell, is_concrete
 from ..state.concurrent_reads import using
+from ..state.static_values import describe
 from .numpy_modules import Foreign
+from .rounding import is_rounded, rounds, seed_now
 from .update import Master
 
 
@@ -42,36 +45,74 @@ def keep_state(
         opt._steps.lent = False
     opt._clocks = _clocks(opt, every, trainable)
     opt._state, opt._order, opt._grows = state, list(every), False
+    ticking = set(trainable)  # a frozen parameter keeps its state, and with it the group whose rule has made that
+    opt._homes = {cell: g if cell in ticking else opt._homes.get(cell, g) for cell, g in groups.items()}
 
 
 def begin_states(
-    opt: Any, state: dict[Cell, Any], trainable: list[Cell], groups: Mapping[Cell, int], arrays: Mapping[Cell, Any]
+    opt: Any,
+    state: dict[Cell, Any],
+    trainable: list[Cell],
+    names: Mapping[Cell, str],
+    groups: Mapping[Cell, int],
+    arrays: Mapping[Cell, Any],
 ) -> set[Cell]:
     """Ask the rule for the states of parameters that have none, or may have more now; gives those that begin now."""
     settings = [_settings(opt, g) for g in range(len(opt._lists))]
     begun = set()
-    lent = not type(opt).__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
     for cell in trainable:
-        if cell not in state or not state[cell][1] or opt._grows:
+        rule, mine = opt._rule_of(groups[cell]), settings[groups[cell]]
+        lent = not rule.__module__.startswith("minitorch_jax.")  # a user's rule may hold an array that it gives
+        if mine.state_dtype is not None:
+            refuse_wide(rule.__name__, names[cell], arrays.get(cell, cell.value))
+        if opt._hyper.own and opt._rule_of(opt._homes.get(cell, groups[cell])) is not rule:
+            state.pop(cell, None)  # it was in a group of another rule
+            begun.add(cell)
+        if cell not in state or not state[cell][1] or opt._grows or _outlived(state[cell][1], cell):
             with contexts.full_width([arrays.get(cell, cell.value)]):
                 p = jnp.asarray(owned(arrays[cell])) if cell in arrays else cell.value
-                if settings[groups[cell]].master_weights and is_narrow(p):
-                    p = p.astype(jnp.float32)
-                leaves, tree = jax.tree.flatten(type(opt).init_state(p, settings[groups[cell]]))
+                made_by = partial(first_state, rule, settings=mine)
+                abstract = isinstance(p, jax.ShapeDtypeStruct)
+                leaves, tree = jax.tree.flatten(jax.eval_shape(made_by, p) if abstract else made_by(p))
             made = [Cell(leaf, "state", lent=lent, birth=cell.birth) for leaf in unaliased(leaves, [p])]
-            if cell in state and state[cell][1]:
+            if cell in state and state[cell][1] and not _outlived(state[cell][1], cell):
                 tree, made = _grown(state[cell], tree, made)
             elif leaves and cell in opt._state:
                 begun.add(cell)
             state[cell] = tree, made
-        _keep_master(state, cell, settings[groups[cell]].master_weights and is_narrow(cell.value))
+        _keep_dtypes(state, cell, arrays.get(cell, cell.value), mine, partial(first_state, rule, settings=mine))
+        _keep_master(state, cell, mine.master_weights and is_narrow(cell.value))
     return begun
+
+
+def first_state(rule: Any, p: Any, settings: Any) -> Any:
+    """The state with which a class of optimizers begins, in the dtypes in which it is kept."""
+    wanted = settings.state_dtype
+    if (settings.master_weights or wanted is not None) and is_narrow(p):
+        p = p.astype(jnp.float32)
+    state = rule.init_state(p, settings)
+    return state if wanted is None else jax.tree.map(lambda x: x.astype(wanted) if is_rounded(x, p) else x, state)
+
+
+def refuse_wide(owner: str, path: str, p: Any) -> None:
+    """Raise ValueError for a parameter that takes no `state_dtype`."""
+    if p.dtype.itemsize > 4:
+        raise ValueError(
+            f"{owner}: state_dtype is for parameters of at most 32 bits, and {path} is {describe(p)}: leave state_dtype out,"
+            " or put the module into a group without it"
+        )
+
+
+def _outlived(held: Sequence[Cell], param: Cell) -> bool:
+    """True if the states are those of an abstract parameter, and it has an array by now."""
+    return is_concrete(param.value) and any([isinstance(cell.value, jax.ShapeDtypeStruct) for cell in held])
 
 
 def _settings(opt: Any, group: int) -> SimpleNamespace:
     """What decides which states there are."""
     hyper = opt._hyper
-    return SimpleNamespace(**{name: hyper.given_number(name, group) for name in hyper.given}, **hyper.flags_of(group))
+    numbers = {name: hyper.given_number(name, group) for name, _, _ in hyper.layout_of(group)}
+    return SimpleNamespace(**numbers, **hyper.flags_of(group))
 
 
 def begins_state(opt: Any, plan: Any, name: str, value: Any, group: int | None) -> bool:
@@ -80,17 +121,27 @@ def begins_state(opt: Any, plan: Any, name: str, value: Any, group: int | None) 
     for cell in plan.params:
         g, (tree, held) = plan.groups[cell], opt._state.get(cell, (None, []))
         like = jax.ShapeDtypeStruct(cell.value.shape, cell.value.dtype)
-        follows = g == group or (group is None and not (opt._hyper.own and name in opt._hyper.own[g]))
+        followed = group is None and opt._hyper.rule_of(g) is None
+        follows = g == group or (followed and not (opt._hyper.own and name in opt._hyper.own[g]))
         if not follows or (g, like, tree) in asked:
             continue
         asked.add((g, like, tree))
         settings = _settings(opt, g)
         setattr(settings, name, value if isinstance(value, int | float) else 1.0)
-        needed = jax.eval_shape(lambda p, h=settings: type(opt).init_state(p, h), like)
+        needed = jax.eval_shape(lambda p, g=g, h=settings: opt._rule_of(g).init_state(p, h), like)
         now = jax.tree.unflatten(tree, held) if held else ()
         if len(jax.tree.leaves(needed)) > len(jax.tree.leaves(now.rule_state if isinstance(now, Master) else now)):
             return True
     return False
+
+
+def keep_seed(opt: Any) -> None:
+    """Make the cell of the seed of what is rounded stochastically, or drop it."""
+    if not any([rounds(opt._hyper.flags_of(g)) for g in range(len(opt._lists))]):
+        opt._seed = None
+    elif opt._seed is None:
+        seed, members = seed_now(), opt._steps.value.shape[:-1]
+        opt._seed = Cell(jnp.array(np.broadcast_to(seed, members) if members else seed), "seed", birth=opt._steps.birth)
 
 
 def keep_seen(opt: Any) -> None:
@@ -142,9 +193,44 @@ def _keep_master(state: dict[Cell, Any], cell: Cell, wanted: bool) -> None:
     tree, held = state[cell]
     now = jax.tree.unflatten(tree, held)
     if wanted and not isinstance(now, Master):
-        master = Cell(cell.value.astype(jnp.float32), "state", birth=cell.birth)
+        value = cell.value
+        abstract = isinstance(value, jax.ShapeDtypeStruct)
+        master = Cell(
+            value.update(dtype=jnp.float32) if abstract else value.astype(jnp.float32), "state", birth=cell.birth
+        )
         leaves, tree = jax.tree.flatten(Master(master, now))
         state[cell] = tree, leaves
     elif isinstance(now, Master) and not wanted:
         leaves, tree = jax.tree.flatten(now.rule_state)
         state[cell] = tree, leaves
+
+
+def _keep_dtypes(state: dict[Cell, Any], cell: Cell, p: Any, settings: Any, made_by: Callable[[Any], Any]) -> None:
+    """Convert a parameter's state if its `state_dtype` is another than when the state began."""
+    tree, held = state[cell]
+    first = 1 if isinstance(jax.tree.unflatten(tree, held), Master) else 0
+    wanted, named = settings.state_dtype, list(zip(field_names(tree), held, strict=True))[first:]
+    if wanted is not None:
+        dtypes = {name: wanted if is_rounded(c.value, p) else wide_dtype(c.value.dtype) for name, c in named}
+    elif any([_is_lower(c.value, p) for _, c in named]):  # by its rule, or by a `state_dtype` that was taken back
+        begun = jax.eval_shape(made_by, jax.ShapeDtypeStruct(p.shape, p.dtype))
+        leaves, begun_tree = jax.tree.flatten(begun)
+        dtypes = {name: p.dtype for name, _ in named}
+        dtypes |= dict(zip(field_names(begun_tree), [leaf.dtype for leaf in leaves], strict=True))
+    else:
+        return
+    new = [c if c.value.dtype == dtypes[name] else _converted(c, dtypes[name]) for name, c in named]
+    state[cell] = tree, [*held[:first], *new]
+
+
+def _is_lower(value: Any, p: Any) -> bool:
+    return value.dtype.itemsize < p.dtype.itemsize and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _converted(cell: Cell, dtype: Any) -> Cell:
+    """A cell of a state with its value in another floating type; integers stay as they are."""
+    value = cell.value
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return cell
+    abstract = isinstance(value, jax.ShapeDtypeStruct)
+    return Cell(value.update(dtype=dtype) if abstract else value.astype(dtype), "state", birth=cell.birth)

@@ -7,11 +7,12 @@ package a little slower.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core as jax_core
 
 _config: Any = jax.config
@@ -41,11 +42,17 @@ def _at_top_level() -> bool:
 
 # Returns True if this thread traces no JAX transform (`jit`, `grad`, `vmap`, `scan`, …).
 at_top_level: Callable[[], bool] = _at_top_level
-with suppress(*_MISSING):  # three times as fast
-    from jax._src.core import trace_ctx as _trace_ctx
+with suppress(*_MISSING):  # four times as fast: every call of this package asks
+    from jax._src.core import axis_env_state as _axis_env
+    from jax._src.core import eval_trace as _eval_trace
+    from jax._src.core import top_axis_env as _top_axis_env
+    from jax._src.core import trace_state_strong_ref as _trace
 
-    _trace_ctx.is_top_level()
-    at_top_level = _trace_ctx.is_top_level
+    def _at_top_level_quickly() -> bool:
+        return _trace.value is _eval_trace and _axis_env.value is _top_axis_env
+
+    if _at_top_level_quickly() == _at_top_level():
+        at_top_level = _at_top_level_quickly
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -135,6 +142,109 @@ def with_equations(closed: Any, eqns: list[Any]) -> Any:
     return jax_core.ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
 
 
+def as_one_call(closed: Any, inputs: Sequence[Any], name: str) -> list[Any] | None:
+    """Compute a closed jaxpr within a trace as one equation, the call of a jitted function, which XLA inlines.
+
+    To evaluate the jaxpr traces each of its equations again. Inputs that it does not use may be None. Returns None if JAX
+    does not show how, or is to compute operation by operation.
+    """
+    call = None
+    with suppress(*_MISSING):
+        call = _call_of(closed.jaxpr, [value is not None for value in inputs], name)
+    if call is None:
+        return None
+    bind, params = call
+    return list(bind(*closed.consts, *(value for value in inputs if value is not None), **params))
+
+
+def _call_of(jaxpr: Any, used: Sequence[bool], name: str) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """Return what calls a jaxpr with its constants and used inputs, and with which parameters."""
+    (call,) = jax.make_jaxpr(jax.jit(_same))(0.0).eqns
+    if _config.jax_disable_jit or is_debugging() or not {"jaxpr", "name", "donated_invars"} <= call.params.keys():
+        return None
+    invars = [*jaxpr.constvars, *(var for var, is_used in zip(jaxpr.invars, used, strict=True) if is_used)]
+    names = jaxpr.debug_info._replace(arg_names=None)
+    whole = jax_core.ClosedJaxpr(jaxpr.replace(constvars=[], invars=invars, debug_info=names), [])
+    params = {**call.params, "jaxpr": whole, "name": name}
+    for key, value in call.params.items():  # one entry for each input, or for each result
+        if key == "donated_invars" or key.startswith("in_"):
+            params[key] = value * len(invars)
+        elif key.startswith("out_"):
+            params[key] = value * len(jaxpr.outvars)
+    return call.primitive.bind, params
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+def twin_of(original: Any, on_cpu: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the binding of a new operation, which is what a bilinear `original` is, and is computed by `on_cpu` on CPUs.
+
+    Its derivatives and its `jax.vmap` are what JAX has for the original, in twins. None if JAX does not show how.
+    """
+    with suppress(*_MISSING):
+        return _twin_of(original, on_cpu)
+    return None
+
+
+def _twin_of(original: Any, on_cpu: Callable[..., Any]) -> Callable[..., Any]:
+    from jax._src.dispatch import apply_primitive
+    from jax.interpreters import ad, batching, mlir
+
+    transpose, batch = ad.primitive_transposes[original], batching.fancy_primitive_batchers[original]
+    twin: Any = jax_core.Primitive(original.name)
+
+    def in_twins(fun: Callable[..., Any], *args: Any) -> Any:
+        """Return `fun(*args)`, with a twin for each original in it."""
+        closed = jax.make_jaxpr(fun)(*args)
+        values = dict(zip((*closed.jaxpr.constvars, *closed.jaxpr.invars), (*closed.consts, *args), strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, jax_core.Literal) else values[atom]
+
+        for eqn in closed.jaxpr.eqns:
+            chosen = twin if eqn.primitive is original else eqn.primitive
+            outs = chosen.bind(*map(read, eqn.invars), **chosen.get_bind_params(eqn.params))
+            values.update(zip(eqn.outvars, outs if chosen.multiple_results else (outs,), strict=True))
+        (out,) = map(read, closed.jaxpr.outvars)
+        return out
+
+    def by_lhs(cotangent: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+        def rule(cotangent: Any, rhs: Any) -> Any:
+            return ad.instantiate_zeros(transpose(cotangent, ad.UndefinedPrimal(lhs.aval), rhs, **params)[0])
+
+        return in_twins(rule, cotangent, rhs)
+
+    def by_rhs(cotangent: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+        def rule(cotangent: Any, lhs: Any) -> Any:
+            return ad.instantiate_zeros(transpose(cotangent, lhs, ad.UndefinedPrimal(rhs.aval), **params)[1])
+
+        return in_twins(rule, cotangent, lhs)
+
+    def batched(axis: Any, args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+        place: list[Any] = []
+
+        def rule(*args: Any) -> Any:
+            out, dim = batch(axis, args, dims, **params)
+            place.append(dim)
+            return out
+
+        return in_twins(rule, *args), place[0]
+
+    twin.def_impl(lambda *args, **params: apply_primitive(twin, *args, **params))
+    twin.def_effectful_abstract_eval(original.abstract_eval)
+    ad.defbilinear(twin, by_lhs, by_rhs)
+    batching.fancy_primitive_batchers[twin] = batched
+    mlir.register_lowering(twin, mlir.lower_fun(original.bind, multiple_results=False))
+    mlir.register_lowering(twin, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+    bind: Callable[..., Any] = twin.bind
+    return bind
+
+
 # -- the values of tracers --------------------------------------------------------------------------------------------
 
 
@@ -155,6 +265,24 @@ def value_of(tracer: Any) -> Any:
     with suppress(AttributeError):
         return tracer.to_concrete_value()
     return None
+
+
+def value_behind(value: Any) -> Any:
+    """Return the array behind any tracer of uncompiled code, `jax.vmap`'s too: all of the batch. None if there is none."""
+    while isinstance(value, jax.core.Tracer):
+        inner = value_of(value)
+        if inner is None:
+            inner = getattr(value, "val", None)  # of vmap
+        if inner is value or not isinstance(inner, jax.Array | np.ndarray):
+            return None
+        value = inner
+    return value
+
+
+def tracer_inside(tracer: Any) -> Any:
+    """Return the tracer that one of `jax.vmap` or `jax.grad` holds. None if there is none, or JAX does not show it."""
+    inner = getattr(tracer, "val", None), getattr(tracer, "primal", None)
+    return next((value for value in inner if isinstance(value, jax.core.Tracer)), None)
 
 
 def show_values() -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,12 +30,12 @@ UNREADABLE = (
 )
 
 
-def write(file: BinaryIO, description: Any, arrays: Mapping[str, Any]) -> None:
-    """Write a description, which is JSON, and arrays into an empty file, one array at a time."""
+def write(file: BinaryIO, description: Any, arrays: Iterable[tuple[str, Any]]) -> None:
+    """Write a description, which is JSON, and arrays by name into an empty file, one array at a time."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = _MAGIC + b"0" * _DIGEST
         archive.writestr(_DESCRIPTION, json.dumps(description))
-        for name, value in arrays.items():
+        for name, value in arrays:
             array = np.asarray(value)
             if np.dtype(array.dtype.name).isbuiltin != 1:  # NumPy's format has no name for bfloat16 and similar dtypes
                 array = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -44,7 +44,8 @@ def described(value: Any, path: str, arrays: dict[str, Any], schedules: bool = F
     """Return a description of a value in JSON types.
 
     Args:
-        value: numbers, strings, arrays, random keys, and lists, tuples and dicts of these.
+        value: numbers, strings, arrays (or `jax.ShapeDtypeStruct`s in their place), random keys, and lists, tuples and
+            dicts of these.
         path: the name of the value in messages.
         arrays: a dict to which the value's arrays (JAX or NumPy) are added, each under a name made from its path.
         schedules: True if functions in the value are schedules, whose text is stored.
@@ -64,8 +65,12 @@ def described(value: Any, path: str, arrays: dict[str, Any], schedules: bool = F
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = described(jax.random.key_data(value), path, arrays)
         return {"key": str(jax.random.key_impl(value)), "data": data}
-    if isinstance(value, jax.Array | np.ndarray | np.generic) and not isinstance(value, np.ma.MaskedArray):
-        array = value if isinstance(value, jax.Array) else _native(np.asarray(value), path)
+    if isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, value).update(sharding=value.sharding)
+        return {"key": str(value.dtype._impl.name), "data": described(data, path, arrays)}
+    array_types = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+    if isinstance(value, array_types) and not isinstance(value, np.ma.MaskedArray):
+        array = _native(np.asarray(value), path) if isinstance(value, np.ndarray | np.generic) else value
         # any path becomes a valid name of an entry in the archive
         place = path.replace("\0", "").encode(errors="replace")[:1000].decode(errors="ignore")
         while place in arrays:

@@ -7,25 +7,30 @@ read (`archive.py`). Other kinds of checkpoint use `snapshot`, `validated`, `mat
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Never
 
 import jax
 import numpy as np
 
 from ..module import random
+from ..module.sizes import sized_by
+from ..module.tree import is_module
 from ..runtime import interrupts
 from ..state import access
+from ..state.cell import bound_to
 from ..state.concurrent_reads import steadily
 from ..state.pytree import Stateful
+from ..state.static_values import module_of
 from . import archive
 from .as_json import Schedule, described, text_of, value_of
 from .files import replacing
+from .processes import Gathering, GatheringError, are_spread
 
 
-def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
+def save(path: str | bytes | os.PathLike[Any], /, *unnamed: Never, **objects: Any) -> None:
     """Write objects to one file, under their names: `mt.save("run.npz", model=model, opt=opt, epoch=3)`.
 
     Of modules, optimizers and other objects with `state_dict()` and `load_state_dict()`, the state is saved. Numbers,
@@ -34,14 +39,19 @@ def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
     or the whole new one: the new file is written beside the old one, flushed to the disk, and then renamed. A process that
     is killed while it writes may leave its unfinished file behind, hidden, as `.NAME.….tmp`.
 
+    If arrays are spread over several processes, all processes call `save` with the same objects. They gather one array at a
+    time, and process 0 writes the file.
+
     Args:
         path: the path of the file. No ending is added; the format is `.npz` for every ending. If the path is a link, its
             target is replaced and the link stays. The permissions of an old file are kept.
         **objects: the objects and values to save.
 
     Raises:
-        TypeError: if something cannot be saved. The message names it, and no file is written.
+        TypeError: if something cannot be saved, or has no name. The message names it, and no file is written.
+        ValueError: if several processes pass objects with different arrays. No file is written.
         OSError: if the file cannot be written. The old file is unchanged.
+        RuntimeError: if an array cannot be gathered, since another process has gone. The message names the array.
 
     Example:
         >>> import os, tempfile
@@ -57,12 +67,35 @@ def save(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> None:
         >>> bool((model.bias == before).all())
         True
     """
+    _refuse_unnamed("save", path, unnamed, "mt.save(path, model=model, opt=opt)")
     whole, arrays = snapshot(objects)
+    if not are_spread(arrays):
+        _write(path, whole, arrays.items())
+        return
+    gathering, failure = Gathering(os.fsdecode(path), arrays), None
+    try:
+        if jax.process_index() == 0:
+            _write(path, whole, gathering)
+    except GatheringError:
+        raise
+    except Exception as error:
+        failure = error
+    gathering.finish(failure)
+
+
+def _refuse_unnamed(name: str, path: Any, unnamed: tuple[Any, ...], instead: str) -> None:
+    """Raise TypeError for `torch.save`'s order of arguments, for objects without a name, and for what is no path."""
+    if unnamed or not isinstance(path, str | bytes | os.PathLike):
+        given = ", ".join(type(value).__name__ for value in (path, *unnamed))
+        raise TypeError(f"mt.{name} takes a path and then objects by name: write `{instead}`; got {given}")
+
+
+def _write(path: Any, description: Any, arrays: Iterable[tuple[str, Any]]) -> None:
     with replacing(path) as (file, _):
-        archive.write(file, whole, arrays)
+        archive.write(file, description, arrays)
 
 
-def load(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> dict[str, Any]:
+def load(path: str | bytes | os.PathLike[Any], /, *unnamed: Never, **objects: Any) -> dict[str, Any]:
     """Load the states that `save` wrote into objects, in place, and return the saved values.
 
     Loaded arrays are put on the devices to which the objects' arrays are bound, in the same sharding.
@@ -77,11 +110,13 @@ def load(path: str | bytes | os.PathLike[Any], /, **objects: Any) -> dict[str, A
     Raises:
         ValueError: if `save` did not write the file, if the file is damaged, or if it does not fit the objects. One error
             lists all differences. Nothing is changed then.
+        TypeError: if an object has no name.
         OSError: if the file cannot be read.
 
     Example:
         see `save`.
     """
+    _refuse_unnamed("load", path, unnamed, "mt.load(path, model=model, opt=opt)")
     path = os.fsdecode(path)
     with open(path, "rb") as file:
         description, arrays = archive.read(file, path)
@@ -102,16 +137,26 @@ class Saved(NamedTuple):
     stream: np.ndarray[Any, Any]  # the data of the random stream's key
 
 
-def snapshot(objects: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def snapshot(objects: Mapping[str, Any], abstract: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a description of the objects and the random stream in JSON types, and their arrays by name.
 
     The arrays are not copied: those of JAX are lent (a step copies them before it donates them), those of NumPy belong to
     the caller. All are of one moment between two calls, even if other threads train.
+
+    Raises:
+        TypeError: if something cannot be saved. With `abstract`, there may be `jax.ShapeDtypeStruct`s among the arrays.
     """
+    objects = {name: module_of(value) for name, value in objects.items()}
     cells = [cell for value in objects.values() if isinstance(value, Stateful) for cell in value._held_cells()]
     whole: tuple[dict[str, Any], dict[str, Any]] = steadily(
         [*cells, random.current().cell], partial(_snapshot, objects)
     )
+    shapes = [name for name, array in whole[1].items() if isinstance(array, jax.ShapeDtypeStruct)]
+    if shapes and not abstract:
+        raise TypeError(
+            f"save(): {shapes[0]} is only a shape (a jax.ShapeDtypeStruct), with no numbers to save. Load or make the arrays"
+            " first"
+        )
     return whole
 
 
@@ -164,11 +209,12 @@ def matched(saved: Saved, objects: Mapping[str, Any]) -> tuple[dict[str, Any], l
     if saved.impl != impl:
         problems.append(f"  the random stream is of {saved.impl} keys; here JAX makes {impl} keys")
     stateful = {name for name, entry in saved.objects.items() if entry["stateful"]}
-    return {name: obj for name, obj in objects.items() if name in stateful and _is_stateful(obj)}, sorted(problems)
+    known = {name: module_of(obj) for name, obj in objects.items() if name in stateful and _is_stateful(obj)}
+    return known, sorted(problems)
 
 
 def _is_stateful(value: Any) -> bool:
-    kind = type(value)
+    kind = type(module_of(value))
     return not isinstance(value, type) and hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict")
 
 
@@ -188,7 +234,8 @@ def bring_back(
         ValueError: if there are problems, or a state does not fit its object. One error lists them all.
     """
     ordered = sorted(targets, key=lambda name: hasattr(type(targets[name]), "step"))
-    with interrupts.deferred:
+    modules = [(targets[name], values[name]) for name in ordered if is_module(targets[name])]
+    with sized_by(modules), interrupts.deferred:
         before = {name: targets[name].state_dict() for name in ordered}
         try:
             for name in ordered:
@@ -222,7 +269,7 @@ def _fitted(saved: Any, mine: Any, path: str, problems: list[str]) -> Any:
             what = "a schedule" if isinstance(saved, Schedule) else "a number"
             problems.append(f"  {path}: {what} was saved here ({saved!r}), and there is {there!r}")
         return mine
-    if isinstance(saved, np.ndarray | jax.Array) and isinstance(mine, jax.Array):
+    if isinstance(saved, np.ndarray | jax.Array) and isinstance(mine, jax.Array | jax.ShapeDtypeStruct):
         return restored_like(saved, mine)
     if isinstance(saved, dict) and isinstance(mine, Mapping):
         return {key: _fitted(value, mine.get(key), f"{path}.{key}", problems) for key, value in saved.items()}
@@ -232,11 +279,13 @@ def _fitted(saved: Any, mine: Any, path: str, problems: list[str]) -> Any:
     return saved
 
 
-def restored_like(saved: np.ndarray[Any, Any] | jax.Array, mine: jax.Array) -> jax.Array:
+def restored_like(saved: np.ndarray[Any, Any] | jax.Array, mine: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Return a saved array as a JAX array on the devices, and in the sharding, of `mine`. Nobody else may change `saved`.
 
     Its dtype is kept, even float64, which JAX would narrow to float32. A later check of dtypes can then report it.
     """
-    where = mine.sharding if mine.committed and mine.shape == saved.shape else None
+    where = bound_to(mine) if mine.shape == saved.shape else None
     with jax.enable_x64(True) if saved.dtype.itemsize >= 8 else nullcontext():
-        return jax.device_put(saved, where)
+        if where is None or where.is_fully_addressable or not isinstance(saved, np.ndarray):
+            return jax.device_put(saved, where)
+        return jax.make_array_from_callback(saved.shape, where, saved.__getitem__)  # `device_put` would send all of it

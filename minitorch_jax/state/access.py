@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -108,13 +109,30 @@ def write(cell: Cell, value: Any, label: str, owner: Any = None) -> None:
     if isinstance(value, jax.core.Tracer) and at_top_level():
         raise TraceError(f"{label} was given a tracer of a JAX transform that has ended. {TWO_SPELLINGS}")
     eager = local.frame is None and at_top_level()
-    before = getattr(cell.value, "sharding", None) if eager else None
+    before = _place_of(cell.value) if eager else None
     if local.frame is None:
         lend(cell)
         gradient_writes.last = object()
     cell.value = value
-    if eager and cell.kind != "gradient" and before != getattr(value, "sharding", None):
-        cell_changed(cell)  # a compiled function puts results where the arrays were when it was compiled
+    if eager and cell.kind != "gradient" and before != _place_of(value):
+        moved(cell)
+
+
+def _place_of(value: Any) -> Any:
+    return getattr(value, "sharding", None), isinstance(value, jax.ShapeDtypeStruct)
+
+
+def moved(cell: Cell) -> None:
+    """Record that a cell has an array that may lie on other devices, or in another sharding, and move its gradient there.
+
+    A compiled function puts results where the arrays were when it was compiled.
+    """
+    cell_changed(cell)
+    value: Any = cell.value
+    grad: Any = None if cell.grad is None else cell.grad.value
+    if is_concrete(grad) and is_concrete(value) and value.committed and grad.sharding != value.sharding:
+        lend(cell.grad)
+        store_all([cell.grad], [jax.device_put(grad, value.sharding)])
 
 
 def mark_used(cells: Iterable[Cell]) -> None:
@@ -141,6 +159,20 @@ def store_all(cells: Sequence[Cell], values: Sequence[Any]) -> None:
     del before
 
 
+def _lies_as(one: Any, other: Any) -> bool:
+    """True if arrays of any shape in these two shardings are on the same devices, whole on each of them."""
+    whole = one.is_fully_replicated and other.is_fully_replicated and len(one.device_set) > 1
+    return one == other or bool(whole and one.device_set == other.device_set)
+
+
+def store_eagerly(cells: Sequence[Cell], value: Any) -> None:
+    """`store_all` of one value, in eager code, to cells of which none is a view."""
+    gradient_writes.last = object()
+    before = [cell.stored for cell in cells]
+    deque(map(store, cells, repeat(value)), 0)
+    del before
+
+
 def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell], list[Any]]:
     """Replace views by their packed cells, and the views' values by new values of the packed cells."""
     plain: list[tuple[Cell, Any]] = []
@@ -148,8 +180,8 @@ def _into_packs(cells: Sequence[Cell], values: Sequence[Any]) -> tuple[list[Cell
     for cell, value in zip(cells, values, strict=True):
         if cell.pack is not None:
             sharding = getattr(value, "sharding", None)
-            if sharding is not None and sharding != getattr(cell.pack.cell.stored, "sharding", sharding):
-                cell.pack.release_both(cell)  # the new array is on another device
+            if sharding is not None and not _lies_as(sharding, getattr(cell.pack.cell.stored, "sharding", sharding)):
+                cell.pack.release_both(cell)  # the new array lies elsewhere
             else:
                 packed.setdefault(cell.pack, []).append((cell, value))
                 continue

@@ -70,6 +70,8 @@ class Cell:
         "__weakref__",
     )
 
+    held: Any  # what the slot `stored` itself holds, in subclasses that override `stored`, too
+
     def __init__(
         self,
         value: Any,
@@ -141,6 +143,13 @@ def is_concrete(value: Any) -> bool:
     return isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
 
 
+def bound_to(value: Any) -> Any:
+    """Return the sharding that an array, or a `jax.ShapeDtypeStruct` in its place, is bound to, or None."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value.sharding
+    return value.sharding if is_concrete(value) and value.committed else None
+
+
 def _copied(value: Any) -> Any:
     return jnp.copy(value) if isinstance(value, jax.Array) and at_top_level() else value
 
@@ -172,4 +181,6 @@ get_value = attrgetter("value")
 get_stored = attrgetter("stored")  # faster, for code that never runs inside a Frame
 
 
-store: Callable[[Cell, Any], None] = vars(Cell)["stored"].__set__  # the C slot setter
+_slot: Any = vars(Cell)["stored"]
+store: Callable[[Cell, Any], None] = _slot.__set__  # the C slot setter
+Cell.held = _slot

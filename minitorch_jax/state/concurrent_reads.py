@@ -18,8 +18,11 @@ from typing import Any
 
 import jax
 
+from ..runtime.copies import fresh_copies
+from .numpy_parts import values_of
+
 get_ident = threading.get_ident
-_get_stored, get_lent = attrgetter("stored"), attrgetter("lent")
+_get_held, get_lent = attrgetter("held"), attrgetter("lent")
 
 
 class _Token:
@@ -106,10 +109,10 @@ def private(stored: Sequence[Any]) -> list[Any]:
     pause = 1e-5
     while True:
         _lend_all(stored)  # the next call donates copies, so this loop ends however many calls follow
-        values = list(map(_get_stored, stored))
+        values = values_of(list(map(_get_held, stored)))  # a view has none of its own, and is not among them
         arrays = [value for value in values if _is_array(value)]
         try:
-            copies = iter(jax.device_put(arrays, may_alias=False))
+            copies = iter(fresh_copies(arrays))
             return [next(copies) if _is_array(value) else value for value in values]
         except Exception as error:
             gone = [cell for cell, value in zip(stored, values, strict=True) if _is_gone(value)]

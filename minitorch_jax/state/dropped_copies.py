@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from ..runtime.jax_private import at_top_level, trace_state
+from ..runtime.tracebacks import warn
 from .errors import TWO_SPELLINGS, DroppedUpdateWarning
 
 
@@ -27,11 +27,10 @@ class Birth:
         if self.dirty and self.label is not None:
             names = list(dict.fromkeys(self.dirty.values()))
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            warnings.warn(
+            warn(
                 f"{self.label} was changed inside a JAX transform ({shown}), but it is a temporary copy, and it was dropped."
                 f" Nothing outside has changed. {TWO_SPELLINGS}",
                 DroppedUpdateWarning,
-                stacklevel=2,
             )
 
 

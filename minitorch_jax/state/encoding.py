@@ -58,7 +58,7 @@ class Encoding:
     def decode(self, value: Any) -> Any:
         """Return the value that the floats stand for. `problem` has checked them before."""
         if isinstance(value, jax.ShapeDtypeStruct):
-            return jax.eval_shape(self.decode, value)
+            return jax.eval_shape(self.decode, value).update(sharding=value.sharding)
         if not hasattr(value, "astype"):  # a leaf that jax.tree.map put there
             return value
         parts = jnp.round(jnp.asarray(value))

@@ -1,4 +1,4 @@
-"""Errors and warnings about changes of state that would be lost."""
+"""Errors and warnings about state: changes that would be lost, arrays that are not declared."""
 
 from __future__ import annotations
 
@@ -10,6 +10,41 @@ TWO_SPELLINGS = (
 
 class TraceError(RuntimeError):
     """A module, optimizer or random stream was changed where JAX would silently forget the change."""
+
+
+class UndeclaredArrayError(AttributeError, TypeError):
+    """A bare array was assigned to an attribute of a module: `self.scale = jnp.ones(3)`, also in a list, tuple or dict.
+
+    Each array of a module is declared, as `Parameter(array)`, which an optimizer trains, or as `Buffer(array)`. The message
+    has the line to write. It is an AttributeError, since the attribute is not set, and a TypeError, since the value is of
+    the wrong type.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> class Scale(mt.Module):
+        ...     def __init__(self):
+        ...         self.scale = jnp.ones(3)
+        >>> try:
+        ...     Scale()
+        ... except mt.UndeclaredArrayError as error:
+        ...     print(str(error).splitlines()[0])
+        Scale.scale was given a bare array (float32[3]), but each array of a module is declared. Declare it in `__init__`:
+    """
+
+
+class UninitializedError(RuntimeError):
+    """A lazy layer was used where its parameters are needed, and it has none: no input has shown their sizes yet.
+
+    Example:
+        >>> import jax.numpy as jnp, minitorch_jax as mt
+        >>> from minitorch_jax import nn
+        >>> model = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
+        >>> try:
+        ...     mt.Optimizer([model])
+        ... except mt.UninitializedError as error:
+        ...     print(str(error).partition(":")[0])
+        `0`, a LazyLinear(in_features=0, out_features=3, bias=True), has no parameters yet
+    """
 
 
 class DroppedUpdateWarning(UserWarning):

@@ -14,7 +14,7 @@ from .errors import TraceError
 
 def is_eager() -> bool:
     """True if the calling code runs eagerly: no JAX transform, `mt.jit` or `backward` is tracing it."""
-    return at_top_level() and local.frame is None
+    return local.frame is None and at_top_level()
 
 
 Undo = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -99,10 +99,13 @@ def _substitute(cell: Any, new: Any) -> bool:
 
 
 def places_of(cells: Iterable[Any]) -> tuple[int, ...]:
-    """Return the positions of some cells among those that the present run has lifted."""
+    """Return the positions of some cells among those that the present run has lifted, -1 for others.
+
+    A run that meets others is repeated with them lifted.
+    """
     frame: Any = local.frame
     places = {cell: i for i, cell in enumerate(frame.values)}
-    return tuple([places[cell] for cell in cells])
+    return tuple([places.get(cell, -1) for cell in cells])
 
 
 def is_unlifted(cell: Any) -> bool:

@@ -22,6 +22,7 @@ PLAIN = frozenset({str, bytes, int, float, bool, complex, type(None), type(Ellip
 _MOST, _MOST_OF_ONE = 10_000, 2_000  # how many values are searched in all, and in one container
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque, functools.partial)
 _LIBRARIES = ("jax", "jaxlib")
+_NOT_SEARCHED = ("_Kept", "RemovableHandle")  # compiled programs; the handle of a hook refers to its module weakly
 
 
 class Found(NamedTuple):
@@ -91,9 +92,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value()
     elif kind.__module__.partition(".")[0] in (*_LIBRARIES, "minitorch_jax") and hasattr(value, "__wrapped__"):
         yield "", value.__wrapped__  # jax.jit, mt.jit
-    elif (
-        kind.__module__.partition(".")[0] not in _LIBRARIES and kind.__name__ != "_Kept"
-    ):  # `_Kept` holds compiled programs
+    elif kind.__module__.partition(".")[0] not in _LIBRARIES and kind.__name__ not in _NOT_SEARCHED:
         yield from _inside_object(value)
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..runtime import contexts, interrupts
+from ..runtime.copies import everywhere
 from . import access
 from .cell import Cell, store
 from .concurrent_reads import using
@@ -198,7 +199,7 @@ def make_pack(parts: Sequence[Cell], places: Sequence[Place], size: int, dtype: 
             whole[place.start : place.end] = 0 if value is None else np.asarray(value).reshape(-1)
         committed = [value for value in arrays if value.committed]
         with contexts.full_width([whole]):
-            flat = jax.device_put(whole, committed[0].sharding if committed else None, may_alias=False)
+            flat = jax.device_put(whole, everywhere(committed[0].sharding) if committed else None, may_alias=False)
     elif values and values[0] is CONSUMED:
         flat = CONSUMED
     pack = Pack(Cell(flat, kind), size, dtype)

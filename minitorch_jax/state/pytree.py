@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 import jax
 from jax.tree_util import GetAttrKey
 
-from ..runtime.numpy_memory import owned_data
+from ..runtime.numpy_memory import as_numpy, owned_data
 from . import access, dropped_copies
 from . import cell as cells
 from . import frame as frames
@@ -136,9 +136,9 @@ class Stateful:
         """Return the Spec and the leaves of a copy whose parts have not been made yet, or None."""
         return None
 
-    def _followed_class(self) -> Any:
-        """The class whose `_entry_points` compiled code comes to by way of this object."""
-        return type(self)
+    def _followed_classes(self) -> tuple[Any, ...]:
+        """The classes whose `_entry_points` compiled code comes to by way of this object."""
+        return (type(self),)
 
     def _follows(self) -> Iterator[tuple[str, Any]]:
         """Iterate over `(name, value)` of inner objects, and of the user's values that may be code or hold plain values."""
@@ -212,5 +212,5 @@ def _flatten_with_keys(obj: Any) -> tuple[list[tuple[Any, Any]], Spec]:
 
 
 def _unflatten(spec: Spec, leaves: Iterable[Any]) -> Any:
-    copied: Any = spec.node[1]._from_leaves(spec, list(owned_data(tuple(leaves))))
+    copied: Any = spec.node[1]._from_leaves(spec, list(owned_data(tuple(leaves), as_numpy)))
     return copied

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from .cell import Cell
+from .errors import UndeclaredArrayError
 from .hidden_state import PLAIN, Found, find, leads_somewhere
 
 
@@ -18,19 +19,46 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-class _Bare(AttributeError, TypeError):
-    """A bare array where a declared one is needed. Some code catches AttributeError, other code TypeError."""
+def shown(value: Any) -> str:
+    """Return a value that was passed, for a message: an array by its type, and nothing that prints one."""
+    kind = type(value).__name__
+    if getattr(value, "shape", ()) != () and hasattr(value, "dtype"):
+        return f"an array, {describe(value)}"
+    if isinstance(value, list | tuple | dict) and any(getattr(x, "shape", ()) != () for x in jax.tree.leaves(value)):
+        return f"a {kind} of {len(value)}"
+    text = repr(value)
+    if isinstance(value, int | str | bytes):
+        return text if len(text) <= 80 else f"{text[:60]}…"
+    return text if len(text) <= 80 and "\n" not in text else f"a {kind}"
 
 
-def bare_array(label: str, value: Any) -> AttributeError:
+def bare_array(label: str, value: Any) -> UndeclaredArrayError:
     """The error for an array that was assigned without a Parameter or Buffer around it."""
-    name = label.rpartition(".")[2]
+    name, bracket, _ = label.rpartition(".")[2].partition("[")
     shown = describe(value)
-    return _Bare(
+    if bracket:
+        return UndeclaredArrayError(
+            f"{label} was given a bare array ({shown}), but each array of a module is declared, and a list, tuple or dict"
+            f" gives it no name. Declare it in `__init__`:\n{_in_a_container(label)}"
+        )
+    return UndeclaredArrayError(
         f"{label} was given a bare array ({shown}), but each array of a module is declared. Declare it in `__init__`:\n"
         f"    self.{name} = Parameter(array)   # trained by an optimizer\n"
         f"    self.{name} = Buffer(array)      # kept and saved, not trained\n"
         "`forward` need not keep activations for a hand-written `backward`: JAX computes the gradients."
+    )
+
+
+def _in_a_container(label: str) -> str:
+    """The lines to write for the arrays of the list, tuple or dict that `label` points into."""
+    name, _, key = label.rpartition(".")[2].partition("[")
+    if key.startswith(("'", '"')):
+        kind, loop, suffix = "ParameterDict", "key, array in arrays.items()", "{key}"
+    else:
+        kind, loop, suffix = "ParameterList", "i, array in enumerate(arrays)", "{i}"
+    return (
+        f"    self.{name} = nn.{kind}(arrays)   # trained by an optimizer: each is a Parameter(array)\n"
+        f'    for {loop}: setattr(self, f"{name}_{suffix}", Buffer(array))   # kept and saved, not trained'
     )
 
 
@@ -47,6 +75,12 @@ def holds_state(value: Any) -> bool:
     return getattr(type(value), "_holds_cells", False)
 
 
+def module_of(value: Any) -> Any:
+    """Return the module of which `mt.jit` made a function; anything else as it is."""
+    inner = getattr(value, "__wrapped__", None)
+    return inner if holds_state(inner) else value
+
+
 def is_declaration(value: Any) -> bool:
     """True for a Parameter or a Buffer."""
     return getattr(type(value), "_declares", False)
@@ -60,8 +94,8 @@ def check_static(value: Any, label: str) -> None:
         raise bare_array(label, value)
     if is_declaration(value):
         raise TypeError(
-            f"{label}: a {type(value).__name__} inside a list, tuple or dict has no name of its own. Assign each one to"
-            " an attribute (`setattr(self, f'weight{i}', Parameter(...))`), or wrap it in a small Module."
+            f"{label}: a {type(value).__name__} inside a list, tuple or dict has no name of its own. Write:\n"
+            f"{_in_a_container(label)}"
         )
     found = find_hidden(value)
     if found is not None:
@@ -83,6 +117,11 @@ def _hidden(value: Any, found: Found, label: str) -> TypeError:
     what = "an array" if is_array(inner) else f"a {'parameter' if isinstance(inner, Cell) else type(inner).__name__}"
     holds = f"{label}: a {type(value).__name__} that holds {what}"
     hides = "would hide it from parameters(), state_dict() and every optimizer"
+    if module_of(value) is inner:
+        return TypeError(
+            f"{label}: the function that `mt.jit` made of a {type(inner).__name__} {hides}. Assign the module itself, and"
+            " write `module.compile()`, which compiles its calls"
+        )
     if callable(value) and not is_array(inner):
         name = label.rpartition(".")[2].partition("[")[0]
         way = f" ({found.way})" if found.way else ""

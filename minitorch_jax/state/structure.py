@@ -88,3 +88,8 @@ class Snapshot:
                 return False
             self.version = now
         return True
+
+    def may_hold_again(self) -> bool:
+        """True if nothing but modes has changed since. Other stamps never come back."""
+        parts = zip(self.parts, self.stamps, strict=True)
+        return all(part.stamp is was or was in (getattr(part, "modes", None) or {}).values() for part, was in parts)

@@ -24,13 +24,14 @@ def join(path: str, name: str) -> str:
 class Spec:
     """A static structure: nested nodes, and the facts about each cell. Equal structures are one object."""
 
-    __slots__ = ("node", "facts", "paths", "_hash", "__weakref__")
+    __slots__ = ("node", "facts", "paths", "_hash", "_is_weak", "__weakref__")
 
     def __init__(self, node: Node, facts: tuple[Any, ...], paths: tuple[str, ...]) -> None:
         self.node = node
         self.facts = facts  # (kind, trainable, encoding) of each cell
         self.paths = paths
         self._hash = hash((node, facts))
+        self._is_weak = False  # True once it is known to hold no object that a key may not keep alive
 
     def __hash__(self) -> int:
         return self._hash
@@ -48,8 +49,12 @@ class Spec:
 
     def weakened(self, weaken: Any) -> Any:
         """Return its weak form for a cache key, which keeps no functions alive; see `bounded_cache.py`."""
-        node = weaken(self.node)
-        return self if node is self.node else (node, self.facts, self.paths)
+        if not self._is_weak:
+            node = weaken(self.node)
+            if node is not self.node:
+                return node, self.facts, self.paths
+            self._is_weak = True
+        return self
 
     def classes(self) -> set[type]:
         """The classes in the structure."""
@@ -83,7 +88,7 @@ class Walk(Snapshot):
     """The result of a walk over an object: its cells, each once, in the order of its pytree's leaves."""
 
     __slots__ = (
-        *("spec", "cells", "params", "grads", "stored_grads", "packs", "all", "objects", "watched"),
+        *("spec", "cells", "params", "grads", "stored_grads", "clears_views", "packs", "all", "objects", "watched"),
         *("is_packed", "optimizers", "bindings", "remembered", "looked", "before", "__weakref__"),
     )
 
@@ -104,11 +109,12 @@ class Walk(Snapshot):
 
     def __getattr__(self, name: str) -> Any:
         """Compute the lists that follow from the cells at the first use. Most copies never need them."""
-        if name not in ("params", "grads", "stored_grads"):
+        if name not in ("params", "grads", "stored_grads", "clears_views"):
             raise AttributeError(name)
         self.params = [cell for cell in self.cells if cell.kind == "parameter"]
         self.grads = [cell.grad for cell in self.params]
         self.stored_grads = _stored_grads(self.grads)
+        self.clears_views = any([grad.pack is not None for grad in self.stored_grads])  # parts of a pack
         return object.__getattribute__(self, name)
 
     def renew(self, version: object, walker: Walker) -> None:
@@ -207,7 +213,9 @@ def walk_of(obj: Any) -> Walk:
     walk: Walk | None = obj._walk
     if walk is None:
         return _rewalk(obj)
-    if walk.holds():
+    if walk.version is process.version or walk.holds():
+        if not walk.watched:
+            return walk
         for look in walk.watched:
             look()
         if walk.holds():
@@ -230,7 +238,7 @@ def _rewalk(obj: Any) -> Walk:
         old.renew(version, walker)
         return old
     walk = Walk(version, spec, walker.cells, walker)
-    if old is not None and (old.cells, old.packs) == (walk.cells, walk.packs):  # else it would keep arrays alive
-        walk.before, old.before = old, None
+    if old is not None and (old.cells, old.packs) == (walk.cells, walk.packs) and old.may_hold_again():
+        walk.before, old.before = old, None  # any other would keep arrays, or functions, alive for nothing
     object.__setattr__(obj, "_walk", walk)
     return walk

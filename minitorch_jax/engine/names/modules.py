@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ...module.hooks import Hook, hooks_below
 from ...state.static_values import holds_state
 from .bytecode import Names, names_in
 from .libraries import is_library, is_namespace, is_users_code, is_wrapper
@@ -30,6 +31,7 @@ class Found(NamedTuple):
     objects: list[Any]
     places: list[Place]
     slices: Slices  # of the places, by root
+    places_of_hooks: list[Place]  # that lead to them by way of a module's hooks
 
 
 def stateful_objects(fn: Callable[..., Any]) -> Found:
@@ -38,10 +40,29 @@ def stateful_objects(fn: Callable[..., Any]) -> Found:
     places: list[Place] = []
     slices = Slices()
     _function(fn, places, {id(fn): False}, 0, slices)  # whoever watches may not hold it
-    return Found(list({id(p.was): p.was for p in places if holds_state(p.was)}.values()), places, slices)
+    return Found(list({id(p.was): p.was for p in places if holds_state(p.was)}.values()), places, slices, [])
+
+
+def add_found(found: Found, objects: list[Any]) -> Found:
+    """Add what was found to the `objects` of a call, and then what the hooks of all of them reach. Returns all."""
+    objects += found.objects
+    places, waiting, seen = list[Place](), deque(objects), dict[Hook, None]()
+    new: list[Any] = []
+    while waiting:
+        for hook in [hook for hook in dict.fromkeys(hooks_below(waiting.popleft())) if hook not in seen]:
+            seen[hook] = None
+            inner = stateful_objects(hook.function)
+            places += inner.places
+            reached = [obj for obj in inner.objects if all(obj is not other for other in (*objects, *new))]
+            new += reached
+            waiting += reached
+    objects += new
+    return found._replace(objects=[*found.objects, *new], places_of_hooks=places) if places else found
 
 
 def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int, slices: Slices | None = None) -> None:
+    while is_wrapper(fn):  # jax.jit and others wrap functions in objects, and mt.jit also modules and their methods
+        fn = fn.__wrapped__
     if isinstance(fn, functools.partial):
         for value in (fn.func, *fn.args, *fn.keywords.values()):
             _value(value, None, found, seen, depth)
@@ -49,9 +70,9 @@ def _function(fn: Any, found: list[Place], seen: dict[int, bool], depth: int, sl
     if isinstance(fn, types.MethodType):
         _value(fn.__self__, None, found, seen, depth)
         fn = fn.__func__
-    if is_wrapper(fn):  # jax.jit and others wrap functions in objects
+    while is_wrapper(fn):
         fn = fn.__wrapped__
-    elif not isinstance(fn, types.FunctionType):  # an object with a __call__ of its own
+    if not isinstance(fn, types.FunctionType):  # an object with a __call__ of its own
         if holds_state(fn):
             found.append(Place(itself, fn, None, fn))
         else:

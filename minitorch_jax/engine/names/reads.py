@@ -16,7 +16,7 @@ from ..program import Partition
 from .followed import Followed
 from .libraries import is_library
 from .modules import Found
-from .roots import ARGUMENT, CLOSURE, GLOBAL, Held, Outline, Root, root_of
+from .roots import ARGUMENT, CLOSURE, GLOBAL, Held, Outline, Root, root_of, root_value
 from .watch import BINARY, GONE, Place, Watch
 from .watch import itself as nothing
 
@@ -41,7 +41,7 @@ class Reads:
     the same code that has the same roots reads the same.
     """
 
-    __slots__ = ("partition", "_outline", "_parts", "_own", "_where", "_positions")
+    __slots__ = ("partition", "_outline", "_parts", "_own", "_where", "_all_roots")
 
     def __init__(self, fn: Any, followed: Followed, found: Found, partition: Partition) -> None:
         fn = root_of(fn)
@@ -53,12 +53,11 @@ class Reads:
         self._outline: Outline | None = None
         self._parts: list[weakref.ref[Part]] = []
         places, arrays, held = sorted_out.loose, sorted_out.loose_arrays, Held()
-        at: dict[str, int] = {}  # of inputs that are roots: their places among the roots
+        at = sorted_out.roots_of_arrays
         if sorted_out.is_function:
-            of_roots = sorted_out.roots_of_arrays
-            compared = sorted_out.compared - {key for path, key in of_roots.items() if path in inputs}
-            self._outline = outline = Outline(fn, compared, sorted_out.names, held)
-            at = {path: outline.places[key] for path, key in of_roots.items()}
+            free = {key for path, key in at.items() if path in inputs}
+            compared = {key: value for key, value in sorted_out.compared.items() if key not in free}
+            self._outline = Outline(fn, compared, held)
         for value, behind, arrays_behind in sorted_out.behind:
             if not self._keep(value, Part(behind, arrays_behind, inputs)):
                 places += behind
@@ -67,10 +66,9 @@ class Reads:
         if (places or arrays or held) and not self._keep(fn, Part(places, arrays, inputs, held)):
             own, own_arrays = [*places, *own], {**arrays, **own_arrays}
         self._own = Part(own, own_arrays, inputs, held)
-        self._where: list[list[str | int]] = [[at.get(path, path) for path in group] for group in partition.named]
-        self._positions = [group[0] for group in self._where if len(group) == 1 and type(group[0]) is int]
-        if len(self._positions) < len(self._where):
-            self._positions = []
+        self._where: list[list[Any]] = [[at.get(path, path) for path in group] for group in partition.named]
+        roots = [group[0] for group in self._where if len(group) == 1 and type(group[0]) is tuple]
+        self._all_roots = roots if len(roots) == len(self._where) else []  # if each input is a root: these
 
     def _keep(self, owner: Any, part: Part) -> bool:
         """Have a part lie with its owner."""
@@ -85,51 +83,54 @@ class Reads:
         """True if nothing is to be compared."""
         return self._outline is None and not self._parts and not len(self._own.watch)
 
-    def values_if_same(self, fn: Any) -> list[Any] | None:
-        """The values of the function's roots, if nothing that is read is another by now, but for inputs; else None."""
-        values: list[Any] | None = []
-        if self._outline is not None:
-            values = self._outline.values_if_same(root_of(fn))
-            if values is None:
-                return None
+    def are_same(self, fn: Any) -> bool:
+        """True if nothing that the function reads is another by now, but for inputs."""
+        if self._outline is not None and not self._outline.is_same(fn):
+            return False
         for reference in self._parts:
             part = reference()
             if part is None or part.watch.rebound():
-                return None
-        return None if self._own.watch.rebound() else values
+                return False
+        return not self._own.watch.rebound()
 
-    def fetch(self, values: list[Any]) -> tuple[Any, ...] | None:
+    def fetch(self, fn: Any) -> tuple[Any, ...] | None:
         """The inputs as they are now; None if any is no array of JAX's, or one that had two names has become two."""
-        if self._positions:
-            arrays = tuple([values[i] for i in self._positions])
-            return arrays if all(map(is_concrete, arrays)) else None
-        found = []
+        fn = root_of(fn)
         try:
-            looks = dict(self._own.looks)
-            for reference in self._parts:
-                looks |= reference().looks  # type: ignore[union-attr]  # GONE has AttributeError
-            for group in self._where:
-                same = [values[where] if isinstance(where, int) else looks[where]() for where in group]
-                if any(array is not same[0] for array in same):
-                    return None
-                found.append(same[0])
+            if self._all_roots:
+                found = [root_value(fn, kind, key) for kind, key in self._all_roots]
+            else:
+                found = self._fetch_all(fn)
         except GONE:
             return None
         return tuple(found) if all(map(is_concrete, found)) else None
+
+    def _fetch_all(self, fn: Any) -> list[Any]:
+        looks, found = dict(self._own.looks), []
+        for reference in self._parts:
+            looks |= reference().looks  # type: ignore[union-attr]  # GONE has AttributeError
+        for group in self._where:
+            first, *others = [root_value(fn, *where) if type(where) is tuple else looks[where]() for where in group]
+            found.append(first if all(array is first for array in others) else None)
+        return found
 
 
 class _SortedOut:
     """What two searches have found, by what it is to lie with."""
 
     def __init__(self, fn: Any, followed: Followed, found: Found) -> None:
-        self.is_function = type(fn) is types.FunctionType and not is_library(fn.__module__, fn.__code__)
-        self.compared: set[tuple[int, Any]] = set()  # the roots that may not change
-        self.names: dict[str, None] = {}  # of globals
+        self.is_function = type(fn) is types.FunctionType and (
+            not is_library(fn.__module__, fn.__code__) or bool(followed.slices.of)  # a library's wrapper
+        )
+        self.compared: dict[
+            tuple[int, Any], Any
+        ] = {}  # the values of roots that may not change, as `root_value` takes them
+        self.numbers = {name: i for i, name in enumerate(fn.__code__.co_freevars)} if self.is_function else {}
         self.roots_of_arrays: dict[str, tuple[int, Any]] = {}  # by path
         self.behind: list[tuple[Any, list[Place], dict[str, Place]]] = []  # roots that can keep what lies behind them
         self.loose: list[Place] = []
         self.loose_arrays: dict[str, Place] = {}
-        self.of_objects = followed.places[followed.num_by_name :]
+        self.of_objects = [*followed.places[followed.num_by_name :], *found.places_of_hooks]
         self.arrays_of_objects = {path: followed.arrays[path] for path in followed.paths_of_objects}
         seen = set(map(id, self.of_objects))
         for root, places, arrays in (*followed.slices.of, *found.slices.of):
@@ -144,13 +145,11 @@ class _SortedOut:
         self.loose_arrays |= {path: place for path, place in followed.arrays.items() if path not in known}
 
     def _root(self, root: Root, places: list[Place], arrays: dict[str, Place]) -> None:
-        key = root.kind, root.key
+        key = root.kind, self.numbers.get(root.key) if root.kind == CLOSURE else root.key
         if self.is_function and CLOSURE <= root.kind <= GLOBAL:
             mine = [path for path, place in arrays.items() if place is root.place]
             if mine or any(place is root.place for place in places):
-                self.compared.add(key)
-                if root.kind == GLOBAL:
-                    self.names[root.key] = None
+                self.compared.setdefault(key, root.value)
             places = [place for place in places if place is not root.place]
             self.roots_of_arrays |= dict.fromkeys(mine, key)
             arrays = {path: place for path, place in arrays.items() if path not in mine}

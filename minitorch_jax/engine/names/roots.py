@@ -12,12 +12,11 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import compress, repeat
-from operator import call, getitem, is_
+from operator import getitem
 from typing import Any, NamedTuple
 
 from .bytecode import names_in
-from .watch import GONE, Place, constant, contents, item, itself
+from .watch import GONE, Place, constant, contents, is_equal, item
 
 CLOSURE, DEFAULT, KEYWORD, GLOBAL, IMPORT, ATTRIBUTE, ARGUMENT = range(7)
 
@@ -63,6 +62,15 @@ def _imported(name: str, level: int, package: Any) -> Any:
     return sys.modules.get(name)
 
 
+def root_value(fn: Any, kind: int, key: Any) -> Any:
+    """The present value of a root, of which `key` is a name, or the number of a closure variable or a default."""
+    if kind == CLOSURE:
+        return fn.__closure__[key].cell_contents
+    if kind == DEFAULT:
+        return fn.__defaults__[key]
+    return (fn.__kwdefaults__ if kind == KEYWORD else fn.__globals__)[key]
+
+
 def root_of(fn: Any) -> Any:
     """The user's function that a wrapper of ours stands for: what that reads is what counts."""
     while (inner := getattr(fn, "stands_for", None)) is not None:
@@ -95,79 +103,68 @@ class Held(list[Any]):
     __slots__ = ("__weakref__",)
 
 
-class Outline:
-    """The roots of a function as a call found them. It keeps none of the user's objects alive.
+_Known = tuple[Any, Callable[[], Any], Any]
 
-    `compared`: the roots, as (kind, key), that may not change; `names`: those of globals that count. An input of the program
-    may. `held` takes what cannot be referred to weakly: it is to lie with the function.
+
+class Outline:
+    """The roots of a function that may not change, as a search found them. It keeps none of the user's objects alive.
+
+    `compared`: the values of those roots by kind and key, as `root_value` takes them. `held` takes what cannot be referred
+    to weakly: it is to lie with the function.
     """
 
-    __slots__ = (
-        *("_code", "_globals", "_keywords", "_num_defaults", "_contents", "_looks", "_chosen", "places", "__weakref__"),
-    )
+    __slots__ = ("_code", "_closure", "_globals", "_defaults", "_num_defaults", "_keywords")
 
-    def __init__(
-        self, fn: types.FunctionType, compared: set[tuple[int, Any]], names: Iterable[str], held: Held
-    ) -> None:
-        code, defaults, keywords = fn.__code__, fn.__defaults__ or (), fn.__kwdefaults__ or {}
-        self._code = weakref.ref(code)
-        self._globals = list(names)
-        self._num_defaults, self._keywords = len(defaults), list(keywords)
-        self._contents: Callable[[Any], Any] = contents
-        order: list[tuple[int, Any]] = [(CLOSURE, name) for name in code.co_freevars]
-        order += [(DEFAULT, i) for i in range(len(defaults))] + [(KEYWORD, name) for name in keywords]
-        order += [(GLOBAL, name) for name in names]
-        self.places = {key: i for i, key in enumerate(order)}  # of each root among the values
-        try:
-            values = self._values(fn)
-        except ValueError:
-            self._contents = _content
-            values = self._values(fn)
-        self._chosen = [key in compared for key in order]
-        self._looks = [_reference(value, held) for value in compress(values, self._chosen)]
+    def __init__(self, fn: types.FunctionType, compared: dict[tuple[int, Any], Any], held: Held) -> None:
+        self._code = weakref.ref(fn.__code__)
+        self._num_defaults, self._keywords = len(fn.__defaults__ or ()), list(fn.__kwdefaults__ or ())
+        # of each root: its key, a look that returns its value as long as that is alive, and a plain value itself
+        self._closure: list[_Known] = []
+        self._globals: list[_Known] = []
+        self._defaults: list[tuple[int, _Known]] = []
+        for (kind, key), value in compared.items():
+            known = key, *_kept(value, held)
+            if kind == CLOSURE:
+                self._closure.append(known)
+            elif kind == GLOBAL:
+                self._globals.append(known)
+            else:
+                self._defaults.append((kind, known))
 
-    def _values(self, fn: Any) -> list[Any]:
-        values = list(map(self._contents, fn.__closure__ or ()))
-        if fn.__defaults__:
-            values += fn.__defaults__
-        if fn.__kwdefaults__:
-            values += fn.__kwdefaults__.values()
-        if self._globals:
-            values += map(fn.__globals__.__getitem__, self._globals)
-        return values
-
-    def values_if_same(self, fn: Any) -> list[Any] | None:
-        """The values of the roots if all but the inputs are what they were; else None."""
-        if fn.__code__ is not self._code():
-            return None
-        if self._num_defaults != len(fn.__defaults__ or ()) or self._keywords != list(fn.__kwdefaults__ or ()):
-            return None
-        try:
-            values = self._values(fn)
-            now = list(compress(values, self._chosen))
-            same = all(map(is_, map(call, self._looks), now))
-            if same and not any(map(is_, now, repeat(None))):  # a weak reference to what has gone returns None, too
-                return values
-            if self._are_equal(now):
-                return values
-        except GONE:
-            pass
-        return None
-
-    def _are_equal(self, now: list[Any]) -> bool:
-        """Compare by value what is not identical."""
-        for value, look in zip(now, self._looks, strict=True):
-            was = look()
-            if was is None and type(look) is weakref.ref:  # it has gone
+    def is_same(self, fn: Any) -> bool:
+        """True if a function has this code, and its roots are what they were."""
+        code = self._code()
+        if type(fn) is not types.FunctionType or fn.__code__ is not code:
+            fn = root_of(fn)
+            if type(fn) is not types.FunctionType or fn.__code__ is not code:
                 return False
-            if was is not value:
-                before = constant(was)
-                if before is None or constant(value) != before:
+        try:
+            closure: Any = fn.__closure__
+            for i, look, was in self._closure:
+                value = closure[i].cell_contents
+                if value is not was and (value is None or look() is not value) and not is_equal(value, was):
                     return False
+            for name, look, was in self._globals:
+                value = fn.__globals__[name]
+                if value is not was and (value is None or look() is not value) and not is_equal(value, was):
+                    return False
+            if fn.__defaults__ or fn.__kwdefaults__ or self._num_defaults or self._keywords:
+                return self._has_same_defaults(fn)
+        except GONE:
+            return False
+        return True
+
+    def _has_same_defaults(self, fn: Any) -> bool:
+        if self._num_defaults != len(fn.__defaults__ or ()) or self._keywords != list(fn.__kwdefaults__ or ()):
+            return False
+        for kind, (key, look, was) in self._defaults:
+            value = root_value(fn, kind, key)
+            if value is not was and (value is None or look() is not value) and not is_equal(value, was):
+                return False
         return True
 
 
-_UNBOUND = object()
+_UNBOUND, _NO_PLAIN_VALUE = object(), object()
 
 
 def _content(variable: Any) -> Any:
@@ -177,14 +174,12 @@ def _content(variable: Any) -> Any:
         return _UNBOUND
 
 
-def _reference(value: Any, held: Held) -> Callable[[], Any]:
-    """What gives a value back as long as it is alive."""
+def _kept(value: Any, held: Held) -> tuple[Callable[[], Any], Any]:
+    """A look that returns a value as long as it is alive (else None, or it raises ReferenceError), and a plain value."""
     if constant(value) is not None:
-        return partial(itself, value)
+        return object, value
     try:
-        return weakref.ref(value)
+        return weakref.ref(value), _NO_PLAIN_VALUE
     except TypeError:
-        if value is _UNBOUND:
-            return partial(itself, value)
-    held.append(value)
-    return partial(getitem, weakref.proxy(held), len(held) - 1)
+        held.append(value)
+        return partial(getitem, weakref.proxy(held), len(held) - 1), _NO_PLAIN_VALUE

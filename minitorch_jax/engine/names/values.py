@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ...module.hooks import Hook
 from ...state.static_values import holds_state
 from .bytecode import Names, names_in
 from .followed import Followed
@@ -257,6 +258,13 @@ class _Search:
         self.seen.setdefault(id(fn), path)
         code = fn.__code__
         if self.is_library(fn.__module__, code) or self.is_library(fn.__globals__.get("__name__"), code):
+            ours = top(fn.__module__) == top(__name__) and fn.__closure__ is None  # its defaults are ours, too
+            if root and not ours:  # a library's wrappers of one code share programs: what they wrap tells them apart
+                entries[path] = "opaque", Same(code)
+                for found in roots_of(fn):
+                    if found.kind < GLOBAL:
+                        self.root_value(found, _PATHS[found.kind].format(found.key), depth, rule)
+                return
             entries[path] = "opaque", Same(fn)  # it may wrap a user's, as `jax.vmap(f)` does
             for name, inner in _closed_over(fn):
                 if callable(inner) and depth < MAX_DEPTH:
@@ -362,12 +370,15 @@ class _Search:
             return
         self.seen[id(obj)] = label
         self.alive.append(obj)
-        cls = obj._followed_class()
-        self.of_class(cls, label, 0, False, constructs=False, always=cls._entry_points)
-        users = self.is_users(cls)
+        classes = obj._followed_classes()
+        for cls in classes:
+            self.of_class(cls, label, 0, False, constructs=False, always=cls._entry_points)
+        users = all(map(self.is_users, classes))
         for name, value in obj._follows():
             if holds_state(value):
                 self.object(value, f"{label}.{name}")
+            elif type(value) is Hook:
+                self.value(value.function, f"{label}.{value}", None, 1)
             elif not users or self.names.may_be_attribute(name.partition(".")[0]):
                 self.value(value, f"{label}.{name}", None, 1)
 
@@ -376,7 +387,7 @@ def _roots(fn: Any, objects: Sequence[Any]) -> Iterator[Any]:
     """The code at which a search begins: a function of ours comes to the user's by way of its objects."""
     yield fn
     for obj in objects:
-        yield obj._followed_class()
+        yield from obj._followed_classes()
         yield from (value for _, value in obj._follows() if callable(value) and not holds_state(value))
 
 

@@ -1,6 +1,7 @@
 """Places that are looked at again at each call of a compiled function, and whether any holds something else by now.
 
-Each look is a C function, and `map` calls it over all places of its kind: 0.05 µs a place.
+Each look is a C function, called in a plain loop: 0.03 to 0.05 µs a place. (`all(map(is_, map(getitem, …), …))` takes as
+long for each place, and 0.25 µs more for each kind of place.)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from operator import attrgetter, call, getitem, is_
+from operator import attrgetter, getitem
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -81,60 +82,65 @@ GONE = (KeyError, IndexError, AttributeError, ValueError, ReferenceError)  # wha
 class Watch:
     """Notices when any of some places holds something else than it did."""
 
-    __slots__ = ("_of", "_keys", "_items", "_looks", "_objects", "_seen", "_sizes", "_sized", "_contents")
+    __slots__ = ("_items", "_looks", "_by_value")
 
     def __init__(self, places: Iterable[Place]) -> None:
-        of, keys, held = [], [], []  # of dicts, lists and namespaces
-        looks, objects, seen = [], [], []  # of whatever else, to be compared by identity
-        sizes, sized, contents = [], [], []  # and by value: these results are new objects at each call
+        self._items: list[tuple[Any, Any, Any]] = []  # of dicts, lists and namespaces: where, the key, what was there
+        self._looks: list[tuple[Any, Any, Any]] = []  # of whatever else: how to look, where, what was there
+        self._by_value: list[tuple[Any, Any, Any]] = []  # the same, where the results are new objects at each call
         known: set[tuple[Any, int, int]] = set()
-        for place in places:
-            mark = place.look, id(place.of), id(place.key)
-            if place.look is itself or mark in known:
+        for look, of, key, was in places:
+            mark = look, id(of), id(key)
+            if look is itself or mark in known:
                 continue
             known.add(mark)
-            if place.look is getitem:
-                of.append(place.of)
-                keys.append(place.key)
-                held.append(place.was)
-            elif place.look in _BY_VALUE:
-                sizes.append(place.look)
-                sized.append(place.of)
-                contents.append(place.was)
+            if look is getitem:
+                self._items.append((of, key, was))
+            elif look in _BY_VALUE:
+                self._by_value.append((look, of, was))
+            elif look in BINARY:
+                self._looks.append((partial(look, of), key, was))
             else:
-                looks.append(partial(place.look, place.of) if place.look in BINARY else place.look)
-                objects.append(place.key if place.look in BINARY else place.of)
-                seen.append(place.was)
-        self._of, self._keys, self._items = of, keys, held
-        self._looks, self._objects, self._seen = looks, objects, seen
-        self._sizes, self._sized, self._contents = sizes, sized, contents
+                self._looks.append((look, of, was))
 
     def rebound(self) -> bool:
         """True if any does."""
         try:
-            if self._of and not all(map(is_, map(getitem, self._of, self._keys), self._items)):
-                if _differ(self._items, list(map(getitem, self._of, self._keys))):
+            for of, key, was in self._items:
+                if of[key] is not was:
+                    if _differ(self._items, [of[key] for of, key, _ in self._items]):
+                        return True
+                    break
+            for look, of, was in self._looks:
+                if look(of) is not was:
+                    if _differ(self._looks, [look(of) for look, of, _ in self._looks]):
+                        return True
+                    break
+            for look, of, was in self._by_value:
+                if look(of) != was:
                     return True
-            if self._looks and not all(map(is_, map(call, self._looks, self._objects), self._seen)):
-                if _differ(self._seen, list(map(call, self._looks, self._objects))):
-                    return True
-            return bool(self._sizes) and list(map(call, self._sizes, self._sized)) != self._contents
         except GONE:
             return True
+        return False
 
     def __len__(self) -> int:
-        return len(self._items) + len(self._seen) + len(self._contents)
+        return len(self._items) + len(self._looks) + len(self._by_value)
 
 
-def _differ(known: list[Any], now: list[Any]) -> bool:
+def _differ(places: list[tuple[Any, Any, Any]], now: list[Any]) -> bool:
     """Compare by value what is not identical; remember what is equal, for the next time."""
-    for i, (value, was) in enumerate(zip(now, known, strict=True)):
+    for i, (value, (look, of, was)) in enumerate(zip(now, places, strict=True)):
         if value is not was:
-            before = constant(was)
-            if before is None or constant(value) != before:
+            if not is_equal(value, was):
                 return True
-            known[i] = value
+            places[i] = look, of, value
     return False
+
+
+def is_equal(value: Any, was: Any) -> bool:
+    """True for two equal plain values of one type."""
+    before = constant(was)
+    return before is not None and bool(constant(value) == before)
 
 
 def constant(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """Layers and losses as stateless functions, as in torch.nn.functional."""
 
+from typing import TYPE_CHECKING
+
 from ...module import numpy_arguments as _eager
 from .activation import celu as celu
 from .activation import elu as elu
@@ -43,7 +45,6 @@ from .conv import conv_transpose1d as conv_transpose1d
 from .conv import conv_transpose2d as conv_transpose2d
 from .conv import conv_transpose3d as conv_transpose3d
 from .cross_entropy import cross_entropy as cross_entropy
-from .cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .cross_entropy import nll_loss as nll_loss
 from .ctc import ctc_loss as ctc_loss
 from .distance import cosine_similarity as cosine_similarity
@@ -59,7 +60,9 @@ from .embedding import embedding as embedding
 from .embedding import embedding_bag as embedding_bag
 from .embedding import one_hot as one_hot
 from .linear import bilinear as bilinear
+from .linear import flatten as flatten
 from .linear import linear as linear
+from .linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from .loss import binary_cross_entropy as binary_cross_entropy
 from .loss import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from .loss import gaussian_nll_loss as gaussian_nll_loss
@@ -110,3 +113,8 @@ from .vision import pixel_unshuffle as pixel_unshuffle
 from .vision import unfold as unfold
 
 _eager.own_arguments(globals())
+
+if not TYPE_CHECKING:
+    from ...module import torch_names as _torch_names
+
+    __getattr__, __dir__ = _torch_names.hooks(globals(), "nn.functional")

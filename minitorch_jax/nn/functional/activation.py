@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ...module import random
+from .autocast import in_float32, in_lower_type
 from .dtypes import of_one_dtype, promoted_to_floats, wide
 from .spatial import floating
 
@@ -91,6 +92,7 @@ def rrelu(
     return jnp.where(input > 0, input, slopes * input)
 
 
+@in_lower_type
 def prelu(input: jax.Array, weight: jax.Array) -> jax.Array:
     """x where x > 0, w x elsewhere.
 
@@ -222,6 +224,7 @@ def softsign(input: jax.Array) -> jax.Array:
     return jax.nn.soft_sign(input)
 
 
+@in_float32
 def softplus(input: jax.Array, beta: float = 1.0, threshold: float = 20.0) -> jax.Array:
     """log(1 + exp(beta x)) / beta, elementwise; x itself where beta x > threshold."""
     floating(input, "softplus")

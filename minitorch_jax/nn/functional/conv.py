@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from .autocast import in_lower_type
+from .conv_forms import convolution
 from .dtypes import of_one_dtype
 from .spatial import Size, over_batch, sizes
 
@@ -59,7 +61,11 @@ def _convolved(
 
     def batch(x: jax.Array) -> jax.Array:
         if x.shape[1] != channels[0]:
-            raise ValueError(f"{name} takes {channels[0]} channels here; got an input of shape {tuple(input.shape)}")
+            last = f". If its last axis is the channels: `jnp.moveaxis(x, -1, {input.ndim - ndim - 1})`"
+            raise ValueError(
+                f"{name} takes {channels[0]} channels here; got an input of shape {tuple(input.shape)}, with"
+                f" {x.shape[1]} channels on axis {input.ndim - ndim - 1}{last if x.shape[-1] == channels[0] else ''}"
+            )
         if 0 in x.shape[2:]:
             raise ValueError(
                 f"{name} takes no empty image; got an input of shape {tuple(input.shape)}. Only the batch and the"
@@ -68,7 +74,7 @@ def _convolved(
         settings = zip(x.shape[2:], weight.shape[2:], dilation, spread, pads, strict=True)
         if any((n - 1) * between + sum(pad) < d * (k - 1) for n, k, d, between, pad in settings):
             raise ValueError(f"{name}: the kernel is larger than the padded input of shape {tuple(input.shape)}")
-        out = lax.conv_general_dilated(x, weight, stride, pads, spread, dilation, feature_group_count=groups)
+        out = convolution(x, weight, stride, pads, spread, dilation, groups)
         return out if bias is None else out + bias.reshape(1, channels[1], *ones)
 
     if bias is not None and bias.shape != (channels[1],):
@@ -76,6 +82,7 @@ def _convolved(
     return over_batch(batch, input, ndim, name)
 
 
+@in_lower_type
 def conv(
     ndim: int,
     input: jax.Array,
@@ -95,6 +102,7 @@ def conv(
     return _convolved(name, input, weight, bias, channels, pads, groups, stride=stride, dilation=dilation)
 
 
+@in_lower_type
 def conv_transpose(
     ndim: int,
     input: jax.Array,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from ...module.parameter import wide_dtype
+from ...module.parameter import is_narrow, wide_dtype
+from ...runtime.platforms import on_cpu
+from .autocast import in_float32
 from .dtypes import of_one_dtype, promoted, promoted_dtype, wide
-from .linear import linear
 from .loss import reduced
 from .softmax import log_softmax_of
 from .spatial import floating
@@ -39,36 +40,80 @@ def _class_weights(input: jax.Array, weight: jax.Array | None, axis: int) -> jax
     return wide(weight).reshape(across)
 
 
+def _normalized(input: jax.Array, axis: int) -> tuple[jax.Array, Any, Any]:
+    """Scores, and two numbers for each place without the class axis: log(softmax(x)) is scores - shift - log_sum.
+
+    The difference of arrays of the input's size is left to be computed only where it is used.
+    """
+    if is_narrow(input):
+        return log_softmax_of(input, axis), 0.0, 0.0
+    shift = lax.stop_gradient(jnp.max(input, axis, keepdims=True, initial=-jnp.inf))
+    return input, shift.squeeze(axis), jnp.log(jnp.exp(input - shift).sum(axis))
+
+
+def _at_class(scores: jax.Array, target: jax.Array, axis: int) -> jax.Array:
+    """The score of each target's class."""
+
+    def gathered(scores: jax.Array, target: jax.Array) -> jax.Array:
+        own = jnp.take_along_axis(scores, jnp.expand_dims(target, axis), axis, mode="promise_in_bounds")
+        return own.squeeze(axis)
+
+    def masked(scores: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.where(class_mask(target, scores.shape[axis], axis)[0], scores, 0).sum(axis)
+
+    if not scores.shape[axis]:
+        return masked(scores, target)
+    return on_cpu(gathered, masked, scores, target)
+
+
+class Losses(NamedTuple):
+    """Losses before they are reduced."""
+
+    each: jax.Array  # in float32 or wider
+    weights: jax.Array | None  # for the mean, 0 for targets that do not count; None if the mean is not weighted
+
+
+def reduced_losses(losses: Losses, reduction: str, dtype: Any) -> jax.Array:
+    if reduction == "mean" and losses.weights is not None:
+        return (losses.each.sum() / losses.weights.sum()).astype(dtype)
+    return reduced(losses.each, reduction, dtype)
+
+
 def _of_classes(
-    log_p: jax.Array,
+    scores: jax.Array,
+    shift: Any,
+    log_sum: Any,
     target: jax.Array,
-    weights: jax.Array,
+    weight: jax.Array | None,
     axis: int,
     ignore_index: int,
     smoothing: float,
-    reduction: str,
-) -> jax.Array:
-    """The loss for targets that are class numbers."""
-    class_shape = log_p.shape[:axis] + log_p.shape[axis + 1 :]
+) -> Losses:
+    """The losses for targets that are class numbers, and log-probabilities scores - shift - log_sum."""
+    weights = _class_weights(scores, weight, axis)
+    class_shape = scores.shape[:axis] + scores.shape[axis + 1 :]
     if target.shape != class_shape or not jnp.issubdtype(target.dtype, jnp.integer):
         raise ValueError(
-            f"for scores {log_p.shape}, class numbers must have shape {class_shape}; got {target.shape} of"
+            f"for scores {scores.shape}, class numbers must have shape {class_shape}; got {target.shape} of"
             f" {target.dtype}"
         )
     target = target.astype(jnp.int32)
-    kept = target != ignore_index
-    classes = log_p.shape[axis]
-    mask, valid = class_mask(jnp.where(kept, target, 0), classes, axis)
-    own_weight = jnp.where(mask, weights, 0).sum(axis)
-    loss = -wide(jnp.where(mask, log_p, 0).sum(axis)) * own_weight
+    classes = scores.shape[axis]
+    kept, valid = target != ignore_index, (target >= 0) & (target < classes)
+    own_class = jnp.where(kept & valid, target, 0)
+    own_weight: Any = jnp.ones(class_shape, weights.dtype)
+    if weight is not None:  # by a mask: on a mesh, weights and targets may lie differently
+        own_weight = jnp.where(class_mask(own_class, classes, axis)[0], weights, 0).sum(axis)
+    loss = -(wide(_at_class(scores, own_class, axis)) - shift - log_sum) * own_weight
     if smoothing:
-        loss = (1 - smoothing) * loss - smoothing / max(classes, 1) * (weights * wide(log_p)).sum(axis)
+        shifted = scores - jnp.expand_dims(shift, axis) if isinstance(shift, jax.Array) else scores
+        rest = (weights * wide(shifted)).sum(axis) - log_sum * jnp.broadcast_to(weights, scores.shape).sum(axis)
+        loss = (1 - smoothing) * loss - smoothing / max(classes, 1) * rest
     loss = jnp.where(kept, jnp.where(valid, loss, jnp.nan), 0)
-    if reduction == "mean":
-        return (loss.sum() / jnp.where(kept, own_weight, 0).sum()).astype(log_p.dtype)
-    return reduced(loss, reduction, log_p.dtype)
+    return Losses(loss, jnp.where(kept, own_weight, 0))
 
 
+@in_float32
 def nll_loss(
     input: jax.Array,
     target: jax.Array,
@@ -103,10 +148,11 @@ def nll_loss(
     axis = _class_axis(input, "nll_loss")
     floating(input, "nll_loss")
     input, weight = of_one_dtype("nll_loss", input=input, weight=weight)
-    weights = _class_weights(input, weight, axis)
-    return _of_classes(input, jnp.asarray(target), weights, axis, ignore_index, 0.0, reduction)
+    losses = _of_classes(input, 0.0, 0.0, jnp.asarray(target), weight, axis, ignore_index, 0.0)
+    return reduced_losses(losses, reduction, input.dtype)
 
 
+@in_float32
 def cross_entropy(
     input: jax.Array,
     target: jax.Array,
@@ -143,13 +189,21 @@ def cross_entropy(
     """
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1]; got {label_smoothing}")
-    target, axis = jnp.asarray(target), _class_axis(input, "cross_entropy")
+    losses, dtype = cross_entropies(input, jnp.asarray(target), weight, ignore_index, label_smoothing)
+    return reduced_losses(losses, reduction, dtype)
+
+
+@in_float32
+def cross_entropies(
+    input: jax.Array, target: jax.Array, weight: jax.Array | None, ignore_index: int, label_smoothing: float
+) -> tuple[Losses, Any]:
+    """The losses of `cross_entropy` before they are reduced, and the dtype of the result."""
+    axis = _class_axis(input, "cross_entropy")
     floating(input, "cross_entropy")
     if not jnp.issubdtype(target.dtype, jnp.floating):
         input, weight = of_one_dtype("cross_entropy", input=input, weight=weight)
-        weights = _class_weights(input, weight, axis)
-        log_p = log_softmax_of(input, axis)
-        return _of_classes(log_p, target, weights, axis, ignore_index, label_smoothing, reduction)
+        losses = _of_classes(*_normalized(input, axis), target, weight, axis, ignore_index, label_smoothing)
+        return losses, input.dtype
     if target.shape != input.shape:
         raise ValueError(f"target probabilities must have the input's shape {input.shape}; got {target.shape}")
     if ignore_index >= 0:
@@ -158,70 +212,8 @@ def cross_entropy(
         )
     input, target = promoted(input, target)
     dtype = input.dtype if weight is None else promoted_dtype(input, weight)
-    weights, log_p, target = promoted(_class_weights(input, weight, axis), log_softmax_of(input, axis), target)
-    smooth = target * (1 - label_smoothing) + label_smoothing / max(input.shape[axis], 1)
-    loss = -(weights * smooth * log_p).sum(axis)
-    return reduced(loss, reduction, dtype)
-
-
-def linear_cross_entropy(
-    input: jax.Array,
-    linear_weight: jax.Array,
-    target: jax.Array,
-    *,
-    linear_bias: jax.Array | None = None,
-    weight: jax.Array | None = None,
-    reduction: str = "mean",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-) -> jax.Array:
-    """The cross-entropy of x W^T + b.
-
-    Args:
-        input: `(in_features,)` or `(N, in_features)`.
-        linear_weight: `(C, in_features)`, or `(C, d1, …, in_features)` for a batch.
-        target: class numbers, `()`, `(N,)` or `(N, d1, …)`; or probabilities, `(C,)`, `(N, C)` or `(N, C, d1, …)`.
-        linear_bias: `(C,)` or `(C, d1, …)`.
-        weight: the weight of each class, `(C,)`.
-        reduction: "mean", "sum" or "none".
-        ignore_index: targets of this class number do not count; -100 by default. Not allowed for probabilities.
-        label_smoothing: the share of a uniform target, between 0 and 1.
-
-    Raises:
-        ValueError: if shapes do not fit, or an argument is out of range.
-
-    Source: torch.nn.functional.linear_cross_entropy. Differs from PyTorch: it has no `options` (torch's chunking).
-
-    Example:
-        >>> linear_cross_entropy(jnp.ones((2, 3)), jnp.zeros((4, 3)), jnp.array([0, 3]))
-        Array(1.3862944, dtype=float32)
-    """
-    shape = linear_weight.shape[:-1]
-    if not 1 <= input.ndim <= 2 or not shape or input.shape[-1] != linear_weight.shape[-1]:
-        raise ValueError(
-            f"linear_cross_entropy takes an input (in_features,) or (N, in_features) and a linear_weight"
-            f" (C, ..., in_features); got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
-        )
-    if len(shape) > 1 and input.ndim == 1:
-        raise ValueError(
-            f"a linear_weight of shape {tuple(linear_weight.shape)} needs an input (N, in_features); got shape"
-            f" {tuple(input.shape)}"
-        )
-    if linear_bias is not None and linear_bias.shape != shape:
-        raise ValueError(f"linear_bias must have shape {tuple(shape)}; got {tuple(linear_bias.shape)}")
-    flat: Any = None if linear_bias is None else linear_bias.reshape(-1)
-    scores = linear(input, linear_weight.reshape(math.prod(shape), input.shape[-1]), flat).reshape(
-        input.shape[:-1] + shape
-    )
-    if ignore_index is not None and jnp.shape(target) == scores.shape:
-        raise ValueError(
-            f"ignore_index is for class numbers; the targets are probabilities; got ignore_index={ignore_index}"
-        )
-    return cross_entropy(
-        scores,
-        target,
-        weight,
-        ignore_index=-100 if ignore_index is None else ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )
+    scores, shift, log_sum = _normalized(input, axis)
+    scores = scores - jnp.expand_dims(shift, axis) if isinstance(shift, jax.Array) else scores
+    weights, scores, log_sum, target = promoted(_class_weights(input, weight, axis), scores, log_sum, target)
+    share = weights * (target * (1 - label_smoothing) + label_smoothing / max(input.shape[axis], 1))
+    return Losses(log_sum * share.sum(axis) - (share * scores).sum(axis), None), dtype

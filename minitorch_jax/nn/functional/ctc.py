@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .autocast import in_float32
 from .dtypes import wide
 from .loss import reduced
 
 _NEVER = -1e30  # stands for log(0): finite, so that gradients hold no NaN, and below every real log-probability
 
 
+@in_float32
 def ctc_loss(
     log_probs: jax.Array,
     targets: jax.Array,
@@ -71,7 +73,7 @@ def ctc_loss(
         for value, name in ((input_lengths, "input_lengths"), (target_lengths, "target_lengths"))
     )
     labels = _padded(jnp.asarray(targets).astype(jnp.int32), target_lengths, lengths)
-    real = jnp.arange(labels.shape[1])[None] < lengths[:, None]
+    real = jnp.arange(labels.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
     wrong = (real & ((labels < 0) | (labels >= classes))).any(1)
     wrong |= (inputs < 0) | (inputs > time) | (lengths < 0) | (lengths > labels.shape[1])
     labels = jnp.where(real, labels, blank)
@@ -105,7 +107,7 @@ def _padded(targets: jax.Array, given: Any, lengths: jax.Array) -> jax.Array:
         size = int(np.max(given, initial=0))
     if not size:  # `take` fails on an empty array
         return jnp.zeros((batch, 0), targets.dtype)
-    places = (jnp.cumsum(lengths) - lengths)[:, None] + jnp.arange(size)[None]
+    places = (jnp.cumsum(lengths) - lengths)[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     return jnp.take(targets, places, mode="fill", fill_value=-1)
 
 
@@ -130,7 +132,7 @@ def _negative_log_likelihood(
         return jnp.where(t < input_lengths[:, None], new, alpha), None
 
     start = jnp.full(states.shape, _NEVER, log_probs.dtype).at[:, 0].set(0)  # before the first prediction
-    alpha, _ = jax.lax.scan(step, start, (jnp.arange(len(emitted)), emitted))
+    alpha, _ = jax.lax.scan(step, start, (jnp.arange(len(emitted), dtype=jnp.int32), emitted))
     last = jnp.take_along_axis(alpha, 2 * target_lengths[:, None], 1, mode="clip")[:, 0]
     label = jnp.take_along_axis(alpha, jnp.maximum(2 * target_lengths - 1, 0)[:, None], 1, mode="clip")[:, 0]
     return -jnp.logaddexp(last, jnp.where(target_lengths > 0, label, _NEVER))

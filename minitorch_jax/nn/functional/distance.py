@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...runtime.xla_faults import largest
+from .autocast import in_float32
 from .dtypes import promoted, promoted_to_floats, wide
 from .spatial import floating
 
@@ -56,6 +57,7 @@ def _norm(x: jax.Array, p: float, axis: Any, keepdims: bool) -> jax.Array:
     return out if keepdims else out.squeeze(axis)
 
 
+@in_float32
 def pairwise_distance(
     x1: jax.Array, x2: jax.Array, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> jax.Array:
@@ -85,6 +87,7 @@ def pairwise_distance(
     return norm(wide(difference) + eps, p, -1, keepdim).astype(difference.dtype)
 
 
+@in_float32
 def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1e-8) -> jax.Array:
     """x1 · x2 / (max(‖x1‖, eps) max(‖x2‖, eps)) along `dim`.
 
@@ -121,6 +124,7 @@ def cosine_similarity(x1: jax.Array, x2: jax.Array, dim: int = 1, eps: float = 1
     return ((x1 / length(x1)) * (x2 / length(x2))).sum(dim).astype(dtype)
 
 
+@in_float32
 def pdist(input: jax.Array, p: float = 2.0) -> jax.Array:
     """The distances ‖x_i - x_j‖_p of all pairs of rows, i < j.
 

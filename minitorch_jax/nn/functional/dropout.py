@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ...module import random
+from ...runtime.tracebacks import warn
 
 _SELU_SATURATION = 1.7580993408473766  # minus the limit of SELU at -inf
 
@@ -112,10 +112,9 @@ def dropout2d(
     Source: torch.nn.functional.dropout2d. Differs from PyTorch: other numbers of axes are an error; torch deprecates them.
     """
     if input.ndim == 3:
-        warnings.warn(
+        warn(
             f"dropout2d takes an input of three axes as (N, C, L), as torch does, not as (C, H, W); got shape"
             f" {tuple(input.shape)}. Use dropout1d for (N, C, L), or add a batch axis for (C, H, W).",
-            stacklevel=2,
         )
         return _channel_dropout("dropout2d", input, p, training, key, 1)
     return _channel_dropout("dropout2d", input, p, training, key, 2)

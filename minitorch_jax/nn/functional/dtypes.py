@@ -100,5 +100,6 @@ def _mismatch(rule: str, arrays: dict[str, Any]) -> DtypeMismatch:
     other = next((dtype for _, dtype in rest if dtype != one), one)
     shown = ", ".join(f"{label} {describe(array)}" for label, array in given.items())
     return DtypeMismatch(
-        f"{rule} ({shown}). Convert one of them: `{first}.astype({other})`, or the layer: `layer.astype({one})`."
+        f"{rule} ({shown}). Convert one of them: `{first}.astype({other})`, or the layer: `layer.astype({one})`; or compute"
+        " in a lower type with `mt.autocast(jnp.bfloat16)`."
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from .autocast import in_lower_type, in_widest_type
 from .dtypes import of_one_dtype
 
 
+@in_lower_type
 def linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x W^T + b.
 
@@ -29,10 +34,19 @@ def linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -
         (5, 2)
     """
     input, weight, bias = of_one_dtype("linear", input=input, weight=weight, bias=bias)
-    out = input @ weight.T
+    return product(input, weight, bias)
+
+
+def product(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x W^T + b, for arrays of one dtype.
+
+    As one operation, without a transpose: in a loop, XLA would transpose W at each step, or keep a transposed copy.
+    """
+    out = lax.dot_general(x, weight, (((x.ndim - 1,), (weight.ndim - 1,)), ((), ())))
     return out if bias is None else out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
 
 
+@in_widest_type
 def bilinear(input1: jax.Array, input2: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x1^T A x2 + b, with one matrix A for each output feature.
 
@@ -57,3 +71,31 @@ def bilinear(input1: jax.Array, input2: jax.Array, weight: jax.Array, bias: jax.
     input1, input2, weight, bias = of_one_dtype("bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
     out = jnp.einsum("...i,oij,...j->...o", input1, weight, input2)
     return out if bias is None else out + jnp.expand_dims(bias, tuple(range(out.ndim - 1)))
+
+
+def flatten(input: jax.Array, start_dim: int = 0, end_dim: int = -1) -> jax.Array:
+    """The input with the axes `start_dim` to `end_dim` merged into one. `nn.Flatten` keeps the first axis, this does not.
+
+    Args:
+        input: an array of any shape. A scalar becomes a vector.
+        start_dim: the first axis; 1 keeps the batch.
+        end_dim: the last axis, included.
+
+    Raises:
+        ValueError: if the input does not have these axes, or `start_dim` comes after `end_dim`.
+
+    Source: torch.flatten.
+
+    Example:
+        >>> flatten(jnp.zeros((2, 3, 4)), 1).shape
+        (2, 12)
+    """
+    rank = max(input.ndim, 1)
+    start, end = (d + rank if d < 0 else d for d in (start_dim, end_dim))
+    if not (0 <= start <= end < rank):
+        raise ValueError(
+            f"flatten(start_dim={start_dim}, end_dim={end_dim}) cannot flatten an input of shape {tuple(input.shape)}: both"
+            f" must be axes from {-rank} to {rank - 1}, and start_dim must not come after end_dim"
+        )
+    shape = input.shape or (1,)
+    return input.reshape(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...runtime.tracebacks import warn
+from .autocast import in_float32, refused
 from .distance import magnitude
 from .dtypes import of_one_dtype, promoted, promoted_dtype, promoted_to_floats, wide
 from .spatial import floating
@@ -46,10 +47,9 @@ def expanded(weight: Any, like: jax.Array, name: str = "weight") -> jax.Array:
 def _warned(input: jax.Array, target: Any, name: str) -> tuple[list[jax.Array], Any]:
     """`alike`, with torch's warning if the shapes differ."""
     if input.shape != np.shape(target):
-        warnings.warn(
+        warn(
             f"{name}: the target's shape {np.shape(target)} differs from the input's shape {input.shape}. They are"
             " broadcast, which is usually a mistake: pass arrays of one shape.",
-            stacklevel=3,
         )
     return alike(name, input, target)
 
@@ -78,6 +78,7 @@ def _weighted_mean(loss: jax.Array, dtype: Any, input: jax.Array, weight: Any, r
     return reduced(loss, reduction, dtype)
 
 
+@in_float32
 def l1_loss(
     input: jax.Array, target: jax.Array, *, reduction: str = "mean", weight: jax.Array | None = None
 ) -> jax.Array:
@@ -91,6 +92,7 @@ def l1_loss(
     return _weighted_mean(magnitude(x - y), dtype, input, weight, reduction)
 
 
+@in_float32
 def mse_loss(
     input: jax.Array, target: jax.Array, *, reduction: str = "mean", weight: jax.Array | None = None
 ) -> jax.Array:
@@ -119,6 +121,7 @@ def mse_loss(
     return _weighted_mean((x - y) ** 2, dtype, input, weight, reduction)
 
 
+@in_float32
 def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean", beta: float = 1.0) -> jax.Array:
     """d² / (2 beta) where d = |x - y| < beta, d - beta / 2 elsewhere (Girshick, 2015).
 
@@ -146,6 +149,7 @@ def smooth_l1_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mea
     return reduced(jnp.where(d < beta, 0.5 / beta * near * near, d - 0.5 * beta), reduction, dtype)
 
 
+@in_float32
 def huber_loss(
     input: jax.Array,
     target: jax.Array,
@@ -181,6 +185,7 @@ def huber_loss(
     return reduced(loss, reduction, dtype)
 
 
+@in_float32
 def poisson_nll_loss(
     input: jax.Array,
     target: jax.Array,
@@ -214,6 +219,7 @@ def poisson_nll_loss(
     return reduced(loss, reduction, dtype)
 
 
+@in_float32
 def gaussian_nll_loss(
     input: jax.Array,
     target: jax.Array,
@@ -266,6 +272,7 @@ def gaussian_nll_loss(
     return reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction, dtype)
 
 
+@in_float32
 def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_target: bool = False) -> jax.Array:
     """The Kullback-Leibler divergence, q (log(q) - log(p)).
 
@@ -288,10 +295,9 @@ def kl_div(input: jax.Array, target: jax.Array, *, reduction: str = "mean", log_
         Array(0., dtype=float32)
     """
     if reduction == "mean":
-        warnings.warn(
+        warn(
             "kl_div: reduction='mean' divides by the number of elements, not by the batch size as the divergence is"
             " defined. Pass reduction='batchmean' for the divergence.",
-            stacklevel=2,
         )
     floating(input, "kl_div")
     floating(target, "kl_div", "target")
@@ -326,6 +332,7 @@ def _same_shape(input: jax.Array, target: Any, name: str) -> tuple[list[jax.Arra
     return alike(name, input, target)
 
 
+@refused("binary_cross_entropy_with_logits")
 def binary_cross_entropy(
     input: jax.Array, target: jax.Array, weight: jax.Array | None = None, *, reduction: str = "mean"
 ) -> jax.Array:
@@ -354,6 +361,7 @@ def binary_cross_entropy(
     return reduced(loss if weight is None else _times(loss, expanded(weight, loss)), reduction, dtype)
 
 
+@in_float32
 def binary_cross_entropy_with_logits(
     input: jax.Array,
     target: jax.Array,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .autocast import in_float32
 from .cross_entropy import class_mask
 from .distance import norm, pairwise_distance
 from .dtypes import of_one_dtype, promoted, promoted_dtype, promoted_to_floats, wide
@@ -25,6 +26,7 @@ def _is(target: jax.Array, sign: int) -> jax.Array:
     return target == jnp.asarray(sign).astype(target.dtype)
 
 
+@in_float32
 def margin_ranking_loss(
     input1: jax.Array, input2: jax.Array, target: jax.Array, margin: float = 0.0, *, reduction: str = "mean"
 ) -> jax.Array:
@@ -53,6 +55,7 @@ def margin_ranking_loss(
     return reduced(_positive(margin - y * (x1 - x2)), reduction, dtype)
 
 
+@in_float32
 def hinge_embedding_loss(
     input: jax.Array, target: jax.Array, margin: float = 1.0, *, reduction: str = "mean"
 ) -> jax.Array:
@@ -77,6 +80,7 @@ def hinge_embedding_loss(
     return reduced(loss, reduction, input.dtype)
 
 
+@in_float32
 def soft_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
     """log(1 + exp(-y x)), where y, the target, is 1 or -1; shapes broadcast.
 
@@ -90,6 +94,7 @@ def soft_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "m
     return reduced(jax.nn.softplus(-y * x), reduction, input.dtype)
 
 
+@in_float32
 def multilabel_soft_margin_loss(
     input: jax.Array, target: jax.Array, weight: jax.Array | None = None, *, reduction: str = "mean"
 ) -> jax.Array:
@@ -119,6 +124,7 @@ def multilabel_soft_margin_loss(
     return reduced(loss.mean(-1), reduction, dtype)
 
 
+@in_float32
 def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
     """sum over j, i of max(0, 1 - (x[y[j]] - x[i])) / C, where the classes y[j] apply and the classes i do not.
 
@@ -157,6 +163,7 @@ def multilabel_margin_loss(input: jax.Array, target: jax.Array, *, reduction: st
     return reduced(jnp.where(valid.all(-1), loss, jnp.nan), reduction, dtype)
 
 
+@in_float32
 def multi_margin_loss(
     input: jax.Array,
     target: jax.Array,
@@ -210,6 +217,7 @@ def multi_margin_loss(
     return reduced(jnp.where(valid, loss, jnp.nan), reduction, dtype)
 
 
+@in_float32
 def cosine_embedding_loss(
     input1: jax.Array, input2: jax.Array, target: jax.Array, margin: float = 0.0, *, reduction: str = "mean"
 ) -> jax.Array:
@@ -248,6 +256,7 @@ def cosine_embedding_loss(
     return reduced(loss, reduction, dtype)
 
 
+@in_float32
 def triplet_margin_loss(
     anchor: jax.Array,
     positive: jax.Array,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .autocast import in_float32
 from .distance import norm
 from .dtypes import check_parameters, wide
 from .spatial import floating
@@ -48,6 +49,7 @@ def check_channels(name: str, input: jax.Array, eps: float, **arrays: jax.Array 
             raise ValueError(f"{name} needs a {argument} of shape ({channels},), one per channel; got {array.shape}")
 
 
+@in_float32
 def group_norm(
     input: jax.Array,
     num_groups: int,
@@ -111,6 +113,7 @@ def _with_axes(array: jax.Array | None, ndim: int) -> Any:
     return None if array is None else jnp.expand_dims(array, tuple(range(ndim - array.ndim)))
 
 
+@in_float32
 def layer_norm(
     input: jax.Array,
     normalized_shape: Sequence[int],
@@ -144,6 +147,7 @@ def layer_norm(
     return scaled(x, mean, var, _with_axes(weight, x.ndim), _with_axes(bias, x.ndim), eps, input.dtype)
 
 
+@in_float32
 def rms_norm(
     input: jax.Array,
     normalized_shape: Sequence[int],
@@ -176,6 +180,7 @@ def rms_norm(
     return scaled(x, 0.0, mean_square, _with_axes(weight, x.ndim), None, eps, input.dtype)
 
 
+@in_float32
 def local_response_norm(
     input: jax.Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> jax.Array:
@@ -212,6 +217,7 @@ def local_response_norm(
     return (x * (k + alpha / size * total) ** -beta).astype(input.dtype)
 
 
+@in_float32
 def normalize(input: jax.Array, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> jax.Array:
     """x / max(norm(x), eps), with the p-norm along `dim`.
 

@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ...runtime.platforms import on_cpu
 from ...runtime.xla_faults import largest_in_windows
+from .autocast import in_float32
 from .spatial import Size, floating, not_empty, over_batch, sizes, wide
-from .windows import Windows, first_maxima, lowest, windows
+from .windows import Windows, at_places, first_places, lowest, separable_maxima, separable_sums, windows
+
+LONGEST = 8  # elements of a window along an axis, for which it is faster on a CPU to go along one axis after another
 
 
 def max_pool(
@@ -32,29 +36,49 @@ def max_pool(
     def batch(x: jax.Array) -> Any:
         not_empty(x, name, ndim + 1)
         frame = windows(name, x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-        if return_indices or max(frame.dilation) > 1:  # JAX has no gradient of dilated windows
-            found = _with_places(x, frame)
-            return found if return_indices else found[0]
-        return largest_in_windows(
-            x,
-            lowest(x.dtype).item(),
-            (1, 1, *frame.kernel),
-            (1, 1, *frame.stride),
-            ((0, 0), (0, 0), *map(tuple, frame.pads)),
-        )
+        if return_indices:
+            return _maxima(x, frame), _places(x, frame)
+        return _maxima(x, frame)
 
     return over_batch(batch, input, ndim, name)
 
 
-@partial(jax.jit, static_argnums=1)
-def _with_places(x: jax.Array, frame: Windows) -> tuple[jax.Array, jax.Array]:
-    return first_maxima(x, [frame.rows(axis) for axis in range(x.ndim - 2)], frame.pads)
+def _maxima(x: jax.Array, frame: Windows) -> jax.Array:
+    if max(frame.kernel) > LONGEST:
+        return _whole_maxima(x, frame)
+    return on_cpu(partial(_separable_maxima, frame=frame), partial(_whole_maxima, frame=frame), x)
 
 
-def _reduced(x: jax.Array, frame: Windows, start: Any, operation: Any) -> jax.Array:
-    return lax.reduce_window(
-        x, start, operation, (1, 1, *frame.kernel), (1, 1, *frame.stride), ((0, 0), (0, 0), *frame.pads)
+def _whole_maxima(x: jax.Array, frame: Windows) -> jax.Array:
+    if max(frame.dilation) > 1:  # JAX has no gradient of dilated windows
+        return at_places(x, _places(x, frame))
+    return largest_in_windows(
+        x,
+        lowest(x.dtype).item(),
+        (1, 1, *frame.kernel),
+        (1, 1, *frame.stride),
+        ((0, 0), (0, 0), *map(tuple, frame.pads)),
     )
+
+
+@partial(jax.jit, static_argnums=1)
+def _places(x: jax.Array, frame: Windows) -> jax.Array:
+    return first_places(x, [frame.rows(axis) for axis in range(x.ndim - 2)], frame.pads)
+
+
+_separable_maxima = jax.jit(separable_maxima, static_argnames="frame")
+_separable_sums = jax.jit(separable_sums, static_argnames="frame")
+
+
+def _sums(x: jax.Array, frame: Windows) -> jax.Array:
+    if max(frame.kernel) > LONGEST:
+        return _whole_sums(x, frame)
+    return on_cpu(partial(_separable_sums, frame=frame), partial(_whole_sums, frame=frame), x)
+
+
+def _whole_sums(x: jax.Array, frame: Windows) -> jax.Array:
+    around = ((0, 0), (0, 0), *frame.pads)
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, 1, *frame.kernel), (1, 1, *frame.stride), around)
 
 
 def avg_pool(
@@ -77,7 +101,7 @@ def avg_pool(
         not_empty(x, name, ndim + 1)
         shape = x.shape[2:]
         frame = windows(name, shape, kernel_size, stride, padding, 1, ceil_mode)
-        sums = _reduced(x.astype(wide(x.dtype)), frame, np.zeros((), wide(x.dtype)), lax.add)
+        sums = _sums(x.astype(wide(x.dtype)), frame)
         if divisor_override is not None:
             return (sums / divisor_override).astype(x.dtype)
         counts = np.ones((1, 1))
@@ -92,6 +116,7 @@ def avg_pool(
     return over_batch(batch, input, ndim, name)
 
 
+@in_float32
 def lp_pool(
     ndim: int, input: jax.Array, norm_type: float, kernel_size: Size, stride: Size | None, ceil_mode: bool
 ) -> jax.Array:

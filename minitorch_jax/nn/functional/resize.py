@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .adaptive_pooling import adaptive_avg_pool
+from .autocast import in_float32
 from .spatial import floating, not_empty, sizes, wide
 
 _DIMENSIONS = {"linear": (1,), "bilinear": (2,), "trilinear": (3,), "bicubic": (2,), "lanczos": (2,)}
@@ -75,6 +76,14 @@ def interpolate(
     if mode == "area":
         return adaptive_avg_pool(ndim, input, target)
     not_empty(input, f"interpolate with mode={mode!r}", ndim + 1)
+    return _resampled(input, target, factors, mode, bool(align_corners), antialias)
+
+
+@in_float32
+def _resampled(
+    input: jax.Array, target: Sequence[int], factors: Sequence[float | None], mode: str, align: bool, antialias: bool
+) -> jax.Array:
+    shape = input.shape[2:]
     if mode.startswith("nearest"):
         for axis, (n, m, factor) in enumerate(zip(shape, target, factors, strict=True), 2):
             input = _nearest(input, axis, n, m, factor, mode == "nearest-exact")
@@ -84,7 +93,7 @@ def interpolate(
     operands: list[Any] = [input.astype(dtype), list(range(input.ndim))]
     result = list(range(input.ndim))
     for axis, (n, m, factor) in enumerate(zip(shape, target, factors, strict=True), 2):
-        weights = _weights(n, m, factor, mode, bool(align_corners), antialias)
+        weights = _weights(n, m, factor, mode, align, antialias)
         if n != m or (weights != np.eye(n)).any():
             result[axis] = input.ndim + axis
             operands += [jnp.asarray(weights, dtype), [result[axis], axis]]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .autocast import in_widest_type
 from .spatial import floating, wide
 
 
@@ -54,6 +55,7 @@ def affine_grid(theta: jax.Array, size: Sequence[int], align_corners: bool | Non
     return jnp.moveaxis(grid, 1, -1).astype(theta.dtype)
 
 
+@in_widest_type
 def grid_sample(
     input: jax.Array,
     grid: jax.Array,

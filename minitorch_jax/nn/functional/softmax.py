@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 
 from ...module import random
 from ...module.parameter import is_narrow
+from ...runtime.tracebacks import warn
+from .autocast import in_float32
 from .dtypes import wide
 from .spatial import floating
 
@@ -19,9 +20,7 @@ def _prepared(input: jax.Array, dim: int | None, dtype: Any, name: str) -> tuple
     """The input, converted to `dtype`, and the axis. Without `dim`, torch's old rule selects it, with a warning."""
     if dim is None:
         dim = 0 if input.ndim in (0, 1, 3) else 1
-        warnings.warn(
-            f"{name} got no dim and uses dim={dim}, as torch does for {input.ndim} axes; pass dim={dim}", stacklevel=3
-        )
+        warn(f"{name} got no dim and uses dim={dim}, as torch does for {input.ndim} axes; pass dim={dim}")
     input = jnp.asarray(input, dtype)
     floating(input, name)
     return input, dim
@@ -51,6 +50,7 @@ def _along(function: Any, input: jax.Array, dim: int) -> jax.Array:
     return function(input[None], axis=dim)[0] if input.ndim == 0 and dim in (0, -1) else function(input, axis=dim)
 
 
+@in_float32
 def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """exp(x) / sum(exp(x)) along `dim`.
 
@@ -70,18 +70,21 @@ def softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> j
     return _along(jax.nn.softmax, wide(input), dim).astype(input.dtype)
 
 
+@in_float32
 def softmin(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """softmax(-x) along `dim`; see `softmax` for the arguments."""
     input, dim = _prepared(input, dim, dtype, "softmin")
     return _along(jax.nn.softmax, wide(-input), dim).astype(input.dtype)
 
 
+@in_float32
 def log_softmax(input: jax.Array, dim: int | None = None, *, dtype: Any = None) -> jax.Array:
     """log(softmax(x)) along `dim`, without overflow; see `softmax` for the arguments."""
     input, dim = _prepared(input, dim, dtype, "log_softmax")
     return _along(log_softmax_of, input, dim)
 
 
+@in_float32
 def gumbel_softmax(
     logits: jax.Array, tau: float = 1.0, hard: bool = False, eps: float = 1e-10, dim: int = -1, *, key: Any = None
 ) -> jax.Array:
@@ -102,9 +105,7 @@ def gumbel_softmax(
         Array([0., 1., 0.], dtype=float32)
     """
     if eps != 1e-10:
-        warnings.warn(
-            f"gumbel_softmax: `eps` has no effect and torch deprecates it; got eps={eps}. Leave it out.", stacklevel=2
-        )
+        warn(f"gumbel_softmax: `eps` has no effect and torch deprecates it; got eps={eps}. Leave it out.")
     if logits.ndim == 0 and dim in (0, -1):
         return gumbel_softmax(logits[None], tau, hard, dim=0, key=key)[0]
     noise = random.draw(

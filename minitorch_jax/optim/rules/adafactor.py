@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..checks import LARGEST
+from ...module.checks import LARGEST
 from ..declaration import FINITE, Rate, setting
 from ..optimizer import Optimizer
 from .pieces import ascended, decoupled

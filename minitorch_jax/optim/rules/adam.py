@@ -91,8 +91,9 @@ class Adam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         rest1, rest2 = h.one_minus.betas
-        m, v, p = in_place(*moments(_to_follow(p, g, h), s, h), p)
-        u, p = in_place(jnp.maximum(s.max_exp_avg_sq, v), p) if h.amsgrad else (v, p)
+        m, v = moments(_to_follow(p, g, h), s, h)
+        m, v, p = in_place(h, p, exp_avg=m, exp_avg_sq=v)
+        u, p = in_place(h, p, max_exp_avg_sq=jnp.maximum(s.max_exp_avg_sq, v)) if h.amsgrad else (v, p)
         p = _shrunk(p, h)
         d = m / (jnp.sqrt(u) / jnp.sqrt(bias_correction(rest2, h.t)) + h.eps)
         return p - h.lr / bias_correction(rest1, h.t) * d, AdamState(m, v, u if h.amsgrad else s.max_exp_avg_sq)
@@ -162,7 +163,7 @@ class Adamax(Optimizer):
         g = coupled(p, g, h)
         m = beta1 * s.exp_avg + rest1 * g
         u = jnp.maximum(beta2 * s.exp_inf, jnp.abs(g) + h.eps)
-        m, u, p = in_place(m, u, p)
+        m, u, p = in_place(h, p, exp_avg=m, exp_inf=u)
         return p - h.lr / bias_correction(rest1, h.t) * (m / u), AdamaxState(m, u)
 
 
@@ -208,7 +209,8 @@ class NAdam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         (beta1, _), (rest1, rest2) = h.betas, h.one_minus.betas
-        m, v, p = in_place(*moments(_to_follow(p, g, h), s, h), p)
+        m, v = moments(_to_follow(p, g, h), s, h)
+        m, v, p = in_place(h, p, exp_avg=m, exp_avg_sq=v)
         p, g = _shrunk(p, h), _to_follow(p, g, h)
         shares = [0.5 * 0.96 ** (t * h.momentum_decay) for t in (h.t, h.t + 1)]
         mu, mu_next = [beta1 * (1 - share) for share in shares]
@@ -258,7 +260,8 @@ class RAdam(Optimizer):
     @staticmethod
     def update(p: jax.Array, g: jax.Array, s: Any, h: SimpleNamespace) -> tuple[jax.Array, Any]:
         rest1, rest2 = h.one_minus.betas
-        m, v, p = in_place(*moments(_to_follow(p, g, h), s, h), p)
+        m, v = moments(_to_follow(p, g, h), s, h)
+        m, v, p = in_place(h, p, exp_avg=m, exp_avg_sq=v)
         p = _shrunk(p, h)
         length = _average_length(rest2, h.t)
         rho, rho_inf = jnp.maximum(length, 5), jnp.maximum(2 / rest2 - 1, 5)  # no NaN where neither is used

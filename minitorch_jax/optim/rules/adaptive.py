@@ -156,6 +156,13 @@ class RMSprop(Optimizer):
     centered: bool = setting(default=False, doc="divide by an estimate of the standard deviation")
     maximize: bool = setting(default=False, doc="ascend instead of descend", kw_only=True)
 
+    def _validate(self) -> None:
+        if self.centered and self.state_dtype == jnp.bfloat16:
+            raise ValueError(
+                "RMSprop: centered=True divides by the root of v - a², of which two bfloat16 averages leave no correct digit:"
+                " leave out `centered` or `state_dtype`"
+            )
+
     @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
         momentum_buffer = jnp.zeros_like(p) if h.momentum else None

@@ -111,7 +111,7 @@ class Yogi(Optimizer):
         (beta1, _), (rest1, rest2) = h.betas, h.one_minus.betas
         m = beta1 * s.exp_avg + rest1 * g
         v = s.exp_avg_sq - rest2 * jnp.sign(s.exp_avg_sq - g * g) * g * g
-        m, v, p = in_place(m, v, p)
+        m, v, p = in_place(h, p, exp_avg=m, exp_avg_sq=v)
         return p - h.lr * m / bias_correction(rest1, h.t) / (
             jnp.sqrt(v / bias_correction(rest2, h.t)) + h.eps
         ), YogiState(m, v)

@@ -29,8 +29,11 @@ class Muon(Optimizer):
         p ← (1 - lr λ) p - lr r O
         r = √max(1, rows / columns) ("original"), or 0.2 √max(rows, columns) ("match_rms_adamw")
 
+    It takes matrices only. A group with another rule takes the rest (biases, norms, kernels of convolutions), and by name
+    what is better left to it (embeddings, heads).
+
     Raises:
-        ValueError, TypeError: as `Optimizer`; for a trainable parameter that is no matrix.
+        ValueError, TypeError: as `Optimizer`; for a trainable parameter that is no matrix and in no such group.
 
     Source: `torch.optim.Muon`; Jordan et al., "Muon: An Optimizer for Hidden Layers in Neural Networks", 2024; Liu et
     al., "Muon is Scalable for LLM Training", 2025.
@@ -41,12 +44,13 @@ class Muon(Optimizer):
     Example:
         >>> import jax
         >>> from minitorch_jax import nn, optim
-        >>> model = nn.Linear(2, 3, bias=False, key=jax.random.key(0))
-        >>> optim.Muon([model], lr=0.02).adjust_lr_fn
-        'original'
+        >>> model = nn.Linear(2, 3, key=jax.random.key(0))
+        >>> opt = optim.Muon([model, {"rule": optim.AdamW, "lr": 3e-4}], lr=0.02)
+        >>> [(row.path, row.rule) for row in opt.summary().rows]
+        [('0.weight', 'Muon'), ('0.bias', 'AdamW')]
     """
 
-    modules: Any = setting(doc="a list of modules whose trainable parameters are matrices; see `Optimizer`")
+    modules: Any = setting(doc="a list of modules, with groups for what is no matrix; see `Optimizer`")
     lr: Rate = setting(default=1e-3)
     weight_decay: float = setting(default=0.1, doc="λ; decoupled")
     momentum: float = setting(default=0.95, doc="μ")
@@ -69,12 +73,12 @@ class Muon(Optimizer):
             raise ValueError(f"Muon: ns_steps must be a whole number; got {self.ns_steps!r}")
 
     @staticmethod
+    def takes(p: jax.ShapeDtypeStruct) -> bool:
+        """Parameters of two axes."""
+        return len(p.shape) == 2
+
+    @staticmethod
     def init_state(p: jax.Array, h: SimpleNamespace) -> Any:
-        if p.ndim != 2:
-            raise ValueError(
-                f"Muon: every parameter must have two axes; got one of shape {p.shape}. Give it to another optimizer"
-                " (AdamW), or freeze() it."
-            )
         return MuonState(jnp.zeros_like(p))
 
     @staticmethod

@@ -43,13 +43,17 @@ def decayed(g: Any, p: Any, weight_decay: Any) -> Any:
     return jnp.where(weight_decay == 0, g, g + weight_decay * p)
 
 
-def in_place(*arrays: Any) -> tuple[Any, ...]:
-    """The arrays, for what follows: all of them are computed in full, in place, before that is.
+def in_place(h: SimpleNamespace, p: Any, **state: Any) -> tuple[Any, ...]:
+    """New state by name, and then the parameter, for what follows: all is computed in full, in place, before that is.
 
-    A rule puts its new state and the parameter through it before the step. Otherwise XLA on CPU computes the state a
-    second time for the step, and copies what it has overwritten by then.
+    A rule puts them through it before the step. Otherwise XLA on CPU computes the state a second time for the step, and
+    copies what it has overwritten by then. With `state_dtype`, the state comes back as it will be stored.
     """
-    return tuple(jax.lax.optimization_barrier(arrays))
+    rounding = getattr(h, "_rounding", None)
+    if rounding is not None:
+        found: tuple[Any, ...] = rounding.in_place(p, state)
+        return found
+    return tuple(jax.lax.optimization_barrier((*state.values(), p)))
 
 
 def after(first: Any, old: Any, new: Any) -> Any:

@@ -67,7 +67,7 @@ class SGD(Optimizer):
         keep = jnp.where(h.momentum == 0, 1, h.momentum)  # without momentum b stays as it is
         take = jnp.where(h.momentum == 0, 0, jnp.where(h.t == 1, 1, h.one_minus.dampening))
         b = keep * s.momentum_buffer + take * decayed(g, p, h.weight_decay)  # at t = 1 it is zeros
-        b, p = in_place(b, p)
+        b, p = in_place(h, p, momentum_buffer=b)
         gp = decayed(g, p, h.weight_decay)
         d = gp + h.momentum * b if h.nesterov else jnp.where(h.momentum == 0, gp, b)
         return p - h.lr * d, SGDState(b)

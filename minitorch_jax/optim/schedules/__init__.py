@@ -6,6 +6,8 @@ a NumPy array an array of float64, a JAX array (traced or not) one of JAX's defa
 Counts end where int32 does, at 2147483647.
 """
 
+from typing import TYPE_CHECKING
+
 from .composed import join as join
 from .composed import warmup as warmup
 from .cosines import cosine as cosine
@@ -38,3 +40,8 @@ for _schedule in (
 ):
     _schedule.__module__ = __name__
 del _schedule
+
+if not TYPE_CHECKING:
+    from ...module import torch_names as _torch_names
+
+    __getattr__, __dir__ = _torch_names.hooks(globals(), "optim.schedules")

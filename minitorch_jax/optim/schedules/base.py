@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import LARGEST, as_count, as_number, as_tuple
+from ...module.checks import LARGEST, as_count, as_number, as_tuple
 
 
 class Schedule:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_number, as_tuple
+from ...module.checks import as_number, as_tuple
 from .arithmetic import done_and_left
 from .base import Schedule, as_steps
 from .stepped import constant

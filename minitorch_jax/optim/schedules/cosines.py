@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import LAST
+from ...module.checks import LAST
 from .arithmetic import done_and_left, half_cosine, piece, real
 from .base import Schedule
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import as_number, as_tuple
+from ...module.checks import as_number, as_tuple
 from .arithmetic import piece, power
 from .base import Schedule, as_steps
 

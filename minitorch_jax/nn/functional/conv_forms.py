@@ -1,0 +1,354 @@
+"""Compute a convolution in the form that is fastest on CPUs for its shape.
+
+XLA on CPUs computes a 1x1 convolution, a depthwise one and most weight gradients 5 to 50 times slower than an equal formula.
+A convolution, its input gradient and its weight gradient are all convolutions for JAX, so one function chooses for the three
+(`form_of`). The choice is made when JAX lowers a program to a CPU: traces, derivatives and `jax.vmap` see one operation, and
+GPUs and TPUs get the plain one.
+
+Letters: B batch, F features, I features of a group, O output features, S the axes of the image, K those of the kernel. The
+weight gradient of (N, C) images is the convolution with B = C, F = N and the output's gradient as its (large) kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...runtime.jax_private import twin_of
+
+Axes = tuple[int, ...]
+
+
+class Shape(NamedTuple):
+    """What is known of a convolution before it is computed: sizes, and the settings of `lax.conv_general_dilated`."""
+
+    batch: Any  # B, which may be symbolic
+    outs: int  # O, of all groups
+    group: int  # I
+    image: Axes  # S, before the padding
+    kernel: Axes
+    positions: Axes  # of the kernel on the image: the output's axes
+    stride: Axes
+    pads: tuple[tuple[int, int], ...]
+    spread: Axes  # the distance between the image's elements
+    dilation: Axes  # the distance between the kernel's elements
+    groups: int  # of the features
+    batches: int  # groups of the batch. Each has its own output features
+    is_weight_gradient: bool  # features lie before the batch in memory
+
+
+Form = Callable[[Shape, jax.Array, jax.Array], jax.Array]
+
+# -- the choice --------------------------------------------------------------------------------------------------------
+
+_FEW = 4  # a product of so few channels is slower than a sum (and XLA computes some of them wrongly, see xla_faults.py)
+_MANY_POSITIONS = 256  # from here on, one product for each image is faster than one for the batch
+_TAPS = 64  # the most terms of a sum that are written out
+_GROUPS = 8  # the most groups that are computed one by one: each is an operation to compile
+
+
+def form_of(s: Shape) -> Form | None:
+    """Return the form for a convolution, or None for XLA's own.
+
+    CPU time, float32, one thread (today's / this / torch's, jaxlib 0.10.2; 0.12 is alike):
+
+        1x1, 64 to 256 channels, 32x32      21 / 12 / 13 ms      weight gradient   558 / 17 / 14
+        3x3, 4 groups of 8 channels, 32x32  8 / 4.4 / 2.1        with both gradients 291 / 12 / 7
+        3x3, 3 to 32 channels, 32x32        3.2 / 2.1 / 1.3      weight gradient   7 / 3.5 / 1.7
+        depthwise 3x3, 64 channels, 32x32   49 / 2.3 / 3.0       weight gradient   480 / 7 / 3
+        3x3, 64 to 64 channels, 32x32       22 / 22 / 17         weight gradient   276 / 28 / 30
+    """
+    taps, positions = math.prod(s.kernel), math.prod(s.positions)
+    if s.batches == 1 and s.group * taps <= _TAPS:
+        if s.groups > 1 and (s.group == 1 or s.outs == s.groups):
+            return shifted
+        if s.group * taps <= _FEW and s.outs <= _FEW * s.groups:
+            return shifted
+        if taps > 1 and s.groups == 1 and s.outs > _FEW and all(n == 1 for n in s.spread):
+            return columns
+    if s.batches == 1 and taps == 1:
+        return pointwise
+    if 1 < s.groups <= _GROUPS:
+        return divided
+    if s.is_weight_gradient and fits_positions(s) and positions <= _TAPS:
+        if s.batches > 1 and s.batch == s.batches:
+            return correlated
+        if positions > 1 and 1 < s.batches <= _GROUPS:
+            return divided
+        if positions == 1 or s.batches > 1:
+            return products
+        if len(s.kernel) > 1:
+            return folded
+    return None
+
+
+def fits_taps(s: Shape) -> bool:
+    """True if `shifted` can compute it. Also `columns`, without groups."""
+    return s.batches == 1
+
+
+def fits_pointwise(s: Shape) -> bool:
+    """True if `pointwise` can compute it."""
+    return s.batches == 1 and math.prod(s.kernel) == 1
+
+
+def fits_positions(s: Shape) -> bool:
+    """True if `products` can compute it. Also `folded`, without groups; and `correlated`, with one image in each."""
+    return s.groups == 1 and all(n == 1 for n in s.spread)
+
+
+# -- forms for small kernels: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -----------------------------------------
+
+
+def pointwise(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A kernel of one element: a product of matrices for each image."""
+    late = all(n == 1 for n in s.stride)  # zeros are set in after the product
+    x = x if late else _at(s, _padded(s, x), (0,) * len(s.kernel))
+    n, axes = x.shape[0], x.shape[2:]
+    per, size = s.outs // s.groups, math.prod(axes)
+    if s.groups > 1:
+        w, x = w.reshape(s.groups, per, s.group), x.reshape(n, s.groups, s.group, size)
+        y = lax.dot_general(jnp.broadcast_to(w, (n, *w.shape)), x, (((3,), (2,)), ((0, 1), (0, 1))))
+    else:
+        w, x = w.reshape(s.outs, s.group), x.reshape(n, s.group, size)
+        if size < _MANY_POSITIONS:
+            y = lax.dot_general(w, x, (((1,), (1,)), ((), ()))).swapaxes(0, 1)
+        else:
+            y = lax.dot_general(jnp.broadcast_to(w, (n, *w.shape)), x, (((2,), (1,)), ((0,), (0,))))
+    y = y.reshape(n, s.outs, *axes)
+    return _padded(s, y) if late else y
+
+
+def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A sum over the kernel's elements, each times a shifted image."""
+    x, ones = _padded(s, x), (1,) * len(s.kernel)
+    w = w.reshape(s.groups, s.outs // s.groups, s.group, *s.kernel)
+    y: Any = None
+    for tap in _indices(s.kernel):
+        part = _at(s, x, tap)
+        part = part.reshape(part.shape[0], s.groups, s.group, 1, *s.positions)
+        for i in range(s.group):
+            term = part[:, :, i] * w[:, :, i, *tap].reshape(1, *w.shape[:2], *ones)
+            y = term if y is None else y + term
+    # The next operation reads each number once. Without the barrier XLA computes it again at each read.
+    return lax.optimization_barrier(y.reshape(y.shape[0], s.outs, *s.positions))
+
+
+def columns(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Without groups: a product with the image under each element of the kernel, all in one array (im2col)."""
+    x, n = _padded(s, x), x.shape[0]
+    under = jnp.stack([_at(s, x, tap) for tap in _indices(s.kernel)], 2).reshape(n, math.prod(w.shape[1:]), -1)
+    w = jnp.broadcast_to(w.reshape(s.outs, -1), (n, s.outs, under.shape[1]))
+    return lax.dot_general(w, under, (((2,), (1,)), ((0,), (0,)))).reshape(n, s.outs, *s.positions)
+
+
+# -- forms for few positions, as in weight gradients: x (F, B, *S), w (I, O, *K) -> (B, O, *positions) -----------------
+
+
+def products(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A product of matrices for each position of the kernel."""
+    n, size, each = x.shape[0], math.prod(s.kernel), s.batch // s.batches
+    x, w = _padded(s, x), w.reshape(n, s.batches, -1, size)
+    parts = []
+    for position in _indices(s.positions):
+        part = _under(s, x, position).reshape(n, s.batches, each, size)
+        if size < _MANY_POSITIONS:
+            y = lax.dot_general(part, w, (((0, 3), (0, 3)), ((1,), (1,))))
+        else:
+            y = lax.dot_general(part, w, (((3,), (3,)), ((0, 1), (0, 1)))).sum(0)
+        parts.append(y)  # (groups, B / groups, O / groups)
+    return jnp.stack(parts, -1).swapaxes(0, 1).reshape(each, s.outs, *s.positions)
+
+
+def correlated(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """For groups of one image (depthwise): the sum of the products of elements, for each position of the kernel.
+
+    XLA's own sum of many numbers is slow. Sums of four rows and a product with ones are fast.
+    """
+    n, rows, size = x.shape[0], s.kernel[0], math.prod(s.kernel)
+    blocks = math.gcd(rows, 4)
+    x, w = _padded(s, x), w.reshape(n, s.batches, -1, blocks, size // blocks)
+    parts = []
+    for position in _indices(s.positions):
+        part = _under(s, x, position).reshape(n, s.batches, 1, blocks, size // blocks) * w
+        part = lax.optimization_barrier(part.sum(3) if blocks == 1 else sum(part[:, :, :, i] for i in range(blocks)))
+        parts.append((part @ jnp.ones(size // blocks, part.dtype)).sum(0).reshape(s.outs))
+    return jnp.stack(parts, -1).reshape(1, s.outs, *s.positions)
+
+
+def folded(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Convolutions over the first axis, one for each position on the others, which are features then.
+
+    The library that computes convolutions over two axes (see xla_faults.py) takes ten times as long for large kernels, and
+    takes none over one axis.
+    """
+    n, first = x.shape[0], s.kernel[0]
+    x = _padded(s, x)
+    w = jnp.moveaxis(w.reshape(n, s.outs, first, -1), (2, 0, 3), (0, 1, 2)).reshape(first, -1, s.outs)
+    parts = []
+    for position in _indices(s.positions[1:]):
+        part = _under(s, x, (None, *position))
+        part = jnp.moveaxis(part.reshape(n, s.batch, part.shape[2], -1), 0, 2).reshape(s.batch, part.shape[2], -1)
+        settings = s.stride[:1], [(0, 0)], (1,), s.dilation[:1], ("NHC", "HIO", "NHC")
+        parts.append(lax.conv_general_dilated(part, w, *settings))
+    return jnp.stack(parts, -1).swapaxes(1, 2).reshape(s.batch, s.outs, *s.positions)
+
+
+# -- a form for all: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) --------------------------------------------------
+
+
+def divided(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Each group by itself, in the form for its shape."""
+    count = s.groups * s.batches
+    each = s._replace(batch=x.shape[0] // s.batches, outs=s.outs // count, groups=1, batches=1)
+    parts = zip(jnp.split(x, count, int(s.groups > 1)), jnp.split(w, count, 0), strict=True)
+    return jnp.concatenate([_computed(each, one, its) for one, its in parts], 1)
+
+
+def _computed(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    form = form_of(s)
+    if form is None:
+        settings = s.stride, s.pads, s.spread, s.dilation, None, s.groups, s.batches
+        return lax.conv_general_dilated(x, w, *settings)
+    if form in (products, correlated, folded):
+        x, w = x.swapaxes(0, 1), w.swapaxes(0, 1)
+    return form(s, x, w)
+
+
+def _indices(sizes: Sequence[int]) -> Iterator[Axes]:
+    return itertools.product(*map(range, sizes))
+
+
+def _padded(s: Shape, x: jax.Array) -> jax.Array:
+    pads = [(*pad, n - 1) for pad, n in zip(s.pads, s.spread, strict=True)]
+    if all(pad == (0, 0, 0) for pad in pads):
+        return x
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 2 + pads)
+
+
+def _at(s: Shape, x: jax.Array, tap: Axes) -> jax.Array:
+    """What one element of the kernel meets: an element for each position."""
+    starts = [i * d for i, d in zip(tap, s.dilation, strict=True)]
+    return _every(x, starts, s.positions, s.stride)
+
+
+def _under(s: Shape, x: jax.Array, position: tuple[int | None, ...]) -> jax.Array:
+    """What the kernel meets at one position: an element for each of its own. On an axis without a position, all."""
+    starts = [0 if i is None else i * n for i, n in zip(position, s.stride, strict=True)]
+    counts = [n if i is None else k for i, n, k in zip(position, x.shape[2:], s.kernel, strict=True)]
+    steps = [1 if i is None else d for i, d in zip(position, s.dilation, strict=True)]
+    return _every(x, starts, counts, steps)
+
+
+def _every(x: jax.Array, starts: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> jax.Array:
+    ends = [start + (count - 1) * step + 1 for start, count, step in zip(starts, counts, steps, strict=True)]
+    return lax.slice(x, (0, 0, *starts), (*x.shape[:2], *ends), (1, 1, *steps))
+
+
+# -- the operation -----------------------------------------------------------------------------------------------------
+
+
+def _on_cpu(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array:
+    s = _shape_of(lhs.shape, rhs.shape, **settings)
+    if s is None or not jnp.issubdtype(lhs.dtype, jnp.floating) or form_of(s) is None:
+        return lax.conv_general_dilated_p.bind(lhs, rhs, **settings)
+    dtype = lhs.dtype
+    if dtype.itemsize < 4:  # sums are in float32, as in XLA's own
+        lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
+    of_lhs, of_rhs, of_out = settings["dimension_numbers"]
+    y = _computed(s, lhs.transpose(of_lhs), rhs.transpose(of_rhs))
+    return y.transpose([of_out.index(i) for i in range(y.ndim)]).astype(dtype)
+
+
+def _shape_of(lhs: Sequence[Any], rhs: Sequence[Any], **settings: Any) -> Shape | None:
+    """Return the sizes by their meaning. None if one that counts is not known, or the convolution is empty."""
+    of_lhs, of_rhs, _ = settings["dimension_numbers"]
+    (batch, features, *image), (outs, group, *kernel) = [lhs[i] for i in of_lhs], [rhs[i] for i in of_rhs]
+    stride, spread, dilation = settings["window_strides"], settings["lhs_dilation"], settings["rhs_dilation"]
+    batches = settings["batch_group_count"]
+    numbers = [features, outs, group, *image, *kernel, *([] if batches == 1 else [batch])]
+    if not all(isinstance(n, int) and n > 0 for n in numbers) or settings["preferred_element_type"] is not None:
+        return None
+    positions = []
+    for n, k, step, between, apart, pad in zip(
+        image, kernel, stride, spread, dilation, settings["padding"], strict=True
+    ):
+        positions.append(((n - 1) * between + 1 + sum(pad) - (k - 1) * apart - 1) // step + 1)
+    if not positions or min(positions) < 1 or (isinstance(batch, int) and batch < 1):
+        return None
+    return Shape(
+        batch,
+        outs,
+        group,
+        tuple(image),
+        tuple(kernel),
+        tuple(positions),
+        tuple(stride),
+        tuple(map(tuple, settings["padding"])),
+        tuple(spread),
+        tuple(dilation),
+        settings["feature_group_count"],
+        batches,
+        isinstance(batch, int) and of_lhs[0] > of_lhs[1],
+    )
+
+
+_SETTINGS = (
+    *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
+    *("feature_group_count", "batch_group_count", "precision", "preferred_element_type"),
+)
+_config: Any = jax.config
+_twin = twin_of(lax.conv_general_dilated_p, _on_cpu)
+
+
+def convolution(
+    x: jax.Array,
+    weight: jax.Array,
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    spread: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> jax.Array:
+    """`lax.conv_general_dilated` of (N, C, ...) images and an (O, C / groups, ...) weight, on CPUs in the form for its shape.
+
+    Where JAX places arrays by their types (meshes with Explicit or Manual axes) and where the user asks for a precision of
+    products, it is JAX's own.
+    """
+    plain = _config.jax_default_matmul_precision is not None or jax.default_backend() != "cpu"
+    if plain or _twin is None or not _is_automatic(x) or not _is_automatic(weight):
+        return lax.conv_general_dilated(x, weight, stride, pads, spread, dilation, feature_group_count=groups)
+    return _twin(
+        x,
+        weight,
+        window_strides=tuple(stride),
+        padding=tuple(map(tuple, pads)),
+        lhs_dilation=tuple(spread),
+        rhs_dilation=tuple(dilation),
+        dimension_numbers=lax.conv_dimension_numbers(x.shape, weight.shape, None),
+        feature_group_count=groups,
+        batch_group_count=1,
+        precision=None,
+        preferred_element_type=None,
+        **_newer_settings(),
+    )
+
+
+@cache
+def _newer_settings() -> dict[str, Any]:
+    """Return the settings that this JAX has besides those that are known here, with their defaults."""
+    x = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
+    (eqn,) = jax.make_jaxpr(lambda x, w: lax.conv_general_dilated(x, w, (1,), [(0, 0)]))(x, x).eqns
+    return {name: value for name, value in eqn.params.items() if name not in _SETTINGS}
+
+
+def _is_automatic(x: jax.Array) -> bool:
+    meshes = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+    return all(mesh.empty or set(mesh.axis_types) == {jax.sharding.AxisType.Auto} for mesh in meshes)

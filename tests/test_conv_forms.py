@@ -1,0 +1,176 @@
+"""A convolution computes the same in every form, and the forms are one operation for JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from numpy.testing import assert_allclose
+
+import minitorch_jax as mt
+from minitorch_jax import nn
+from minitorch_jax.nn.functional import conv_forms
+from minitorch_jax.runtime import jax_private
+
+F = nn.functional
+FORMS = ["pointwise", "shifted", "columns", "products", "correlated", "folded"]
+
+
+def normal(random: np.random.Generator, *shape: int, dtype: Any = np.float32) -> jax.Array:
+    return jnp.asarray(random.standard_normal(shape), dtype)
+
+
+def settings_for(form: str, seed: int) -> tuple[list[int], list[int], dict[str, Any]]:
+    """Draw the sizes (B, F, *S) and (O, I, *K) and the settings of a convolution that the form can compute."""
+    random = np.random.default_rng(seed)
+    ndim, draw = 1 + seed % 3, lambda low, high, n: random.integers(low, high, n).tolist()
+    small = form in ("pointwise", "shifted", "columns")
+    groups = 1 + seed % 2 if small and form != "columns" else 1
+    batches = 1 if small or form == "folded" else 2 if form == "correlated" else 1 + seed % 2
+    each = 1 if form == "correlated" else 2
+    kernel = [1] * ndim if form == "pointwise" else draw(1, 4, ndim)
+    image = draw(4, 7, ndim)
+    lhs, rhs = [batches * each, groups * 3, *image], [batches * groups * 2, 3, *kernel]
+    spread = draw(1, 3, ndim) if small else [1] * ndim
+    order = [tuple(random.permutation(ndim + 2).tolist()) for _ in range(3)]
+    return (
+        lhs,
+        rhs,
+        {
+            "window_strides": tuple(draw(1, 3, ndim)),
+            "padding": tuple(map(tuple, np.reshape(draw(-1, 3, 2 * ndim), (ndim, 2)).tolist())),
+            "lhs_dilation": tuple(spread),
+            "rhs_dilation": tuple(1 if k > 2 else int(random.integers(1, 3)) for k in kernel),
+            "dimension_numbers": lax.ConvDimensionNumbers(*order),
+            "feature_group_count": groups,
+            "batch_group_count": batches,
+            "precision": None,
+            "preferred_element_type": None,
+            **conv_forms._newer_settings(),
+        },
+    )
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, *range(2, 6)))])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_computes_what_xla_does(form: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lhs, rhs, settings = settings_for(form, seed)
+    used: list[conv_forms.Shape] = []
+
+    def chosen(s: conv_forms.Shape) -> Any:
+        fits = dict.fromkeys(("shifted", "columns"), conv_forms.fits_taps) | {"pointwise": conv_forms.fits_pointwise}
+        assert fits.get(form, conv_forms.fits_positions)(s)
+        used.append(s)
+        return getattr(conv_forms, form)
+
+    monkeypatch.setattr(conv_forms, "form_of", chosen)
+    monkeypatch.setattr(conv_forms, "_MANY_POSITIONS", (0, 1000)[seed % 2])  # both branches, at small sizes
+    random, (of_lhs, of_rhs, _) = np.random.default_rng(seed), settings["dimension_numbers"]
+    dtype = jnp.bfloat16 if seed == 1 else jnp.float32
+    x = normal(random, *(lhs[of_lhs.index(i)] for i in range(len(lhs))), dtype=dtype)
+    w = normal(random, *(rhs[of_rhs.index(i)] for i in range(len(rhs))), dtype=dtype)
+    got = jax.jit(lambda x, w: conv_forms._on_cpu(x, w, **settings))(x, w)
+    wide = (a.astype(jnp.float32) for a in (x, w))
+    expected = jax.jit(lambda x, w: lax.conv_general_dilated_p.bind(x, w, **settings))(*wide)
+    assert used and got.dtype == dtype and got.shape == expected.shape
+    error = 2e-2 if dtype == jnp.bfloat16 else 1e-5
+    assert_allclose(got.astype(jnp.float32), expected, rtol=error, atol=error)
+
+
+LAYERS = {
+    "1x1": ((2, 8, 5, 4), (6, 8, 1, 1), (1, 1), ((0, 0), (0, 0)), 1),
+    "depthwise, stride 2": ((2, 4, 5, 4), (8, 1, 3, 2), (2, 1), ((1, 1), (1, 0)), 4),
+    "3x2, groups": ((2, 4, 6, 5), (4, 2, 3, 2), (1, 1), ((1, 1), (1, 0)), 2),
+    "3x2, stride 2": ((2, 3, 6, 5), (4, 3, 3, 2), (2, 1), ((1, 1), (1, 0)), 1),
+}
+
+
+def everything(conv: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """The value of a convolution, both derivatives by both modes, second derivatives, and batches of either argument."""
+
+    def run(x: jax.Array, w: jax.Array) -> Any:
+        y, pullback = jax.vjp(conv, x, w)
+        both = (0, 1)
+
+        def size(x: jax.Array, w: jax.Array) -> jax.Array:
+            dx, dw = jax.grad(lambda x, w: jnp.sin(conv(x, w)).sum(), both)(x, w)
+            return (dx**2).sum() + (dw**2).sum()
+
+        def of_one(x: jax.Array) -> jax.Array:  # the weight gradient of each image
+            return jax.grad(lambda w: jnp.sin(conv(x[None], w)).sum())(w)
+
+        pair = jnp.stack([w, 2 * w])
+        mapped = jax.vmap(conv, (None, 0))(x, pair), jax.vmap(conv)(jnp.stack([x, -x]), pair), jax.vmap(of_one)(x)
+        return y, pullback(jnp.cos(y)), jax.jvp(conv, (x, w), (x / 2, 3 * w)), jax.grad(size, both)(x, w), mapped
+
+    return run
+
+
+@pytest.mark.one_in(9)
+@pytest.mark.parametrize(
+    "name", [pytest.param("1x1", marks=pytest.mark.slow), *[name for name in LAYERS if name != "1x1"]]
+)
+def test_its_derivatives_and_batches_are_jaxs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_shape, w_shape, stride, pads, groups = LAYERS[name]
+    random, ones = np.random.default_rng(0), (1, 1)
+    x, w = normal(random, *x_shape), normal(random, *w_shape)
+    run = everything(lambda x, w: conv_forms.convolution(x, w, stride, pads, ones, ones, groups))
+    got = jax.jit(run)(x, w)
+    monkeypatch.setattr(conv_forms, "_twin", None)  # what a JAX without the private names does
+    expected = jax.jit(lambda x, w: run(x, w))(x, w)
+    for mine, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert_allclose(mine, other, rtol=2e-4, atol=2e-4)
+
+
+def test_a_jax_that_does_not_show_how_has_no_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> None:
+        raise AttributeError("fancy_primitive_batchers")
+
+    monkeypatch.setattr(jax_private, "_twin_of", missing)
+    assert jax_private.twin_of(lax.conv_general_dilated_p, conv_forms._on_cpu) is None
+    assert conv_forms._twin is not None
+
+
+def test_other_platforms_get_the_plain_convolution() -> None:
+    def run(x: jax.Array, w: jax.Array) -> jax.Array:
+        return F.conv2d(x, w, groups=8)
+
+    arguments = jnp.ones((2, 8, 6, 6)), jnp.ones((8, 1, 3, 3))
+    text = {
+        platform: jax.jit(run).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    }
+    assert "stablehlo.convolution" in text["cuda"] and "stablehlo.convolution" not in text["cpu"]
+
+
+def test_a_model_of_convolutions_is_exported_for_any_batch() -> None:
+    mt.seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 3, 2), nn.Conv2d(2, 6, 2))
+    (n,) = jax.export.symbolic_shape("n")
+    exported = mt.export(model, jax.ShapeDtypeStruct((n, 6, 7, 7), jnp.float32))
+    x = normal(np.random.default_rng(0), 3, 6, 7, 7)
+    assert_allclose(exported.call(x), model(x), rtol=1e-5, atol=1e-5)
+
+    def gradient(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.grad(lambda w: jnp.sin(F.conv2d(x, w)).sum())(w)
+
+    w = model[0].weight
+    exported = jax.export.export(jax.jit(gradient))(w, jax.ShapeDtypeStruct((n, 6, 7, 7), jnp.float32))
+    assert_allclose(exported.call(w, x), gradient(w, x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_precision_that_the_user_sets_is_kept() -> None:
+    x, w = jnp.ones((1, 2, 3, 3)), jnp.ones((2, 2, 1, 1))
+    with jax.default_matmul_precision("highest"):
+        assert "HIGHEST" in str(jax.make_jaxpr(F.conv2d)(x, w))
+
+
+def test_a_product_of_three_channels_is_none() -> None:
+    """XLA multiplies many vectors of three numbers wrongly (see xla_faults.py)."""
+    x, w = jnp.ones((2, 3, 4, 4)), jnp.ones((3, 3, 1, 1))
+    assert "dot_general" not in jax.jit(F.conv2d).lower(x, w).as_text()
