@@ -22,6 +22,7 @@ from . import CORES, use_cores
 NEEDED = ("equinox", "flax", "matplotlib", "optax", "rich")
 GROUPS = {
     "calls": "what a call costs beside its computation: step(), training steps of MLPs, first calls, imports",
+    "crossover": "training steps of small and large MLPs, beside NumPy and the other libraries",
     "layers": "each layer and loss, forward with backward",
     "updates": "step() of momentum and Adam on large arrays",
     "programs": "whole training steps of known networks",
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     import jax
     from rich.console import Console
 
-    from . import chart, ratio_chart, report
+    from . import chart, crossover_chart, ratio_chart, report
     from .comparison import Effort
     from .peers import torch
     from .rows import CATALOGUES
@@ -135,7 +136,11 @@ def run(args: argparse.Namespace) -> None:
     report.show(console, found)
     if args.output:
         (args.output / "benchmarks.md").write_text(report.markdown(found), encoding="utf-8")
-        pictures = {"benchmarks.png": (chart, ("calls",)), "layers.png": (ratio_chart, report.WIDE)}
+        pictures: dict[str, tuple[Any, Sequence[str]]] = {
+            "benchmarks.png": (chart, ("calls",)),
+            "crossover.png": (crossover_chart, ("crossover",)),
+            "layers.png": (ratio_chart, report.WIDE),
+        }
         drawn = [name for name, (_, groups) in pictures.items() if {row["group"] for row in found["rows"]} & {*groups}]
         for name in drawn:
             pictures[name][0].draw(found, args.output / name)

@@ -249,6 +249,29 @@ def among_peers(problem: MLP) -> Comparison:
     return Comparison("peers", f"training step among peers, {network(problem)}", rows, steady(makers))
 
 
+def crossing(axis: str, problem: MLP) -> Comparison:
+    """A training step of one width or depth among many, against the libraries that a user chooses between."""
+    makers = {
+        JIT: partial(ours.compiled, problem),
+        SCANNED: partial(ours.scanned, problem, SCAN),
+        HAND_FUSED: partial(hand.fused, problem),
+        NUMPY: partial(numpy.train, problem),
+        FUSED: partial(torch.train, problem, "fused"),
+        EQUINOX: partial(equinox.train, problem),
+        NNX: partial(nnx.train, problem),
+    }
+    rows = [Row(mine, peer) for mine in (JIT, SCANNED) for peer in list(makers)[2:]]
+    title = f"training step by {axis}, {network(problem)}"
+    return Comparison(f"{axis}/{getattr(problem, axis)}", title, rows, steady(makers))
+
+
+def crossings(quick: bool) -> list[Comparison]:
+    """The same network wider and wider, and deeper and deeper."""
+    widths, depths = ((4, 8), (1, 2)) if quick else ((16, 32, 64, 128, 256, 512, 1024), (1, 2, 5, 10, 20, 50, 100))
+    wider = [crossing("width", MLP(2, width, 32)) for width in widths]
+    return [*wider, *(crossing("depth", MLP(depth, 32, 32)) for depth in depths)]
+
+
 def adapters(problem: MLP, count: int) -> list[Comparison]:
     """Other libraries' modules and optimizers in our loop, against their own."""
     makers = {
@@ -407,6 +430,7 @@ def calls(quick: bool) -> tuple[list[Comparison], list[str]]:
 
 CATALOGUES: dict[str, Callable[[bool], tuple[list[Comparison], list[str]]]] = {
     "calls": calls,
+    "crossover": lambda quick: (crossings(quick), []),
     "layers": lambda quick: (layers.comparisons(quick), []),
     "updates": lambda quick: (large_updates((10_003,) if quick else LARGE), []),
     "programs": lambda quick: (programs.steps(quick), []),

@@ -13,7 +13,9 @@ from benchmarks import __main__ as command
 from benchmarks.layers import kinds
 
 needs("equinox", "flax", "matplotlib", "optax", "rich")
-ratio_chart, report, rows = (Lazily(f"benchmarks.{name}") for name in ("ratio_chart", "report", "rows"))
+crossover_chart, ratio_chart, report, rows = (
+    Lazily(f"benchmarks.{name}") for name in ("crossover_chart", "ratio_chart", "report", "rows")
+)
 by_hand, flax, ours = (Lazily(f"benchmarks.layers.{name}") for name in ("by_hand", "flax", "ours"))
 CPU = ", CPU"
 
@@ -89,3 +91,10 @@ def test_all_sides_of_a_layer_compute_the_same(name: str) -> None:
     assert np.isfinite(first).all()
     for other in others:
         np.testing.assert_allclose(first, other, rtol=1e-4)
+
+
+def test_the_place_where_lines_cross() -> None:
+    assert crossover_chart.crossings([1, 2, 4], [1, 1, 1], [2, 3, 4]) == []  # below from the start
+    assert crossover_chart.crossings([1, 2, 4], [1, 2, 4], [0.5, 1, 2]) == []  # above to the end
+    ((size, time),) = crossover_chart.crossings([1, 2, 8], [4, 4, 4], [1, 2, 8])
+    assert size == pytest.approx(4) and time == pytest.approx(4)
