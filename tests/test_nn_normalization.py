@@ -262,3 +262,41 @@ def test_64_bits():
             assert ours.dtype == jnp.float64
             np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12, atol=1e-12)
         assert nn.BatchNorm1d(6).num_batches_tracked.dtype == jnp.int64
+
+
+@pytest.mark.parametrize("weight", [True, False])
+def test_layer_norm_by_rows_has_every_derivative_of_the_plain_form(weight):
+    """Of each argument alone and of all, forward and backward, twice, and of each sample: in 64 bits, as the plain form."""
+    from minitorch_jax.nn.functional.normalization import _layer_norm
+
+    def results(form, args, tangents):
+        def loss(*args):
+            return jnp.sin(form(*args)).sum()
+
+        everything = tuple(range(len(args)))
+        grads = jax.grad(loss, everything)
+        yield "value", form(*args)
+        yield "tangent", jax.jvp(form, args, tangents)[1]
+        for i in everything:
+            alone = jax.jvp(lambda v, i=i: form(*args[:i], v, *args[i + 1 :]), args[i : i + 1], tangents[i : i + 1])
+            yield f"tangent of {i}", alone[1]
+            yield f"gradient of {i}", jax.grad(loss, i)(*args)
+        yield "forward over reverse", jax.jvp(grads, args, tangents)[1]
+        yield "reverse over reverse", jax.grad(lambda *a: sum((v**2).sum() for v in grads(*a)), everything)(*args)
+        yield "each sample's", jax.vmap(jax.grad(loss, everything), (0, *[None] * (len(args) - 1)))(*args)
+
+    forms = [
+        lambda x, w=None, b=None: F.layer_norm(x, (5,), w, b),
+        lambda x, w=None, b=None: _layer_norm(x, w, b, (x.ndim - 1,), 1e-5),
+    ]
+    with jax.enable_x64(True):
+        x, dx = (jnp.asarray(numbers(4, 3, 5, seed=i), jnp.float64) for i in (1, 2))
+        affine = [jnp.asarray(numbers(5, seed=i), jnp.float64) for i in (3, 4)] if weight else []
+        tangents = [dx, *(1 + array for array in affine)]
+        run = jax.jit(lambda *args: [dict(results(form, args, tuple(tangents))) for form in forms])
+        for offset in (0, 1e4):
+            ours, plain = run(x + offset, *affine)
+            for name, expected in plain.items():
+                for one, other in zip(*map(jax.tree.leaves, (ours[name], expected)), strict=True):
+                    scale = float(np.abs(other).max())
+                    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7 * scale, err_msg=name)

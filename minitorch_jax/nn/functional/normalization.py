@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
+from ...runtime.platforms import on_cpu
 from .autocast import in_float32
 from .distance import norm
 from .dtypes import check_parameters, wide
@@ -142,9 +146,50 @@ def layer_norm(
     """
     input = jnp.asarray(input)
     axes = _last_axes("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    if not input.size:
+        return _layer_norm(input, weight, bias, axes, eps)
+
+    def by_rows(input: jax.Array, weight: Any, bias: Any) -> jax.Array:
+        x = wide(input).reshape(-1, math.prod(normalized_shape))
+        weight, bias = (None if array is None else array.astype(x.dtype).reshape(1, -1) for array in (weight, bias))
+        return _rows_normed(eps, x, weight, bias).reshape(input.shape).astype(input.dtype)
+
+    return on_cpu(by_rows, lambda *arrays: _layer_norm(*arrays, axes, eps), input, weight, bias)
+
+
+def _layer_norm(input: jax.Array, weight: Any, bias: Any, axes: tuple[int, ...], eps: float) -> jax.Array:
     x = wide(input)
     mean, var = moments(x, axes)
     return scaled(x, mean, var, _with_axes(weight, x.ndim), _with_axes(bias, x.ndim), eps, input.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _rows_normed(eps: float, x: jax.Array, weight: Any, bias: Any) -> jax.Array:
+    """The rows of `(N, D)`, normalised, times a weight `(1, D)`, plus a bias `(1, D)`."""
+    return scaled(x, *moments(x, (1,)), weight, bias, eps, x.dtype)
+
+
+@partial(_rows_normed.defjvp, symbolic_zeros=True)
+def _rows_normed_jvp(eps: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """A tangent whose transpose, the backward pass, sums by products: over each row with its weights, and over all rows.
+
+    XLA on CPUs computes them many times faster than the sums of JAX's own derivative, and keeps fewer arrays.
+    """
+    (x, weight, bias), (dx, d_weight, d_bias) = primals, tangents
+    mean, var = moments(x, (1,))
+    scale = jax.lax.rsqrt(var + eps)
+    h = (x - mean) * scale
+    tangent = jnp.zeros_like(x)
+    if not isinstance(dx, SymbolicZero):
+        row = jnp.ones_like(x[:1]) if weight is None else weight
+        dx_mean, along_h = ((d.sum(1, keepdims=True) * (scale / x.shape[1])) @ row for d in (dx, h * dx))
+        tangent = dx * scale * row - dx_mean - h * along_h
+    column = jnp.ones_like(x[:, :1])
+    if not (d_weight is None or isinstance(d_weight, SymbolicZero)):
+        tangent = tangent + h * (column @ d_weight)
+    if not (d_bias is None or isinstance(d_bias, SymbolicZero)):
+        tangent = tangent + column @ d_bias
+    return scaled(x, mean, var, weight, bias, eps, x.dtype), tangent
 
 
 @in_float32
