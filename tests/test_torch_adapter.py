@@ -544,7 +544,7 @@ sys.modules["torch"] = None
 try:
     import minitorch_jax.adapters.torch
 except ImportError as error:
-    assert "pip install 'minitorch_jax[torch]'" in str(error), error
+    assert "pip install '.[torch]'" in str(error), error
     assert error.name == "torch"
 else:
     raise SystemExit("no error")
