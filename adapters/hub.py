@@ -117,12 +117,14 @@ def download(
         see `load`.
     """
 
+    cache = None if cache_dir is None else Path(cache_dir)
+
     def fetch(name: str, commit: str | None) -> Path:
         found = hf_hub_download(
             repo,
             name,
             revision=commit,
-            cache_dir=cache_dir,
+            cache_dir=cache,
             local_files_only=local_files_only,
             library_name="minitorch_jax",
         )
