@@ -15,7 +15,7 @@ first key that matches a name counts. A name that no key matches stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -124,10 +124,15 @@ def renamed(names: Names | None, given: Mapping[str, Any], operations: Operation
         groups.setdefault((place, text), {})[part] = name
     found = Renamed(idle=[rule.key for i, rule in enumerate(rules) if not any(place == i for place, _ in groups)])
     for (place, text), parts in groups.items():
-        if place is None:
-            _add(found, [(parts[0], given[parts[0]])], (parts[0],))
-        elif rules[place].names is not None:
-            _follow(found, rules[place], text, parts, given, operations)
+        try:
+            if place is None:
+                _add(found, [parts[0]], [given[parts[0]]], (parts[0],))
+            elif ours := _ours(rules[place], text):
+                theirs = _sources(rules[place], text, parts)
+                arrays = _made(rules[place], ours, {name: given[name] for name in theirs}, operations)
+                _add(found, ours, arrays, theirs)
+        except ValueError as error:
+            found.problems.append(str(error))
     return found
 
 
@@ -167,64 +172,48 @@ def _filled(name: str, text: Sequence[str]) -> str:
     return pieces[0] + "".join(said + piece for said, piece in zip(text, pieces[1:], strict=True))
 
 
-def _follow(
-    found: Renamed,
-    rule: _Rule,
-    text: tuple[str, ...],
-    parts: Mapping[int, str],
-    given: Mapping[str, Any],
-    do: Operations,
-) -> None:
-    """Make the arrays of one rule, from arrays whose names have the same text in the place of `*`."""
-    ours = [_filled(name, text) for name in rule.names or ()]
+def _ours(rule: _Rule, text: tuple[str, ...]) -> list[str]:
+    return [_filled(name, text) for name in rule.names or ()]
+
+
+def _sources(rule: _Rule, text: tuple[str, ...], parts: Mapping[int, str]) -> tuple[str, ...]:
+    """Return the names that a rule joins, in its order. Raises ValueError if one is missing."""
     globs = rule.key if isinstance(rule.key, tuple) else (rule.key,)
     lacking = [_filled(glob, text) for part, glob in enumerate(globs) if part not in parts]
     if lacking:
-        found.problems.append(f"{', '.join(ours)} is joined from {len(globs)} arrays, without {', '.join(lacking)}")
-        return
-    theirs = tuple(parts[part] for part in range(len(globs)))
-    arrays = [given[name] for name in theirs]
-    changed = rule.transposes or len(theirs) > 1 or len(ours) > 1
-    unreadable = [
-        f"{name}: {said}" for name, array in zip(theirs, arrays, strict=True) if (said := do.unreadable(array))
-    ]
-    if changed and unreadable:
-        found.problems += unreadable
-        return
+        ours = ", ".join(_ours(rule, text))
+        raise ValueError(f"{ours} is joined from {len(globs)} arrays, without {', '.join(lacking)}")
+    return tuple(parts[part] for part in range(len(globs)))
+
+
+def _made(rule: _Rule, ours: list[str], given: Mapping[str, Any], do: Operations) -> list[Any]:
+    """Return the arrays of a rule: transposed, then joined, then divided. Raises ValueError if they do not fit."""
+    arrays = list(given.values())
+    if not rule.transposes and len(arrays) == len(ours) == 1:
+        return arrays
+    unreadable = [f"{name}: {said}" for name, array in given.items() if (said := do.unreadable(array))]
+    if unreadable:
+        raise ValueError("; ".join(unreadable))
+    names, listed = ", ".join(ours), ", ".join(f"{name} {do.describe(array)}" for name, array in given.items())
     if rule.transposes:
-        wanted = 2 if rule.axes is None else len(rule.axes)
-        wrong = [
-            f"{name}, {do.describe(array)}" for name, array in zip(theirs, arrays, strict=True) if array.ndim != wanted
-        ]
-        if wrong or sorted(rule.axes or (0, 1)) != list(range(wanted)):
-            order = "" if rule.axes is None else f" in the order {rule.axes}"
-            found.problems.append(
-                f"transposed({', '.join(ours)}) of {wanted} axes{order} does not fit {'; '.join(wrong)}"
-            )
-            return
-        arrays = [do.permute(array, rule.axes or (1, 0)) for array in arrays]
+        axes = rule.axes or (1, 0)
+        if sorted(axes) != list(range(len(axes))) or any(array.ndim != len(axes) for array in arrays):
+            raise ValueError(f"transposed({names}), with the axes {axes}, does not fit {listed}")
+        arrays = [do.permute(array, axes) for array in arrays]
     if len(arrays) > 1:
-        if len({(str(array.dtype), tuple(array.shape[1:])) for array in arrays}) > 1 or arrays[0].ndim == 0:
-            listed = ", ".join(f"{name} {do.describe(array)}" for name, array in zip(theirs, arrays, strict=True))
-            found.problems.append(f"{', '.join(ours)} cannot be joined along the first axis: {listed}")
-            return
+        if len({(str(array.dtype), tuple(array.shape[1:])) for array in arrays}) > 1 or not arrays[0].ndim:
+            raise ValueError(f"{names} cannot be joined along the first axis: {listed}")
         arrays = [do.join(arrays)]
     (whole,) = arrays
-    if len(ours) > 1:
-        if whole.ndim == 0 or whole.shape[0] % len(ours):
-            found.problems.append(
-                f"{', '.join(theirs)}, {do.describe(whole)}, cannot be divided among {', '.join(ours)}"
-            )
-            return
-        size = whole.shape[0] // len(ours)
-        arrays = [whole[i * size : (i + 1) * size] for i in range(len(ours))]
-    _add(found, zip(ours, arrays, strict=True), theirs)
+    if whole.ndim == 0 or whole.shape[0] % len(ours):
+        raise ValueError(f"{listed} cannot be divided among {names}")
+    size = whole.shape[0] // len(ours)
+    return [whole[i * size : (i + 1) * size] for i in range(len(ours))]
 
 
-def _add(found: Renamed, arrays: Iterable[tuple[str, Any]], theirs: tuple[str, ...]) -> None:
-    for name, array in arrays:
+def _add(found: Renamed, ours: list[str], arrays: list[Any], theirs: tuple[str, ...]) -> None:
+    for name, array in zip(ours, arrays, strict=True):
         if name in found.arrays:
-            found.problems.append(
-                f"{name} is made twice: from {', '.join(found.sources[name])}, and from {', '.join(theirs)}"
-            )
+            earlier = ", ".join(found.sources[name])
+            raise ValueError(f"{name} is made twice: from {earlier}, and from {', '.join(theirs)}")
         found.arrays[name], found.sources[name] = array, theirs
