@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from minitorch_jax.runtime.install import command
+
 
 def missing(adapter: str, error: ImportError) -> ImportError:
     """The error that an adapter raises if its library cannot be imported. It names the command that installs it.
@@ -11,7 +13,7 @@ def missing(adapter: str, error: ImportError) -> ImportError:
         error: the error that the import of the library raised.
     """
     return ImportError(
-        f"minitorch_jax.adapters.{adapter} needs a library that cannot be imported here ({error}). Install it with:"
-        f" pip install 'minitorch_jax[{adapter}]'",
+        f"minitorch_jax.adapters.{adapter} needs a library that cannot be imported here ({error}). Install it"
+        f" {command(adapter)}",
         name=error.name,
     )

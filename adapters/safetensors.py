@@ -3,7 +3,8 @@
 `save` writes a module to a file, `load` loads a file into a module, and `read` returns the arrays of any file. Names are
 torch's dotted paths, layouts are torch's, and tied parameters are written as torch writes them. So
 `safetensors.torch.load_model` loads these files into a torch module of the same architecture, and `load` reads files that
-`save_model` wrote.
+`save_model` wrote. Where names or layouts differ, `load` takes `names`, a dict of the file's names and ours, with `*`, and
+`transposed`.
 
 A file holds arrays and a few strings. Use `mt.save` to continue training: it also saves optimizers and the random stream.
 """
@@ -22,11 +23,14 @@ import numpy as np
 
 import minitorch_jax as mt
 from minitorch_jax.module.sizes import sized_by
-from minitorch_jax.module.state_dict import IncompatibleKeys
+from minitorch_jax.module.state_dict import IncompatibleKeys, load_state_dict
 from minitorch_jax.saving.checkpoint import restored_like
 from minitorch_jax.saving.files import filled, replacing
+from minitorch_jax.state.static_values import describe
 
 from ._extra import missing
+from ._names import Keep, Names, Operations, Renamed, as_globs, renamed
+from ._names import transposed as transposed
 
 try:
     from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
@@ -93,7 +97,14 @@ def save(
         serialize_file(specs, scratch, {"format": "pt", **(metadata or {}), **ties})
 
 
-def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool = True) -> IncompatibleKeys:
+def load(
+    path: str | bytes | os.PathLike[Any],
+    module: mt.Module,
+    strict: bool = True,
+    *,
+    names: Names | None = None,
+    keep: Keep = (),
+) -> IncompatibleKeys:
     """Replace a module's parameters and buffers by those of a file: all of them, or none.
 
     Arrays that are bound to a device, or sharded over several, stay there. For a tied parameter, the file needs one of its
@@ -104,12 +115,18 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
         path: the path of a safetensors file, or of the index of a file in several parts (`….safetensors.index.json`).
         module: the module to change. Its lazy layers take their sizes from the file.
         strict: True makes missing and unexpected names an error. Wrong shapes and dtypes are always errors.
+        names: where file and module have other names, a dict of the file's names and ours. `*` in a key stands for any
+            text, and in its value for the same text; None as a value leaves an array out; `transposed(name)` is for an
+            array that the file has the other way round; a tuple as a key is joined, and one as a value is divided, along
+            the first axis. The first key that matches counts. A name without a key stays as it is.
+        keep: a name of `module`, or several, with globs: these arrays stay as they are, whatever the file has.
 
     Returns:
-        The missing and the unexpected names, as `Module.load_state_dict` does.
+        The missing and the unexpected names, as `Module.load_state_dict` does. Those of `keep` are among the missing.
 
     Raises:
-        ValueError: if the file is damaged or does not fit. One error lists all differences.
+        ValueError: if the file is damaged, does not fit `names`, or, with its names replaced, does not fit the module. One
+            error lists all differences.
         TypeError: if `module` is not a Module.
         OSError: if a file cannot be read.
 
@@ -120,30 +137,53 @@ def load(path: str | bytes | os.PathLike[Any], module: mt.Module, strict: bool =
         raise TypeError(
             f"load() takes a Module to load into; got a {type(module).__name__}. To get only the arrays, use `read`"
         )
-    arrays, ties, _ = _content(Path(os.fsdecode(path)))
-    with sized_by([(module, arrays)]):
-        return _load(path, arrays, ties, module, strict)
+    arrays, tied, _ = _content(Path(os.fsdecode(path)))
+    given = arrays | {name: arrays[stored] for name, stored in tied.items()}
+    found = renamed(names, given, Operations(np.transpose, np.concatenate, describe))
+    if found.problems:
+        raise ValueError(
+            f"{os.fsdecode(path)}: `names` does not fit the file; nothing was loaded:{_list(found.problems)}"
+        )
+    ties = _renamed_ties(tied, found)
+    for name in ties:
+        del found.arrays[name]
+    found = found.without(keep)
+    with sized_by([(module, found.arrays)]):
+        return _load(path, found, ties, module, strict, as_globs(keep))
+
+
+def _renamed_ties(tied: Mapping[str, str], found: Renamed) -> dict[str, str]:
+    """The ties of a file under our names. A tie whose array was changed on the way is one no more."""
+    ours = {theirs: name for name, theirs in found.sources.items() if len(theirs) == 1}
+    pairs = [(ours.get((name,)), ours.get((stored,))) for name, stored in tied.items()]
+    return {a: b for a, b in pairs if a and b and found.arrays[a] is found.arrays[b]}
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "".join(f"\n  {line}" for line in sorted(lines))
 
 
 def _load(
-    path: Any, arrays: Mapping[str, Any], ties: Mapping[str, str], module: mt.Module, strict: bool
+    path: Any, found: Renamed, ties: Mapping[str, str], module: mt.Module, strict: bool, keep: list[str]
 ) -> IncompatibleKeys:
     """Load the arrays of a file, once lazy layers have their sizes."""
     mine = module.state_dict()
-    state = {name: _fitted(array, mine.get(name)) for name, array in arrays.items()}
+    state = {name: _fitted(array, mine.get(name)) for name, array in found.arrays.items()}
     for names in _groups((name, cell) for name, _, _, cell in module._entries()):
-        found = next((name for name in names if name in state), None)
+        first = next((name for name in names if name in state), None)
         for name in names:
-            if found is not None and name not in state:
-                state[name] = state[found]
+            if first is not None and name not in state:
+                state[name] = state[first]
     try:
-        return module.load_state_dict(state, strict)
+        return load_state_dict(module, state, strict, keep)
     except ValueError as error:
         hints = [
-            f"\n  {name} and {ties[name]} are tied in the file, under the name {ties[name]}: tie them here as well"
+            f"{name} and {ties[name]} are tied in the file, under the name {ties[name]}: tie them here as well"
             for name in ties.keys() & (mine.keys() - state)
         ]
-        raise ValueError(f"{os.fsdecode(path)}: {error}{''.join(sorted(hints))}") from None
+        there = {name: array.shape for name, array in found.arrays.items()}
+        hints += found.notes({name: jnp.shape(array) for name, array in mine.items()}, there)
+        raise ValueError(f"{os.fsdecode(path)}: {error}{_list(hints)}") from None
 
 
 def read(path: str | bytes | os.PathLike[Any]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
@@ -280,18 +320,24 @@ def _array(data: np.ndarray[Any, Any], entry: Any, name: str) -> np.ndarray[Any,
     return data.view(stored).astype(jnp.dtype(dtype), copy=False).reshape(entry["shape"])
 
 
-def _of_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays and metadata of a model in several files. The index maps each array to a file."""
+def files_of_index(path: Path) -> dict[str, str]:
+    """The file that holds each array of a model in several files. All are in the folder of the index."""
     try:
-        places = _json(path.read_bytes())["weight_map"]
+        places: dict[str, str] = _json(path.read_bytes())["weight_map"]
         if not all(isinstance(file, str) for file in places.values()):
             raise TypeError("file names must be strings")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not an index of safetensors files: {error!r}") from error
-    files = sorted(set(places.values()))
-    outside = [file for file in files if file in ("", ".", "..") or any(c in file for c in "/\\:\0")]
+    outside = [file for file in places.values() if file in ("", ".", "..") or any(c in file for c in "/\\:\0")]
     if outside:
-        raise ValueError(f"{path} names files outside its own folder, so nothing was read: {outside}")
+        raise ValueError(f"{path} names files outside its own folder, so nothing was read: {sorted(set(outside))}")
+    return places
+
+
+def _of_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and metadata of a model in several files. The index maps each array to a file."""
+    places = files_of_index(path)
+    files = sorted(set(places.values()))
     arrays: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     problems = []

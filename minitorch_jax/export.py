@@ -18,6 +18,7 @@ from .jit import Jitted
 from .module import random
 from .module.module import Module
 from .module.torch_habits import check_function
+from .runtime.install import command
 from .runtime.platforms import for_other_platforms
 from .runtime.tracebacks import trim
 from .state.cell import Cell
@@ -37,8 +38,8 @@ class _Exported(jax.export.Exported):
             if "flatbuffers" not in str(error):
                 raise
             raise ImportError(
-                f"serialising an exported program needs a library that cannot be imported here ({error}). Install it with:"
-                " pip install 'minitorch_jax[export]'",
+                f"serialising an exported program needs a library that cannot be imported here ({error}). Install it"
+                f" {command('export')}",
                 name="flatbuffers",
             ) from error
 
@@ -97,7 +98,7 @@ def export(
         ValueError: if the function changes state, and `with_state` is False; if arrays of a module are not there.
         TypeError: if the result holds anything but arrays and numbers.
         TraceError: in compiled code, or as `mt.jit`; also for a step that turns a schedule into a number.
-        ImportError: from `exported.serialize()`, if flatbuffers is not installed (`pip install 'minitorch_jax[export]'`).
+        ImportError: from `exported.serialize()`, if flatbuffers, the extra `export`, is not installed.
 
     Options for XLA are not part of it: give them where it runs, `jax.jit(exported.call, compiler_options=...)`.
 

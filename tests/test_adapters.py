@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from minitorch_jax.runtime.install import command
+
 ROOT = Path(__file__).parents[1]
 FOUND = {path.stem: path for path in (ROOT / "adapters").glob("*.py")}
 FOUND |= {path.name: path for path in (ROOT / "adapters").iterdir() if (path / "__init__.py").exists()}
@@ -72,5 +74,5 @@ def test_an_adapter_without_its_library_says_how_to_install_it(blocked, name):
         assert said is None  # NumPy's, for which there is nothing to install
         return
     assert said.startswith(f"minitorch_jax.adapters.{name} needs a library that cannot be imported here (")
-    assert said.endswith(f"Install it with: pip install 'minitorch_jax[{name}]'")
+    assert said.endswith(f"). Install it {command(name)}")
     assert EXTRAS[name] and any(f"{name}," in extra or f"{name}]" in extra for extra in EXTRAS["adapters"])

@@ -58,6 +58,7 @@ def test_arrows_between_rooms_go_one_way():
 
 def test_nothing_imports_the_package_root():
     roots = {module: names & {"minitorch_jax", "minitorch_jax.adapters"} for module, names in graph().items()}
+    assert roots.pop("minitorch_jax.__main__") == {"minitorch_jax"}  # which nothing imports
     assert not any(roots.values()), roots
 
 

@@ -6,11 +6,14 @@ training continues with the same trajectory. `from_torch` and `to_torch` convert
 
     load_from_torch(model, torch_model)
     load_optimizer_from_torch(opt, torch_opt, [torch_model])  # `opt.modules` is [model]
+
+Where names or layouts differ, `load_from_torch` takes `names`, a dict of torch's names and ours, with `*`, and `transposed`.
 """
 
 from __future__ import annotations
 
 from .._extra import missing
+from .._names import transposed
 
 try:
     import torch as _torch  # noqa: F401
@@ -28,4 +31,5 @@ __all__ = [
     "load_from_torch",
     "load_optimizer_from_torch",
     "to_torch",
+    "transposed",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import minitorch_jax as mt
+from minitorch_jax.module.globs import kept
 from minitorch_jax.module.parameter import X64, declared, fitting, same_values
 from minitorch_jax.module.sizes import sized_by
 from minitorch_jax.module.state_dict import IncompatibleKeys
@@ -17,6 +18,7 @@ from minitorch_jax.runtime import interrupts
 from minitorch_jax.state.cell import Cell
 from minitorch_jax.state.static_values import describe
 
+from .._names import Keep, Names, Operations, Renamed, as_globs, renamed
 from .arrays import described, dtype_of, kept_dtype, tensor_of, to_numpy, unreadable
 
 
@@ -26,12 +28,15 @@ def load_from_torch(
     strict: bool = True,
     *,
     tie: bool = False,
+    names: Names | None = None,
+    keep: Keep = (),
 ) -> IncompatibleKeys:
-    """Copy the weights of a torch module, or of its `state_dict()`, into a module of the same names, in place.
+    """Copy the weights of a torch module, or of its `state_dict()`, into a module, in place.
 
     The weights are parameters and buffers, running statistics and counts included. Names, shapes, dtypes and ties must
-    agree. The two sides share no memory. Arrays stay on the devices, or in the sharding, that they were bound to. As in
-    torch's `load_state_dict`, gradients, `training` and frozen parameters (`requires_grad`) do not change.
+    agree, once `names` has renamed, transposed, joined and divided torch's. The two sides share no memory. Arrays stay on
+    the devices, or in the sharding, that they were bound to. As in torch's `load_state_dict`, gradients, `training` and
+    frozen parameters (`requires_grad`) do not change.
 
     Args:
         module: the module to change. Its lazy layers take their sizes from the torch weights.
@@ -39,14 +44,21 @@ def load_from_torch(
         strict: True makes names that only one side has an error. All other differences are always errors.
         tie: True ties parameters that are tied in the source and not here, as `module.tie` does. False makes them an
             error. Tensors of a mapping are tied if they share their memory.
+        names: where the two sides have other names, a dict of torch's names and ours. `*` in a key stands for any text, and
+            in its value for the same text; None as a value leaves a tensor out; `transposed(name)` is for a tensor that
+            torch stores the other way round; a tuple as a key is joined, and one as a value is divided, along the first
+            axis. The first key that matches counts. A name without a key stays as it is.
+        keep: a name of `module`, or several, with globs: these arrays stay as they are, whatever the source has.
 
     Returns:
-        The names that only `module` has (missing) and those that only `source` has (unexpected).
+        The names that only `module` has (missing; those of `keep` are among them) and those that only `source` has
+        (unexpected), as they are called here.
 
     Raises:
         TypeError: if an argument has another type.
         ValueError: if the two sides differ. One error lists all differences, and nothing has changed. Without x64,
-            integers of 64 bits are loaded into 32 bits if their values fit; no other dtype is converted.
+            integers of 64 bits are loaded into 32 bits if their values fit; no other dtype is converted. Before that, one
+            error lists what is wrong with `names`.
 
     Example:
         >>> from minitorch_jax import nn
@@ -56,6 +68,10 @@ def load_from_torch(
         IncompatibleKeys(missing_keys=[], unexpected_keys=[])
         >>> bool((ours[0].weight == theirs[0].weight.detach().numpy()).all())
         True
+        >>> backbone = {f"net.{name}": tensor for name, tensor in theirs.state_dict().items()}
+        >>> head = nn.Linear(3, 2)
+        >>> load_from_torch(head, backbone, names={"net.1.*": None, "net.0.*": "*"})
+        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
     """
     if not isinstance(module, mt.Module):
         raise TypeError(f"load_from_torch loads into a minitorch_jax Module; got {module!r} ({type(module).__name__})")
@@ -63,15 +79,28 @@ def load_from_torch(
         raise TypeError(
             f"load_from_torch loads from a torch module or its state_dict(); got {source!r} ({type(source).__name__})"
         )
-    theirs = dict(source) if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
-    with sized_by([(module, {path: tensor for path, tensor in theirs.items() if unreadable(tensor) is None})]):
-        return _load(module, theirs, isinstance(source, Mapping), strict, tie)
+    given = dict(source) if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
+    with torch.no_grad():
+        found = renamed(names, given, Operations(torch.permute, torch.cat, described, _said))
+    raise_all(found.problems, "load_from_torch: `names` does not fit the torch weights; nothing was loaded")
+    found = found.without(keep)
+    alike = isinstance(source, Mapping) or names is not None  # ties may be lost, so values are compared
+    with sized_by([(module, {path: tensor for path, tensor in found.arrays.items() if unreadable(tensor) is None})]):
+        return _load(module, found, alike, strict, tie, as_globs(keep))
 
 
-def _load(module: mt.Module, theirs: Mapping[str, Any], is_mapping: bool, strict: bool, tie: bool) -> IncompatibleKeys:
+def _said(tensor: Any) -> str | None:
+    problem = unreadable(tensor)
+    return None if problem is None else f"torch has {problem}"
+
+
+def _load(
+    module: mt.Module, found: Renamed, is_mapping: bool, strict: bool, tie: bool, keep: list[str]
+) -> IncompatibleKeys:
     """Do what `load_from_torch` does, once lazy layers have their sizes."""
+    theirs = found.arrays
     cells = {path: cell for path, _, _, cell in module._entries()}
-    problems, missing, unexpected = _unmatched(cells, theirs, strict, "here", "in torch")
+    problems, missing, unexpected = _unmatched(cells, theirs, strict, "here", "in torch", kept(keep, cells))
     arrays: dict[str, Any] = {}
     for path in cells.keys() & theirs.keys():
         problem = mismatch(path, declared(cells[path]), theirs[path])
@@ -92,6 +121,9 @@ def _load(module: mt.Module, theirs: Mapping[str, Any], is_mapping: bool, strict
         elif cells[a].kind != cells[b].kind:
             problems.append(f"{b} and {a} are one tensor in torch, but a {cells[b].kind} and a {cells[a].kind} here")
     problems += _tied_here_alone(cells, theirs, is_mapping, arrays)
+    if problems:
+        shapes = {path: tensor.shape for path, tensor in theirs.items() if unreadable(tensor) is None}
+        problems += found.notes({path: declared(cell).shape for path, cell in cells.items()}, shapes)
     raise_all(
         problems, f"load_from_torch: the torch weights do not fit this {type(module).__name__}; nothing was loaded"
     )
@@ -180,15 +212,32 @@ def mismatch(label: str, ours: Any, theirs: Any) -> str | None:
 
 
 def _unmatched(
-    targets: Iterable[str], sources: Iterable[str], strict: bool, target_side: str, source_side: str
+    targets: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    strict: bool,
+    target_side: str,
+    source_side: str,
+    may_miss: Collection[str] = (),
 ) -> tuple[list[str], list[str], list[str]]:
     """Problems with names, the names that only the targets have, and the names that only the sources have."""
-    known, given = set(targets), set(sources)
-    missing = [path for path in targets if path not in given]
-    unexpected = [path for path in sources if path not in known]
-    problems = [f"missing: {path}, which exists {target_side} and not {source_side}" for path in missing]
-    problems += [f"unexpected: {path}, which exists {source_side} and not {target_side}" for path in unexpected]
+    missing = [path for path in targets if path not in sources]
+    unexpected = [path for path in sources if path not in targets]
+    problems = [
+        f"missing: {path}, {_typed(targets[path])}, which exists {target_side} and not {source_side}"
+        for path in missing
+        if path not in may_miss
+    ]
+    problems += [
+        f"unexpected: {path}, {_typed(sources[path])}, which exists {source_side} and not {target_side}"
+        for path in unexpected
+    ]
     return problems if strict else [], missing, unexpected
+
+
+def _typed(value: Any) -> str:
+    if torch.nn.parameter.is_lazy(value):
+        return "uninitialised"
+    return describe(declared(value)) if isinstance(value, Cell) else described(value)
 
 
 def _unwritable(path: str, tensor: torch.Tensor) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
 from typing import Any
 
@@ -29,3 +29,22 @@ class Globs:
         """Return the places of the globs that match a name, in their order: the first one counts."""
         found = [i for i, match in self._patterns if match(name)]
         return sorted([*self._names[name], *found]) if name in self._names else found
+
+
+def kept(globs: Sequence[str], names: Iterable[str]) -> set[str]:
+    """Return the names that `keep` of a load lists.
+
+    Raises:
+        ValueError: for a glob that matches no name.
+    """
+    found: set[str] = set()
+    matched: set[int] = set()
+    patterns = Globs(globs)
+    for name in names:
+        if places := patterns.matching(name):
+            found.add(name)
+            matched.update(places)
+    idle = [glob for i, glob in enumerate(globs) if i not in matched]
+    if idle:
+        raise ValueError(f"keep lists names of this module that stay as they are; it has none that matches {idle}")
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,11 @@ from ..state import access
 from ..state import frame as frames
 from ..state.cell import Cell
 from ..state.concurrent_reads import lend, steadily
-from ..state.static_values import shown
+from ..state.static_values import describe, shown
 from ..state.uninitialized import is_unsized
 from ..state.walk import join, walk_of
-from .parameter import encode_checked, same_values
+from .globs import kept
+from .parameter import declared, encode_checked, same_values
 from .sizes import sized_by
 from .torch_methods import TorchMethods
 from .tree import own_cells
@@ -54,18 +55,20 @@ def _writes(module: Any, method: str) -> bool:
     return getattr(type(module), method) is not getattr(TorchMethods, method)
 
 
-def load_state_dict(module: Any, state_dict: Mapping[str, Any], strict: bool) -> IncompatibleKeys:
-    """See `Module.load_state_dict`."""
+def load_state_dict(
+    module: Any, state_dict: Mapping[str, Any], strict: bool, keep: Sequence[str] = ()
+) -> IncompatibleKeys:
+    """See `Module.load_state_dict`. Names that a glob of `keep` matches may be missing."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"load_state_dict takes a dict of arrays by path, such as `other.state_dict()`; got {shown(state_dict)}. For a"
             " file of `mt.save` write `mt.load(path, model=model)`"
         )
     with sized_by([(module, state_dict)]):
-        return _load(module, state_dict, strict)
+        return _load(module, state_dict, strict, keep)
 
 
-def _load(module: Any, state_dict: Mapping[str, Any], strict: bool) -> IncompatibleKeys:
+def _load(module: Any, state_dict: Mapping[str, Any], strict: bool, keep: Sequence[str]) -> IncompatibleKeys:
     """Do what `load_state_dict` does, once the lazy layers whose arrays are loaded have their sizes."""
     modules = list(module.named_modules(remove_duplicate=False))
     left = [(path, layer) for path, layer in modules if is_unsized(layer)]
@@ -76,7 +79,9 @@ def _load(module: Any, state_dict: Mapping[str, Any], strict: bool) -> Incompati
     paths = dict.fromkeys([*(path for path, _, _, _ in found), *lacking, *extra])
     missing = [path for path in paths if path not in state_dict]
     unexpected = [path for path in state_dict if path not in paths]
-    problems = [f"  missing: {path}" for path in missing] + [f"  unexpected: {path}" for path in unexpected]
+    may_miss, types = kept(keep, paths) if keep else (), {path: cell for path, _, _, cell in found}
+    problems = [f"  missing: {path}{_typed(types.get(path))}" for path in missing if path not in may_miss]
+    problems += [f"  unexpected: {path}{_typed(state_dict[path])}" for path in unexpected]
     problems = problems if strict else []
     problems += [
         f"  {path}: {shown(state_dict[path])} does not tell the sizes" for path in lacking if path in state_dict
@@ -109,6 +114,12 @@ def _load(module: Any, state_dict: Mapping[str, Any], strict: bool) -> Incompati
         _store(new, before)
         raise
     return IncompatibleKeys(missing, unexpected)
+
+
+def _typed(value: Any) -> str:
+    """`, float32[3, 4]` of an array or a cell; nothing of another value."""
+    value = declared(value) if isinstance(value, Cell) else value
+    return f", {describe(value)}" if hasattr(value, "shape") and hasattr(value, "dtype") else ""
 
 
 def _store(cells: Iterable[Cell], values: list[Any]) -> None:

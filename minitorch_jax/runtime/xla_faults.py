@@ -1,8 +1,6 @@
 """Work around what XLA computes wrongly on CPUs (jaxlib 0.10.2 to 0.12).
 
-XLA passes reductions, products and convolutions to a library, YNNPACK, which has three faults (jax issues 39103, 39257,
-40412). Max and min reductions of float32 lose NaN. `jnp.sum((W @ row) ** 2)`, mapped over more than 32,768 rows of 3
-numbers, is wrong. Reductions of products with seven or more axes crash. (The last two are fixed in 0.12.) A compiler option
+XLA passes reductions, products and convolutions to a library, YNNPACK, which has three faults (`FAULTS`). A compiler option
 avoids all three but slows other programs down, so only programs with such an operation get it. The reductions in this file
 keep NaN without the option.
 """
@@ -12,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,36 @@ from jax import lax
 from jax.extend import core as jax_core
 
 OPTION = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+
+class Fault(NamedTuple):
+    """A fault of jaxlib on CPUs."""
+
+    text: str
+    issues: tuple[int, ...]  # of https://github.com/jax-ml/jax
+    fixed: tuple[int, int] | None  # the first version without it
+
+    def __str__(self) -> str:
+        return self.text + "".join(f", jax issue {number}" for number in self.issues)
+
+
+FAULTS = (
+    Fault("max and min reductions of float32 lose NaN", (), None),
+    Fault("jnp.sum((W @ row) ** 2), mapped over more than 32,768 rows of 3 numbers, is wrong", (39103,), (0, 12)),
+    Fault("reductions of products with seven or more axes crash", (39257, 40412), (0, 12)),
+)
+
+
+def known(jaxlib: str) -> list[Fault]:
+    """Return the known faults of a version of jaxlib.
+
+    Example:
+        >>> [str(fault) for fault in known("0.12.1")]
+        ['max and min reductions of float32 lose NaN']
+    """
+    major, minor = jaxlib.split(".")[:2]
+    return [fault for fault in FAULTS if fault.fixed is None or (int(major), int(minor)) < fault.fixed]
+
 
 # -- reductions that keep NaN ------------------------------------------------------------------------------------------
 
