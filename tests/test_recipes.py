@@ -37,6 +37,7 @@ def test_a_recipe_fits_on_a_screen_and_says_why(page):
     text = page.read_text()
     assert len([line for line in text.splitlines() if line.strip()]) <= 45
     assert max(map(len, text.splitlines())) <= 126
+    assert max(map(len, block_of(page, "python").splitlines())) <= 105  # what a window of 1280 pixels shows
     for line in (r"Why so: ", r"When not: ", r"assert "):
         assert re.search(f"^{line}", text, flags=re.M), line
 
