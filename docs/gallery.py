@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples" / "gallery"
 PAGES = ROOT / "docs" / "gallery"
-CARD = (320, 240)  # pixels of a picture in the index, at most
+CARD = (400, 300)  # pixels of a picture in the index, at most
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
