@@ -137,8 +137,8 @@ def generate(noise: ArrayLike) -> jax.Array:
 #
 # After each epoch, we keep what the generator makes of the same noise.
 #
-# `mt.scan` would run a whole epoch in one call. But XLA's convolutions on a CPU are many times slower in such a loop, so
-# each step is a call here.
+# `mt.scan` would run a whole epoch in one call. But XLA's convolutions on a CPU are many times slower in such a loop,
+# so each step is a call here.
 
 # %%
 rng = np.random.default_rng(0)

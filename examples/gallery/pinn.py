@@ -173,4 +173,4 @@ fig.savefig("pinn.png")
 # The method is Raissi, Perdikaris and Karniadakis's (2019); the exact solution is that of Basdevant and others (1986).
 
 # %%
-assert error < (0.1 if SHORT else 0.005), error
+assert error < (0.15 if SHORT else 0.005), error
