@@ -119,6 +119,12 @@ def test_the_command_makes_a_notebook(gallery: Any, tmp_path: Path) -> None:
     assert len(pictures_of(notebook)) == 1
     assert set(notebook["metadata"]) == {"kernelspec"} and not any(cell["metadata"] for cell in notebook["cells"])
     assert (tmp_path / "program.png").read_bytes().startswith(b"\x89PNG")
+    script.write_text(script.read_text().replace("A title", "Another title"))
+    gallery.update_text(script, tmp_path)
+    assert (tmp_path / "program.ipynb").read_text() == first.replace("A title", "Another title")
+    script.write_text(script.read_text().replace("a line", "another line"))
+    with pytest.raises(SystemExit, match="the code of program.py has changed, too"):
+        gallery.update_text(script, tmp_path)
 
 
 @pytest.mark.slow
