@@ -121,6 +121,13 @@ def test_other_names_get_the_nearest():
         from minitorch_jax import manual_seed  # noqa: F401
 
 
+@pytest.mark.parametrize(("name", "instead"), [("update_parameters", "update(model)"), ("n_averaged", "num_averaged")])
+def test_an_average_answers_to_the_names_of_torchs(name, instead):
+    averaged = optim.AveragedModel(nn.Linear(2, 1))
+    with pytest.raises(AttributeError, match=rf"AveragedModel has .* Instead: `averaged\.{re.escape(instead)}`$"):
+        getattr(averaged, name)
+
+
 def test_protocols_find_what_they_found_before():
     layer = nn.Linear(2, 1)
     for owner in (layer, optim.SGD([layer]), mt, nn, optim):

@@ -36,6 +36,8 @@ _MODULE = {
     "to_empty": "`jax.eval_shape(make_model, key)`, a model without memory",
     "_parameters _buffers": "`model.state_dict()`, or `named_parameters()` and `named_buffers()`",
     "_modules": "`dict(model.named_children())`",
+    "update_parameters": "`averaged.update(model)`",
+    "n_averaged": "`averaged.num_averaged`",
     "no_sync": "nothing, since gradients add up over calls of `mt.backward` until `zero_grad()`",
 }
 
