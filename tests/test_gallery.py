@@ -76,11 +76,13 @@ def test_a_program_says_what_it_is_and_asserts_that_it_learnt(script: Path, gall
 
 
 def test_the_index_shows_each_program() -> None:
+    rows = re.findall(r"^\| \[!\[(\w+)\]\(\1\.png\)\]\(\1\.ipynb\) \| \[(.+)\]\(\1\.ipynb\): ", INDEX, flags=re.M)
     names = [script.stem for script in SCRIPTS]
-    assert (
-        sorted(re.findall(r"^\| \[!\[(\w+)\]\(\1\.png\)\]\(\1\.ipynb\) \| \[.+\]\(\1\.ipynb\): ", INDEX, flags=re.M))
-        == names
-    )
+    assert sorted(name for name, _ in rows) == names
+    for name, title in rows:
+        assert (
+            json.loads((PAGES / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"][0] == f"# {title}\n"
+        )
     (toctree,) = re.findall(r"^```\{toctree\}\n:hidden:\n\n(.*?)^```$", INDEX, flags=re.S | re.M)
     assert sorted(toctree.split()) == names
 

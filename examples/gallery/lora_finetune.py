@@ -125,7 +125,7 @@ x_turned_test = np.rot90(x_test, axes=(2, 3))
 print(f"upright {score(pretrained, x_test, y_test):.1%}, turned {score(pretrained, x_turned_test, y_test):.1%}")
 
 # %% [markdown]
-# ## Four ways to go on
+# ## Three ways to go on
 #
 # Each begins with the checkpoint. `parametrizations.lora` freezes the model, and adds adapters to the weights that the globs
 # name. `freeze()` and `unfreeze()` do the rest. The same `fit` then trains whatever is not frozen.
