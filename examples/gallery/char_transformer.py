@@ -201,7 +201,7 @@ def valid(line: str) -> bool:
 
 lines = [line for written in texts for line in written.split("\n")[1:-1] if line.strip()]
 true_lines = [line for line in decode(test_text).split("\n") if line.strip()]
-share, true_share = np.mean([*map(valid, lines)]), np.mean([*map(valid, true_lines)])
+share, true_share = (sum(map(valid, each)) / max(len(each), 1) for each in (lines, true_lines))
 print(f"{share:.0%} of the lines that it wrote are valid, and {true_share:.0%} of those of tempfile")
 
 # %% [markdown]
@@ -232,7 +232,7 @@ for token, height in zip(test_text[places], surprise, strict=True):
     right.add_patch(Rectangle((column, row), width, 1, color=plt.colormaps["Reds"](min(height / 10, 0.7))))
     right.text(column + 0.5, row + 0.55, character.strip(), ha="center", va="center", family="monospace", fontsize=8)
     row, column = (row + 1, 0) if character == "\n" else (row, column + width)
-right.set(xlim=(0, 66), ylim=(row + 1, 0), title="the redder, the less expected")
+right.set(xlim=(0, 62), ylim=(row + 1, 0), title="the redder, the less expected")
 right.set_axis_off()
 fig.savefig("char_transformer.png")
 
