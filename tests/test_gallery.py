@@ -75,12 +75,16 @@ def test_a_program_says_what_it_is_and_asserts_that_it_learnt(script: Path, gall
     assert re.search(r"^assert .*\bSHORT\b", code[-1], flags=re.M)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_the_index_shows_each_program(script: Path) -> None:
-    name = script.stem
-    assert f"| [![{name}]({name}.png)]({name}.ipynb) | [" in INDEX
-    toctree = re.findall(r"^```\{toctree\}\n.*?^```$", INDEX, flags=re.S | re.M)
-    assert len(toctree) == 1 and name in toctree[0].split()
+def test_the_index_shows_each_program() -> None:
+    rows = re.findall(r"^\| \[!\[(\w+)\]\(\1\.png\)\]\(\1\.ipynb\) \| \[(.+)\]\(\1\.ipynb\): ", INDEX, flags=re.M)
+    names = [script.stem for script in SCRIPTS]
+    assert sorted(name for name, _ in rows) == names
+    for name, title in rows:
+        assert (
+            json.loads((PAGES / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"][0] == f"# {title}\n"
+        )
+    (toctree,) = re.findall(r"^```\{toctree\}\n:hidden:\n\n(.*?)^```$", INDEX, flags=re.S | re.M)
+    assert sorted(toctree.split()) == names
 
 
 PROGRAM = """\
@@ -119,6 +123,12 @@ def test_the_command_makes_a_notebook(gallery: Any, tmp_path: Path) -> None:
     assert len(pictures_of(notebook)) == 1
     assert set(notebook["metadata"]) == {"kernelspec"} and not any(cell["metadata"] for cell in notebook["cells"])
     assert (tmp_path / "program.png").read_bytes().startswith(b"\x89PNG")
+    script.write_text(script.read_text().replace("A title", "Another title"))
+    gallery.update_text(script, tmp_path)
+    assert (tmp_path / "program.ipynb").read_text() == first.replace("A title", "Another title")
+    script.write_text(script.read_text().replace("a line", "another line"))
+    with pytest.raises(SystemExit, match="the code of program.py has changed, too"):
+        gallery.update_text(script, tmp_path)
 
 
 @pytest.mark.slow

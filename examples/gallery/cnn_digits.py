@@ -2,7 +2,7 @@
 # # Digits by a small convolutional network
 #
 # A network of three convolutions learns to read handwritten digits of 8 x 8 pixels, which come with scikit-learn. It trains
-# for seconds, reads about 99 of 100 new digits correctly, and at the end we look at those that it gets wrong.
+# for seconds on 449 images, reads about 99 of 100 new ones correctly, and at the end we look at those that it gets wrong.
 #
 # The page shows a class with layers, a training step that is one compiled program, random changes of the images inside that
 # program, and evaluation.
@@ -24,19 +24,19 @@ from minitorch_jax import nn, optim
 from minitorch_jax.nn import functional as F
 
 SHORT = "--short" in sys.argv  # a short run, to see that it works
-EPOCHS, BATCH = (4 if SHORT else 30), 64
+EPOCHS, BATCH = (10 if SHORT else 60), 64
 mt.seed(0)
 
 # %% [markdown]
 # ## The data
 #
-# There are 1,797 images. A quarter of them is kept for the test, and the network never trains on it. As in PyTorch, images
-# have the shape (batch, channels, height, width).
+# There are 1,797 images. The network trains on a quarter of them. It never sees the others before the test. As in PyTorch,
+# images have the shape (batch, channels, height, width).
 
 # %%
 images, labels = load_digits(return_X_y=True)
 images = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
-x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
+x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.75, stratify=labels, random_state=0)
 print(f"{len(x_train)} images to train with, {len(x_test)} to test")
 
 
@@ -69,8 +69,9 @@ print(f"{model.num_parameters():,} parameters")
 # %% [markdown]
 # ## Training
 #
-# More images would help, and a digit stays the same digit when it moves by a pixel. So each step moves each image by up to
-# one pixel in each direction. The moves are new in each epoch: `mt.next_key()` draws from the random stream of `mt.seed`.
+# More images would help, and a digit stays the same digit when it moves to the side. There is room for that: these digits
+# fill the height of their image, but not the width. So each step moves each image by -1, 0 or 1 pixels. The moves are new
+# each time: `mt.next_key()` draws from the random stream of `mt.seed`.
 #
 # `train_step` is the usual loop of three lines. `mt.jit` makes it one compiled program, with the random moves in it.
 
@@ -79,8 +80,8 @@ opt = optim.AdamW([model], lr=optim.schedules.cosine(3e-3, EPOCHS * (len(x_train
 
 
 def shifted(images: jax.Array) -> jax.Array:
-    moves = jax.random.randint(mt.next_key(), (len(images), 2), -1, 2)
-    return jax.vmap(lambda image, move: jnp.roll(image, move, (1, 2)))(images, moves)
+    moves = jax.random.randint(mt.next_key(), (len(images),), -1, 2)
+    return jax.vmap(lambda image, move: jnp.roll(image, move, axis=-1))(images, moves)
 
 
 def loss_fn(model: Net, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -119,29 +120,26 @@ accuracy = (predictions == y_test).mean()
 print(f"test accuracy {accuracy:.1%}: {(predictions != y_test).sum()} of {len(y_test)} are wrong")
 
 # %% [markdown]
-# On the left, the loss of each step. On the right, the test images with the highest doubt: those that the network gets wrong
-# (red) come first, then those that it gets right with the lowest probability.
+# On the left, the loss of each step. On the right, the eight test images whose true digit gets the lowest probability. Wrong
+# answers are red. Most of these eight would make a person think twice, too.
 
 # %%
-doubt = probabilities[np.arange(len(y_test)), y_test]  # the probability of the true digit: the lower, the worse
-worst = np.argsort(doubt)[:8]
+worst = np.argsort(probabilities[np.arange(len(y_test)), y_test])[:8]
 
-fig = plt.figure(figsize=(9, 3.6), layout="constrained")
-left, right = fig.subfigures(1, 2, width_ratios=(1.0, 1.3)).flat
-axes = left.subplots()
-axes.semilogy(curve, lw=0.8)
-axes.set(xlabel="step", ylabel="training loss")
-for axes, i in zip(right.subplots(2, 4).flat, worst, strict=True):
-    axes.imshow(x_test[i, 0], cmap="gray_r")
-    color = "black" if predictions[i] == y_test[i] else "tab:red"
-    axes.set_title(f"{y_test[i]}, read as {predictions[i]}\n({probabilities[i].max():.0%})", fontsize=9, color=color)
-    axes.set_axis_off()
+fig, axes = plt.subplot_mosaic("LL0123;LL4567", figsize=(9, 3.6), layout="constrained")
+axes["L"].semilogy(curve, lw=0.8)
+axes["L"].set(xlabel="step", ylabel="training loss")
+for place, i in enumerate(worst):
+    image, color = axes[str(place)], "black" if predictions[i] == y_test[i] else "tab:red"
+    image.imshow(x_test[i, 0], cmap="gray_r")
+    image.set_title(f"{y_test[i]}, read as {predictions[i]}\n({probabilities[i].max():.0%})", fontsize=9, color=color)
+    image.set_axis_off()
 fig.savefig("cnn_digits.png")
 
 # %% [markdown]
 # ## What to try
 #
-# - Leave out `shifted`: the training loss gets lower, and the test accuracy does, too.
+# - Leave out `shifted`. Over three seeds, there were then 59 wrong answers instead of 51.
 # - Stack the batches of an epoch and run it in one call, `mt.scan(train_step, x, y)`. This is quicker for small networks of
 #   matrix products. A convolution on a CPU is several times slower in such a loop, so this page does not use it.
 # - Add `with mt.autocast(jnp.bfloat16):` around the call of the model, as you would on a GPU.
