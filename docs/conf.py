@@ -21,7 +21,8 @@ with open(HERE.parent / "pyproject.toml", "rb") as file:
 project = _project["name"]
 author = copyright = "the authors of minitorch_jax"
 release = version = _project["version"]
-repository = "https://github.com/minitorch-jax/minitorch_jax"  # links to files lead there; a placeholder until then
+# Links to files lead there. A placeholder until the project is published.
+repository = _project.get("urls", {}).get("Repository", "https://github.com/minitorch-jax/minitorch_jax")
 
 extensions = [
     "myst_nb",
@@ -83,6 +84,11 @@ navigation = {
     },
 }
 
+# A page that nothing above names is a guide.
+_entries = [entry for groups in navigation.values() for entries in groups.values() for entry in entries]
+_named = {entry.rpartition("<")[2].rstrip(">") for entry in _entries}
+navigation["guides"]["Further"] += sorted({path.stem for path in HERE.glob("*.md")} - _named - {"index"})
+
 # An adapter whose library is not installed is documented from its source, with a stand-in for the library.
 for _adapter in public_names.adapters():
     try:
@@ -93,6 +99,7 @@ for _adapter in public_names.adapters():
 
 html_theme = "pydata_sphinx_theme"
 html_title = "minitorch_jax"
+html_sidebars = {page: [] for page in ("index", "first-steps", "design")}  # nothing is under them
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_search_scorer = str(HERE / "_site" / "scorer.js")

@@ -29,6 +29,9 @@ from sphinx.util.inspect import stringify_signature
 LOGGER = logging.getLogger(__name__)
 PACKAGE = public_names.PACKAGE
 OF_THE_ENGINE = {"begin_run", "end_run", "settle", "undo_run"}  # methods that the package calls; no user does
+TEXTS = {  # of names without a docstring
+    f"{PACKAGE}.optim.Rate": "The type of ``lr`` in a rule: ``lr: optim.Rate = optim.setting(default=1e-3)``."
+}
 SHORT = {PACKAGE: "mt", **{f"{PACKAGE}.{name}": name for name in ("nn", "optim", "adapters")}}
 
 
@@ -103,6 +106,9 @@ def members(cls: type) -> list[str]:
 def described(name: public_names.Name) -> Iterator[str]:
     """A name's entry, as reStructuredText."""
     home = documented()[name.full]
+    if name.full in TEXTS:
+        yield from [f".. py:data:: {name.full}", "", f"   {TEXTS[name.full]}", ""]
+        return
     thing = getattr(importlib.import_module(name.module), name.name)
     kind = "class" if inspect.isclass(thing) else "function" if inspect.isroutine(thing) else "data"
     if home != name.full:
@@ -128,8 +134,9 @@ class Reference(SphinxDirective):
         for name in names:
             home = documented()[name.full]
             thing = getattr(importlib.import_module(name.module), name.name)
-            doc = inspect.getdoc(thing) if inspect.isclass(thing) or inspect.isroutine(thing) else ""
-            text = docstrings.summary(doc, lambda code, name=name: target_of(code, name.module))
+            text = TEXTS.get(name.full) or docstrings.summary(
+                inspect.getdoc(thing), lambda code, name=name: target_of(code, name.module)
+            )
             if home != name.full:
                 text = f"The same as ``{short(home)}``."
             lines += [f"   * - :py:obj:`{short(name.full)} <{name.full}>`", f"     - {text}"]
@@ -226,7 +233,7 @@ class LinkNames(SphinxPostTransform):
             code = node.astext()
             if inside is not None or "." not in code:
                 continue
-            target = target_of(code.partition("(")[0]) if re.fullmatch(r"[\w.]+(\(.*\))?", code) else None
+            target = target_of(code)
             if target is None or target not in domain.objects:
                 continue
             entry = domain.objects[target]
