@@ -156,5 +156,5 @@ def summary(doc: str | None, link: Link = lambda name: None) -> str:
     """The first sentence of a docstring."""
     first = next(blocks((doc or "").strip().split("\n")), [""])
     text = " ".join(" ".join(first).split())
-    sentence = re.match(r"(.*?[^.][.:])(?= [A-Z(`]|$)", re.sub(r"\be\.g\.", "for example", text))
-    return inline((sentence[1] if sentence else text).rstrip(":"), link)
+    sentence = re.match(r".*?[^.][.](?= [A-Z(`]|$)", re.sub(r"\be\.g\.", "for example", text))
+    return inline((sentence[0] if sentence else text).rstrip(":"), link)

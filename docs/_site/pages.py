@@ -178,7 +178,8 @@ def expand(app: Any, docname: str, source: list[str]) -> None:
         r"^```\{reference\}\n(.*?)^```$", r"````{eval-rst}\n.. reference::\n\n\1````", text, flags=re.S | re.M
     )
     text = re.sub(r"(?<=^\.\. reference::\n\n)(.*?)(?=^````$)", _indented, text, flags=re.S | re.M)
-    for caption, entries in app.config.navigation.get(docname, {}).items():
+    groups = {} if "```{toctree}" in text else app.config.navigation.get(docname, {})
+    for caption, entries in groups.items():
         options = ":hidden:\n:glob:\n" + (f":caption: {caption}\n" if caption else "")
         text += f"\n\n```{{toctree}}\n{options}\n" + "\n".join(entries) + "\n```\n"
     source[0] = text
