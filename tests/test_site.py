@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 import types
 from collections import Counter
@@ -166,3 +167,69 @@ The rest is free.
 )
 def test_the_one_line_table_has_the_first_sentence(doc: str | None, sentence: str) -> None:
     assert docstrings.summary(doc) == sentence
+
+
+CONF = f"""
+import sys
+sys.path[:0] = [{str(DOCS / "_site")!r}, {str(DOCS.parent)!r}]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "mathml", "pages"]
+myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"
+html_theme = "basic"
+autodoc_typehints = "none"
+repository = "https://example.org/repository"
+navigation = {{"index": {{"": ["names"]}}}}
+"""
+INDEX = """# Title
+
+See `mt.jit`, `mt.jit()`, `mt.nothing`, [a file](../examples/my_net.py), [a folder](../tests/ports), [names](names.md).
+
+$$
+\\begin{aligned} m &= 1 \\\\ v &= 2 \\end{aligned}
+$$
+"""
+NAMES = """# Names
+
+```{reference}
+minitorch_jax: jit Module
+minitorch_jax.nn: Linear Module
+```
+"""
+
+
+def built(folder: Path, names: str) -> subprocess.CompletedProcess[str]:
+    """Build a site of two pages as the project's is built."""
+    for name, text in {"conf.py": CONF, "index.md": INDEX, "names.md": names}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    options = ["-q", "-W", "--keep-going", "-b", "html"]  # and not -n: these pages lack most of the names
+    command = [sys.executable, "-m", "sphinx", *options, str(folder), str(folder / "out")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_pages_lead_to_the_repository_and_to_the_reference(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb", reason="needs the extra docs")
+    result = built(tmp_path, NAMES)
+    assert (result.returncode, result.stderr) == (0, "")
+    index, names = ((tmp_path / "out" / f"{name}.html").read_text(encoding="utf-8") for name in ("index", "names"))
+    assert 'href="https://example.org/repository/blob/main/examples/my_net.py"' in index
+    assert 'href="https://example.org/repository/tree/main/tests/ports"' in index
+    assert index.count('href="names.html#minitorch_jax.jit"') == 2
+    assert "<math" in index and "<mtable" in index
+    ids = set(re.findall(r'<dt class="sig[^>]* id="([^"]+)"', names))
+    assert {
+        "minitorch_jax.jit",
+        "minitorch_jax.Module.tie",
+        "minitorch_jax.nn.Linear",
+        "minitorch_jax.nn.Module",
+    } <= ids
+    assert "minitorch_jax.nn.Linear.tie" not in ids, "methods are with the class that has them"
+    text = re.sub(r"<[^>]+>", "", names)
+    assert "nn.Linear(in_features, out_features, bias=True, *, dtype=jnp.float32, key=None)" in text
+    assert "The same as mt.Module." in text
+
+
+def test_a_wrong_name_in_a_reference_block_stops_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb", reason="needs the extra docs")
+    result = built(tmp_path, NAMES.replace("jit", "jitt"))
+    assert result.returncode == 1
+    assert "minitorch_jax has no public name or file 'jitt'" in result.stderr
