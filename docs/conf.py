@@ -37,6 +37,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks are stored as they were run
 smartquotes = False
+highlight_language = "none"  # of a fence without a language: output, commands
 html_math_renderer = "mathml"
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"

@@ -71,7 +71,7 @@ def test_a_line_selects_names_by_name_and_by_file() -> None:
         public_names.selected("minitorch_jax.nn: Lineer")
 
 
-DOCSTRING = """Scale x by `w`, as `nn.Linear`s do; see *x* and W_ and |x|.
+DOCSTRING = """Scale x by `w`, as `nn.Linear`s do; see *x*, W_, |x| (`docs/nn.md`).
 
     y ← w x
 
@@ -110,7 +110,7 @@ def test_a_docstring_becomes_restructuredtext() -> None:
     text = re.sub(r"\n{2,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip()
     assert (
         text
-        == r"""Scale x by ``w``, as :py:obj:`nn.Linear <minitorch_jax.nn.Linear>`\ s do; see \*x\* and W\_ and \|x\|.
+        == r"""Scale x by ``w``, as :py:obj:`nn.Linear <minitorch_jax.nn.Linear>`\ s do; see \*x\*, W\_, \|x\| (:doc:`/nn`).
 
 .. code-block:: text
 

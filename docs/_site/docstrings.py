@@ -1,8 +1,8 @@
 """Docstrings of this project as reStructuredText, for autodoc.
 
 They are plain text in Markdown's manner: paragraphs, lists with `- `, code and maths indented by four spaces, code in single
-backticks. A line `Args:`, `Raises:`, `Returns:`, `Attributes:` or `Example:` begins a section, which is indented. `Shapes:`,
-`Source:` and `Differs from PyTorch:` begin a paragraph.
+backticks, among which `docs/nn.md` is a page of the site. A line `Args:`, `Raises:`, `Returns:`, `Attributes:` or `Example:`
+begins a section, which is indented. `Shapes:`, `Source:` and `Differs from PyTorch:` begin a paragraph.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import takewhile
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes|Example):$")
 LED = re.compile(r"^(Shapes|Sources?|Letters|Differs from [\w' ]+):(?= )")
 ENTRY = re.compile(r"^(\**\w[^:`()]*?): ?(.*)$", flags=re.S)
+PAGE = re.compile(r"docs/([\w/-]+)\.md")
 Link = Callable[[str], str | None]  # the full name that a name in backticks stands for, or None
 
 
@@ -45,8 +46,9 @@ def inline(text: str, link: Link) -> str:
     for i, part in enumerate(parts):
         if part.startswith("`") and part.endswith("`") and len(part) > 2:
             code = part[1:-1]
+            page = PAGE.fullmatch(code)
             target = link(code)
-            role = f":py:obj:`{code} <{target}>`" if target else f"``{code}``"
+            role = f":py:obj:`{code} <{target}>`" if target else f":doc:`/{page[1]}`" if page else f"``{code}``"
             before = r"\ " if out and (out[-1].isalnum() or out[-1] in "_*`") else ""
             after = parts[i + 1][:1] if i + 1 < len(parts) else ""
             out += before + role + (r"\ " if after.isalnum() or after == "_" else "")

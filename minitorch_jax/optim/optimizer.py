@@ -55,8 +55,8 @@ class Optimizer(Tree):
     Args:
         modules: a list of Modules, or of any objects whose `parameters()` and `grads()` return lists of NumPy arrays,
             which are updated in place; or groups with settings of their own, `{"modules": [...], "lr": ...}`, or, beside the
-            modules, `{"names": [...], "lr": ...}`, where names are globs over `state_dict`; see
-            `optim/groups-and-tools.md` of the documentation.
+            modules, `{"names": [...], "lr": ...}`, where names are globs over `state_dict`
+            (`docs/optim/groups-and-tools.md`).
         lr: learning rate, a finite number >= 0, or a function of the step count (0 at the first step).
         skip_nonfinite: leave everything as it is at a step whose gradients are not all finite; `skipped` counts them.
         track_grad_norm: have each step note the norm of the gradients and whether they are finite: `grad_norm`,
