@@ -4,16 +4,12 @@ Sphinx reads the docstrings; the pages are Markdown, by MyST. The theme is pydat
 sections in a bar on top, search, light and dark, and a menu on phones.
 """
 
-import importlib
 import sys
 import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_site"), str(HERE.parent)]
-
-import public_names  # noqa: E402
-from sphinx.ext.autodoc.mock import mock  # noqa: E402
 
 with open(HERE.parent / "pyproject.toml", "rb") as file:
     _project = tomllib.load(file)["project"]
@@ -89,14 +85,6 @@ navigation = {
 _entries = [entry for groups in navigation.values() for entries in groups.values() for entry in entries]
 _named = {entry.rpartition("<")[2].rstrip(">") for entry in _entries}
 navigation["guides"]["Further"] += sorted({path.stem for path in HERE.glob("*.md")} - _named - {"index"})
-
-# An adapter whose library is not installed is documented from its source, with a stand-in for the library.
-for _adapter in public_names.adapters():
-    try:
-        importlib.import_module(_adapter)
-    except ImportError as error:
-        with mock([(error.name or "").partition(".")[0]]):
-            importlib.import_module(_adapter)
 
 html_theme = "pydata_sphinx_theme"
 html_title = "minitorch_jax"

@@ -177,6 +177,7 @@ myst_enable_extensions = ["dollarmath"]
 html_math_renderer = "mathml"
 html_theme = "basic"
 autodoc_typehints = "none"
+suppress_warnings = ["ref.doc"]  # docstrings name pages that are not here
 repository = "https://example.org/repository"
 navigation = {{"index": {{"": ["names"]}}}}
 """

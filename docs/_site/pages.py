@@ -21,6 +21,7 @@ import public_names
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx import addnodes
+from sphinx.ext.autodoc.mock import mock
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -246,7 +247,18 @@ class LinkNames(SphinxPostTransform):
             link += node
 
 
+def import_adapters() -> None:
+    """Import the adapters, with a stand-in for a library that is not installed: torch, say."""
+    for adapter in public_names.adapters():
+        try:
+            importlib.import_module(adapter)
+        except ImportError as error:
+            with mock([(error.name or "").partition(".")[0]]):
+                importlib.import_module(adapter)
+
+
 def setup(app: Any) -> dict[str, Any]:
+    import_adapters()
     app.add_config_value("navigation", {}, "env")
     app.add_config_value("repository", "", "env")
     app.add_directive("reference", Reference)
