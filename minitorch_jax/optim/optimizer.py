@@ -36,25 +36,27 @@ from .update import forget_older
 class Optimizer(Tree):
     """Plain SGD, `p = p - lr * grad`, and the base of every optimizer.
 
-    `modules` and `lr` are readable and can be changed at any time, effective at the next step: assigning `lr` never
-    compiles again, and a change of the list keeps the state of what stays.
+    You can read and assign `modules` and `lr` at any time; the next step uses them. Assigning `lr` compiles nothing. A
+    change of the list keeps the state of the parameters that stay.
 
-    A new optimizer is a subclass with two pure functions of one array, as static methods: `init_state(p, h)`, the state
-    of a parameter (any pytree of arrays), and `update(p, g, s, h)`, giving the new parameter and state. `h` holds the
-    hyperparameters by name, the 1-based step `t`, and as `one_minus` 1 minus each number, exact where that is nearly 1.
-    Its hyperparameters are declared in the class, `momentum: float = 0.9` (or with `optim.setting`, which also takes a
-    range): numbers become dynamic, booleans and strings static. A constructor, its signature, checks and the docstring's
-    `Args` follow from that; an `__init__` of its own passes hyperparameters on by keyword. Arithmetic is in float32 for
-    parameters of fewer bits; dtypes never change. A rule that treats each element by itself should say so with
-    `elementwise = True`: then packed parameters (`mt.pack`) are updated as one array.
+    A rule of your own is a subclass with two static methods, pure functions of one array. `init_state(p, h)` returns the
+    state of a parameter, any pytree of arrays. `update(p, g, s, h)` returns the new parameter and the new state. `h` holds
+    the hyperparameters by name, the step `t`, which starts at 1, and `one_minus`: `h.one_minus.momentum` is
+    `1 - h.momentum`, exact also where the momentum is nearly 1. The class declares its hyperparameters,
+    `momentum: float = 0.9`, or with `optim.setting`, which also takes a range. Numbers are dynamic; booleans and strings
+    are static. The constructor, its signature, its checks and the docstring's `Args` follow from that. An `__init__` of
+    its own passes hyperparameters on by keyword. For parameters of fewer than 32 bits the arithmetic is in float32; dtypes
+    do not change. If the update is elementwise, write `elementwise = True`: packed parameters (`mt.pack`) are then updated
+    as one array.
 
-    Unlike torch, a step takes parameters that no loss has used, too, with gradients of zeros: momentum, weight decay and
-    Adam's averages go on moving them. `freeze()` leaves them out.
+    Unlike in torch, a step also updates parameters that no loss has used, with gradients of zeros: momentum, weight decay
+    and Adam's averages still change them. `freeze()` excludes them.
 
     Args:
-        modules: a list of Modules, or of any objects whose `parameters()` and `grads()` give lists of NumPy arrays, which
-            are updated in place; or groups with settings of their own, `{"modules": [...], "lr": ...}`, or, beside the
-            modules, `{"names": [...], "lr": ...}`, where names are globs over `state_dict`; see `Group`.
+        modules: a list of Modules, or of any objects whose `parameters()` and `grads()` return lists of NumPy arrays,
+            which are updated in place; or groups with settings of their own, `{"modules": [...], "lr": ...}`, or, beside the
+            modules, `{"names": [...], "lr": ...}`, where names are globs over `state_dict`
+            (`docs/optim/groups-and-tools.md`).
         lr: learning rate, a finite number >= 0, or a function of the step count (0 at the first step).
         skip_nonfinite: leave everything as it is at a step whose gradients are not all finite; `skipped` counts them.
         track_grad_norm: have each step note the norm of the gradients and whether they are finite: `grad_norm`,

@@ -33,7 +33,7 @@ class autocast:  # noqa: N801 (torch's name)
     It is part of a compiled function's key: the first call under another setting compiles once more.
 
     Args:
-        dtype: `jnp.bfloat16`, or `jnp.float16`, whose small range needs an `optim.LossScaler`.
+        dtype: `jnp.bfloat16`, or `jnp.float16`, whose small range needs an `mt.LossScaler`.
         enabled: False switches `autocast` off in the block, to keep a part of a model in float32.
 
     Raises:
