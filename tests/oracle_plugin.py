@@ -12,7 +12,7 @@ from oracle_record import Session, State, begin, end, keep, save
 OF_TORCH = ("test_torch_adapter",)  # how files begin that are left out where there is no torch
 
 
-LEAST = 7500  # so many tests of the whole suite must run where there is no torch
+LEAST = 7600  # so many tests of the whole suite must run where there is no torch
 
 
 class Plugin:
