@@ -264,10 +264,10 @@ def test_64_bits():
         assert nn.BatchNorm1d(6).num_batches_tracked.dtype == jnp.int64
 
 
-@pytest.mark.parametrize("weight", [True, False])
-def test_layer_norm_by_rows_has_every_derivative_of_the_plain_form(weight):
+@pytest.mark.parametrize("name, affine", [("layer_norm", 2), ("layer_norm", 0), ("rms_norm", 1)])
+def test_layer_norm_by_rows_has_every_derivative_of_the_plain_form(name, affine):
     """Of each argument alone and of all, forward and backward, twice, and of each sample: in 64 bits, as the plain form."""
-    from minitorch_jax.nn.functional.normalization import _layer_norm
+    from minitorch_jax.nn.functional.normalization import _plain
 
     def results(form, args, tangents):
         def loss(*args):
@@ -286,17 +286,17 @@ def test_layer_norm_by_rows_has_every_derivative_of_the_plain_form(weight):
         yield "each sample's", jax.vmap(jax.grad(loss, everything), (0, *[None] * (len(args) - 1)))(*args)
 
     forms = [
-        lambda x, w=None, b=None: F.layer_norm(x, (5,), w, b),
-        lambda x, w=None, b=None: _layer_norm(x, w, b, (x.ndim - 1,), 1e-5),
+        lambda x, *affine: getattr(F, name)(x, (5,), *affine, eps=1e-5),
+        lambda x, w=None, b=None: _plain(x, w, b, (x.ndim - 1,), 1e-5, name == "layer_norm"),
     ]
     with jax.enable_x64(True):
         x, dx = (jnp.asarray(numbers(4, 3, 5, seed=i), jnp.float64) for i in (1, 2))
-        affine = [jnp.asarray(numbers(5, seed=i), jnp.float64) for i in (3, 4)] if weight else []
-        tangents = [dx, *(1 + array for array in affine)]
+        given = [jnp.asarray(numbers(5, seed=i), jnp.float64) for i in (3, 4)][:affine]
+        tangents = [dx, *(1 + array for array in given)]
         run = jax.jit(lambda *args: [dict(results(form, args, tuple(tangents))) for form in forms])
         for offset in (0, 1e4):
-            ours, plain = run(x + offset, *affine)
-            for name, expected in plain.items():
-                for one, other in zip(*map(jax.tree.leaves, (ours[name], expected)), strict=True):
+            ours, plain = run(x + offset, *given)
+            for result, expected in plain.items():
+                for one, other in zip(*map(jax.tree.leaves, (ours[result], expected)), strict=True):
                     scale = float(np.abs(other).max())
-                    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7 * scale, err_msg=name)
+                    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7 * scale, err_msg=result)

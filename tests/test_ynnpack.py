@@ -145,6 +145,29 @@ def test_the_option_is_given_to_programs_that_need_it_alone():
         assert options(function, x) == xla_faults.OPTION
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: F.softmax(x, 1)[0, 0],
+        lambda x: F.log_softmax(x, 1)[0, 0],
+        lambda x: F.cross_entropy(x, jnp.zeros(8, jnp.int32)),
+        lambda x: F.cross_entropy(x, jnp.zeros(8, jnp.int32), label_smoothing=0.1),
+        lambda x: F.linear_cross_entropy(x, x, jnp.zeros(8, jnp.int32)),
+        lambda x: F.scaled_dot_product_attention(x, x, x)[0, 0],
+        lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)[0, 0],
+        lambda x: jax.nn.softmax(x)[0, 0],
+        lambda x: jax.nn.logsumexp(x),
+    ],
+)
+def test_a_gradient_needs_the_option_no_more_than_its_loss(loss):
+    """JAX's derivative of a maximum leaves equations behind that nobody reads."""
+    x = jnp.ones((8, 8))
+    for function in (loss, jax.grad(loss), jax.value_and_grad(loss), lambda x: jax.vjp(loss, x)[1](1.0)):
+        assert xla_faults.options_for(jax.make_jaxpr(function)(x).jaxpr) is None
+    kept = jax.value_and_grad(lambda x: loss(x) + x.max())
+    assert xla_faults.options_for(jax.make_jaxpr(kept)(x).jaxpr) == xla_faults.OPTION
+
+
 def test_a_program_gets_the_option_when_another_shape_needs_it():
     model = Largest()
     compiled = mt.jit(lambda m, x: m(x) if x.ndim == 2 else (m.weight * x).sum())

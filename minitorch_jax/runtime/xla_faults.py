@@ -122,15 +122,20 @@ def _is_faulty(jaxpr: Any) -> bool:
 
 
 def _readers(jaxpr: Any) -> dict[Any, list[Any]]:
-    """Return the equations that read each variable. None in a list says that the variable is a result of the program."""
+    """Return the equations that read each variable. None in a list says that the variable is a result of the program.
+
+    Equations whose results nobody reads are left out, since XLA does not compute them. JAX's derivatives of a maximum leave
+    such equations behind.
+    """
     readers: dict[Any, list[Any]] = {}
     for var in jaxpr.outvars:
         if isinstance(var, jax_core.Var):
             readers.setdefault(var, []).append(None)
-    for eqn in jaxpr.eqns:
-        for var in eqn.invars:
-            if isinstance(var, jax_core.Var):
-                readers.setdefault(var, []).append(eqn)
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(var in readers for var in eqn.outvars):
+            for var in eqn.invars:
+                if isinstance(var, jax_core.Var):
+                    readers.setdefault(var, []).append(eqn)
     return readers
 
 

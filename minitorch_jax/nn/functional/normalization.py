@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from ...module.parameter import wide_dtype
 from ...runtime.platforms import on_cpu
 from .autocast import in_float32
 from .distance import norm
@@ -146,50 +147,73 @@ def layer_norm(
     """
     input = jnp.asarray(input)
     axes = _last_axes("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    return _over_last_axes(input, weight, bias, axes, eps, True)
+
+
+def _over_last_axes(
+    input: jax.Array, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, centred: bool
+) -> jax.Array:
+    """layer_norm, or rms_norm if it is not `centred`."""
     if not input.size:
-        return _layer_norm(input, weight, bias, axes, eps)
+        return _plain(input, weight, bias, axes, eps, centred)
 
     def by_rows(input: jax.Array, weight: Any, bias: Any) -> jax.Array:
-        x = wide(input).reshape(-1, math.prod(normalized_shape))
+        x = wide(input).reshape(-1, math.prod(input.shape[axis] for axis in axes))
         weight, bias = (None if array is None else array.astype(x.dtype).reshape(1, -1) for array in (weight, bias))
-        return _rows_normed(eps, x, weight, bias).reshape(input.shape).astype(input.dtype)
+        return _rows_normed(eps, centred, x, weight, bias).reshape(input.shape).astype(input.dtype)
 
-    return on_cpu(by_rows, lambda *arrays: _layer_norm(*arrays, axes, eps), input, weight, bias)
+    return on_cpu(by_rows, lambda *arrays: _plain(*arrays, axes, eps, centred), input, weight, bias)
 
 
-def _layer_norm(input: jax.Array, weight: Any, bias: Any, axes: tuple[int, ...], eps: float) -> jax.Array:
+def _plain(input: jax.Array, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, centred: bool) -> jax.Array:
     x = wide(input)
-    mean, var = moments(x, axes)
+    mean, var = _about(x, axes, centred)
     return scaled(x, mean, var, _with_axes(weight, x.ndim), _with_axes(bias, x.ndim), eps, input.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows_normed(eps: float, x: jax.Array, weight: Any, bias: Any) -> jax.Array:
+def _about(x: jax.Array, axes: tuple[int, ...], centred: bool) -> tuple[Any, jax.Array]:
+    """What is subtracted, and the mean square of the rest."""
+    return moments(x, axes) if centred else (0.0, (x * x).mean(axes, keepdims=True))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _rows_normed(eps: float, centred: bool, x: jax.Array, weight: Any, bias: Any) -> jax.Array:
     """The rows of `(N, D)`, normalised, times a weight `(1, D)`, plus a bias `(1, D)`."""
-    return scaled(x, *moments(x, (1,)), weight, bias, eps, x.dtype)
+    mean, var = _about(x, (1,), centred)
+    return _affine((x - mean) * jax.lax.rsqrt(var + eps), weight, bias)
+
+
+def _affine(h: jax.Array, weight: Any, bias: Any) -> jax.Array:
+    h = h if weight is None else h * weight
+    return h if bias is None else h + bias
 
 
 @partial(_rows_normed.defjvp, symbolic_zeros=True)
-def _rows_normed_jvp(eps: float, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _rows_normed_jvp(eps: float, centred: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """A tangent whose transpose, the backward pass, sums by products: over each row with its weights, and over all rows.
 
     XLA on CPUs computes them many times faster than the sums of JAX's own derivative, and keeps fewer arrays.
     """
     (x, weight, bias), (dx, d_weight, d_bias) = primals, tangents
-    mean, var = moments(x, (1,))
+    mean, var = _about(x, (1,), centred)
     scale = jax.lax.rsqrt(var + eps)
     h = (x - mean) * scale
     tangent = jnp.zeros_like(x)
     if not isinstance(dx, SymbolicZero):
         row = jnp.ones_like(x[:1]) if weight is None else weight
-        dx_mean, along_h = ((d.sum(1, keepdims=True) * (scale / x.shape[1])) @ row for d in (dx, h * dx))
-        tangent = dx * scale * row - dx_mean - h * along_h
+        tangent = dx * scale * row - h * (_row_means(h * dx, scale) @ row)
+        if centred:
+            tangent = tangent - _row_means(dx, scale) @ row
     column = jnp.ones_like(x[:, :1])
     if not (d_weight is None or isinstance(d_weight, SymbolicZero)):
         tangent = tangent + h * (column @ d_weight)
     if not (d_bias is None or isinstance(d_bias, SymbolicZero)):
         tangent = tangent + column @ d_bias
-    return scaled(x, mean, var, weight, bias, eps, x.dtype), tangent
+    return _affine(h, weight, bias), tangent
+
+
+def _row_means(d: jax.Array, scale: jax.Array) -> jax.Array:
+    return d.sum(1, keepdims=True) * (scale / d.shape[1])
 
 
 @in_float32
@@ -219,10 +243,8 @@ def rms_norm(
     """
     input = jnp.asarray(input)
     axes = _last_axes("rms_norm", input, normalized_shape, weight=weight)
-    x = wide(input)
-    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
-    mean_square = (x * x).mean(axes, keepdims=True)
-    return scaled(x, 0.0, mean_square, _with_axes(weight, x.ndim), None, eps, input.dtype)
+    eps = float(jnp.finfo(wide_dtype(input.dtype)).eps) if eps is None else eps
+    return _over_last_axes(input, weight, None, axes, eps, False)
 
 
 @in_float32
