@@ -65,6 +65,22 @@ def test_nan_comes_through(name):
     assert not np.isnan(function(clean)).any() and not np.isnan(jax.jit(function)(clean)).any()
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "cross_entropy", "attention", "layer_norm"])
+def test_nan_comes_through_gradients(name):
+    function, shape = MAXIMA[name]
+    x = image(*shape)
+
+    def grads(x):
+        return jax.value_and_grad(lambda x: (function(x) ** 2).sum())(x)
+
+    assert xla_faults.options_for(jax.make_jaxpr(grads)(x).jaxpr) is None
+    options = xla_faults.OPTION if xla_faults._is_known() else None
+    expected, found = (jax.jit(grads, compiler_options=given)(x) for given in (options, None))
+    for ours, safe in zip(found, expected, strict=True):
+        assert 0 < np.isnan(safe).sum()
+        np.testing.assert_array_equal(np.isnan(ours), np.isnan(safe))
+
+
 @pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(8)], ids=repr)
 def test_images_of_nan_are_pooled_to_nan(layer):
     x = jnp.full((1, 1, 256, 256), jnp.nan)
