@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -37,8 +38,9 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Small arrays count as large ones, and no program is one of another test's."""
-    monkeypatch.setattr(blocks, "SMALLEST", 100)
+    """Small arrays count as large ones, on a machine with one core; and no program is one of another test's."""
+    monkeypatch.setattr(blocks, "_cores", lambda: 1)
+    monkeypatch.setattr(blocks, "SMALLEST", {1: 100, 2: 100})
     monkeypatch.setattr(blocks, "BLOCK", 60)
     monkeypatch.setattr(update, "_steps", Kept())
 
@@ -202,15 +204,37 @@ ORDERS = {
 
 
 @pytest.mark.one_in(2)
+@pytest.mark.parametrize("shape", [(997,), (2, 499), (16, 60)], ids=str)  # the last has no rest
 @pytest.mark.parametrize("order", ORDERS)
-def test_arrays_are_written_in_place(order):
+def test_arrays_are_written_in_place(order, shape):
     rule, num_state = ORDERS[order], 2 if "three" in order else 1
-    p, g = jnp.linspace(-1, 1, 997), jnp.cos(jnp.arange(997.0))
+    size = math.prod(shape)
+    p, g = jnp.linspace(-1, 1, size).reshape(shape), jnp.cos(jnp.arange(size)).reshape(shape)
     compiled = jax.jit(blocks.in_blocks(rule, True), donate_argnums=(0, 2)).lower(p, g, [p] * num_state).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < p.nbytes and "while" in compiled.as_text()
     expected = jax.jit(rule)(p, g, [p / 2] * num_state)
     got = compiled(jnp.copy(p), g, [p / 2 for _ in range(num_state)])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7, atol=1e-7), got, expected)
+
+
+@pytest.mark.parametrize(
+    "cores, shape, expected",
+    [
+        (1, (200,), True),
+        (1, (10, 20), True),
+        (1, (99,), False),
+        (2, (201,), True),
+        (2, (200,), False),
+        (2, (11, 19), False),
+        (2, (99,), False),
+        (3, (201,), False),
+    ],
+)
+def test_blocks_are_used_where_one_core_is_faster_than_all(cores, shape, expected, made, monkeypatch):
+    monkeypatch.setattr(blocks, "_cores", lambda: cores)
+    x = jnp.ones(shape)
+    jax.make_jaxpr(blocks.in_blocks(ORDERS["both from both"], True))(x, x, [x])
+    assert bool(made) is expected
 
 
 def test_derivatives_and_vmap_are_those_of_the_rule():

@@ -2,7 +2,11 @@
 
 XLA on CPUs makes a loop over the whole memory for each array that a rule writes, and each loop reads most of what the others
 have read or written: Adam moves 10 arrays through memory where 7 would do. On blocks that fit into a core's cache, memory is
-read and written once. Any rule is done so whose trace (a jaxpr) is elementwise.
+read and written once. Any rule can be done so whose trace (a jaxpr) is elementwise.
+
+XLA splits a loop over the cores, but not what overwrites a part of an array. So blocks run on one core, and are used only
+where that is faster by the clock. (Blocks that are computed on all cores, and then copied into the arrays, are slower than
+the plain rule on two cores: their copies cost more than the memory that is not read twice.)
 
 In a block, one result after the other is stored in place of the array that it replaces. It may overwrite only what no later
 one reads. A later one may read the stored result instead: Adam's parameter is computed from the stored averages.
@@ -11,6 +15,7 @@ one reads. A later one may read the stored result instead: Adam's parameter is c
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +26,10 @@ from jax.extend import core as jax_core
 
 from ..runtime.platforms import on_cpu
 
-# Measured with Adam and momentum on two x86 cores, JAX 0.10.2 and 0.12.
+# Measured with Adam and momentum on one and on two x86 cores, JAX 0.10.2 and 0.12.
 BLOCK = 32_768  # numbers; a quarter and twice as many are as fast
-SMALLEST = 1_000_000  # numbers of a parameter; fewer stay in the last cache from one loop to the next
+# Numbers of a parameter from which blocks are faster, by the number of cores. With fewer, arrays stay in the last cache.
+SMALLEST = {1: 24_000_000, 2: 1_000_000}
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 _ELEMENTWISE = frozenset(
@@ -46,11 +52,26 @@ def in_blocks(rule: Callable[..., Any], flat: bool) -> Callable[..., Any]:
 
     def update(p: Any, g: Any, s: Any, *others: Any) -> Any:
         states = [x.shape for x in jax.tree.leaves(s)]
-        if SMALLEST <= p.size < 2**31 and p.shape in states:
+        if p.shape in states and _is_faster(p.shape):
             return on_cpu(lambda *args: _computed(rule, flat, args), rule, p, g, s, *others)
         return rule(p, g, s, *others)
 
     return update
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_faster(shape: tuple[int, ...]) -> bool:
+    """Whether one core by blocks is faster than the plain rule on all cores.
+
+    With two cores it is so for one axis of an odd length, since XLA does not vectorize a loop of which the halves differ.
+    """
+    size, cores = math.prod(shape), _cores()
+    slow_in_halves = len(shape) == 1 and size % 2 == 1
+    return cores in SMALLEST and SMALLEST[cores] <= size < 2**31 and (cores == 1 or slow_in_halves)
 
 
 def _computed(rule: Callable[..., Any], flat: bool, args: tuple[Any, ...]) -> Any:
@@ -225,14 +246,19 @@ class BlockProgram:
         length = next((n for n in range(BLOCK, BLOCK // 4, -1) if size % n == 0), BLOCK)
         rest = size % length  # a shorter block, with operations of its own to compile
 
-        def block(carried: Any) -> Any:
-            start, arrays, spares = carried
-            return start + length, *self._block(start, length, arrays, spares, known)
+        def stored(carried: Any, end: int, step: int) -> Any:
+            """The arrays with their blocks from a start, which is carried, up to an end."""
 
-        # the start is carried, not computed: on numbers, too, each operation is a kernel to compile and to launch
-        start, arrays, spares = lax.while_loop(lambda c: c[0] < size - rest, block, (jnp.int32(0), arrays, spares))
-        if rest:
-            arrays, _ = self._block(start, rest, arrays, spares, known)
+            def block(carried: Any) -> Any:
+                start, arrays, spares = carried
+                # the next start is no product: on numbers, too, each operation is a kernel to compile and to launch
+                return start + step, *self._block(start, step, arrays, spares, known)
+
+            return lax.while_loop(lambda carried: carried[0] < end, block, carried)
+
+        carried = stored((jnp.int32(0), arrays, spares), size - rest, length)
+        # the rest is in a loop, too: outside of one, XLA joins a reshape to what is stored, and copies the array
+        _, arrays, _ = stored(carried, size, rest) if rest else carried
         known |= zip(self._new, arrays, strict=True)
         return [_value(atom, known) for atom in trace.results]
 
