@@ -77,6 +77,10 @@ def form_of(s: Shape) -> Form | None:
         return pointwise
     if 1 < s.groups <= _GROUPS:
         return divided
+    if s.is_weight_gradient and fits_turned(s) and any(n > 1 for n in s.spread) and all(n == 1 for n in s.dilation):
+        return turned
+    if fits_planes(s) and min(s.kernel[0], s.positions[0]) <= _TAPS:
+        return planes
     if s.is_weight_gradient and fits_positions(s) and positions <= _TAPS:
         if s.batches > 1 and s.batch == s.batches:
             return correlated
@@ -102,6 +106,16 @@ def fits_pointwise(s: Shape) -> bool:
 def fits_positions(s: Shape) -> bool:
     """True if `products` can compute it. Also `folded`, without groups; and `correlated`, with one image in each."""
     return s.groups == 1 and all(n == 1 for n in s.spread)
+
+
+def fits_planes(s: Shape) -> bool:
+    """True if `planes` can compute it."""
+    return s.batches == 1 and len(s.kernel) > 2
+
+
+def fits_turned(s: Shape) -> bool:
+    """True if `turned` can compute it."""
+    return s.groups == 1
 
 
 # -- forms for small kernels: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -----------------------------------------
@@ -201,7 +215,7 @@ def folded(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.stack(parts, -1).swapaxes(1, 2).reshape(s.batch, s.outs, *s.positions)
 
 
-# -- a form for all: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) --------------------------------------------------
+# -- forms that another form completes: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -------------------------------
 
 
 def divided(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -210,6 +224,65 @@ def divided(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     each = s._replace(batch=x.shape[0] // s.batches, outs=s.outs // count, groups=1, batches=1)
     parts = zip(jnp.split(x, count, int(s.groups > 1)), jnp.split(w, count, 0), strict=True)
     return jnp.concatenate([_computed(each, one, its) for one, its in parts], 1)
+
+
+def planes(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A convolution over all axes but the first. Of the first, the positions are images, and the kernel's elements features.
+
+    The library that computes convolutions over two axes (see xla_faults.py) computes none over three. The image is copied
+    for each element of the kernel on the first axis.
+    """
+    pads, spread = [(0, 0)] * len(s.kernel), [1] * len(s.kernel)
+    pads[0], spread[0] = s.pads[0], s.spread[0]
+    x = _padded(s._replace(pads=tuple(pads), spread=tuple(spread)), x)
+    n, features, _, *image = x.shape
+    taps, count, (step, apart) = s.kernel[0], s.positions[0], (s.stride[0], s.dilation[0])
+
+    def rows(start: int, size: int, step: int) -> jax.Array:
+        return lax.slice_in_dim(x, start, start + (size - 1) * step + 1, step, 2)
+
+    if taps <= count:  # as few slices as can be: weight gradients have large kernels
+        x = jnp.stack([rows(i * apart, count, step) for i in range(taps)], 2)
+    else:
+        x = jnp.stack([rows(i * step, taps, apart) for i in range(count)], 3)
+    x = jnp.moveaxis(x, 3, 1).reshape(n * count, features * taps, *image)
+    w = w.reshape(s.outs, s.group * taps, *s.kernel[1:])
+    rest = s._replace(
+        batch=n * count,
+        group=s.group * taps,
+        image=tuple(image),
+        kernel=s.kernel[1:],
+        positions=s.positions[1:],
+        stride=s.stride[1:],
+        pads=s.pads[1:],
+        spread=s.spread[1:],
+        dilation=s.dilation[1:],
+    )
+    return _computed(rest, x, w).reshape(n, count, s.outs, *rest.positions).swapaxes(1, 2)
+
+
+def turned(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Without groups: the convolution of the kernel with the image, whose positions lie in the opposite order.
+
+    A distance between the image's elements becomes one between the kernel's, which the forms for few positions can compute.
+    """
+    pads = []
+    for size, k, count, step, (low, _), between, apart in zip(
+        s.image, s.kernel, s.positions, s.stride, s.pads, s.spread, s.dilation, strict=True
+    ):
+        pads.append((step * (count - 1) - low, between * (size - 1) - apart * (k - 1) + low))
+    swapped = s._replace(
+        batch=s.outs,
+        outs=x.shape[0],
+        image=s.kernel,
+        kernel=s.image,
+        pads=tuple(pads),
+        spread=s.dilation,
+        dilation=s.spread,
+    )
+    y = _computed(swapped, w, x)  # (O / batches, B, *positions)
+    y = y.reshape(s.outs // s.batches, s.batches, -1, *s.positions).swapaxes(0, 2)
+    return lax.rev(y.reshape(-1, s.outs, *s.positions), range(2, 2 + len(s.positions)))
 
 
 def _computed(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
