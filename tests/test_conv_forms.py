@@ -34,6 +34,8 @@ def settings_for(form: str, seed: int) -> tuple[list[int], list[int], dict[str, 
     batches = 1 if small or form == "folded" else 2 if form == "correlated" else 1 + seed % 2
     each = 1 if form == "correlated" else 2
     kernel = [1] * ndim if form == "pointwise" else draw(1, 4, ndim)
+    if form == "planes":
+        kernel[0] += 4 * (seed % 2)  # more elements than positions: as in weight gradients
     image = draw(4, 7, ndim)
     lhs, rhs = [batches * each, groups * 3, *image], [batches * groups * 2, 3, *kernel]
     spread = draw(1, 3, ndim) if small or form == "turned" else [1] * ndim
