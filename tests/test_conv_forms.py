@@ -18,7 +18,7 @@ from minitorch_jax.nn.functional import conv_forms
 from minitorch_jax.runtime import jax_private
 
 F = nn.functional
-FORMS = ["pointwise", "shifted", "columns", "products", "correlated", "folded", "planes", "turned"]
+FORMS = ["pointwise", "shifted", "columns", "products", "correlated", "folded", "planes", "turned", "merged"]
 
 
 def normal(random: np.random.Generator, *shape: int, dtype: Any = np.float32) -> jax.Array:
@@ -29,8 +29,8 @@ def settings_for(form: str, seed: int) -> tuple[list[int], list[int], dict[str, 
     """Draw the sizes (B, F, *S) and (O, I, *K) and the settings of a convolution that the form can compute."""
     random = np.random.default_rng(seed)
     ndim, draw = 3 if form == "planes" else 1 + seed % 3, lambda low, high, n: random.integers(low, high, n).tolist()
-    small = form in ("pointwise", "shifted", "columns", "planes")
-    groups = 1 + seed % 2 if small and form != "columns" else 1
+    small = form in ("pointwise", "shifted", "columns", "planes", "merged")
+    groups = 4 if form == "merged" else 1 + seed % 2 if small and form != "columns" else 1
     batches = 1 if small or form == "folded" else 2 if form == "correlated" else 1 + seed % 2
     each = 1 if form == "correlated" else 2
     kernel = [1] * ndim if form == "pointwise" else draw(1, 4, ndim)
@@ -67,12 +67,15 @@ def test_a_form_computes_what_xla_does(form: str, seed: int, monkeypatch: pytest
     def chosen(s: conv_forms.Shape) -> Any:
         if used and s != used[0]:  # what another form completes is XLA's here
             return None
-        fits = dict.fromkeys(("shifted", "columns"), "fits_taps") | dict.fromkeys(FORMS[3:6], "fits_positions")
+        fits = dict.fromkeys(("shifted", "columns", "merged"), "fits_taps") | dict.fromkeys(
+            FORMS[3:6], "fits_positions"
+        )
         assert getattr(conv_forms, fits.get(form, f"fits_{form}"))(s)
         used.append(s)
         return getattr(conv_forms, form)
 
     monkeypatch.setattr(conv_forms, "form_of", chosen)
+    monkeypatch.setattr(conv_forms, "_WIDE", 6)  # two groups as one
     monkeypatch.setattr(conv_forms, "_MANY_POSITIONS", (0, 1000)[seed % 2])  # both branches, at small sizes
     random, (of_lhs, of_rhs, _) = np.random.default_rng(seed), settings["dimension_numbers"]
     dtype = jnp.bfloat16 if seed == 1 else jnp.float32
@@ -92,6 +95,7 @@ LAYERS = {
     "3x2, groups": ((2, 4, 6, 5), (4, 2, 3, 2), (1, 1), ((1, 1), (1, 0)), (1, 1), 2),
     "3x2, stride 2": ((2, 3, 6, 5), (4, 3, 3, 2), (2, 1), ((1, 1), (1, 0)), (1, 1), 1),
     "3x2, spread 2, groups": ((2, 4, 3, 4), (6, 2, 3, 2), (1, 1), ((2, 1), (1, 3)), (2, 1), 2),
+    "2x1, 9 groups": ((2, 18, 3, 2), (18, 2, 2, 1), (1, 2), ((1, 0), (0, 1)), (1, 1), 9),
     "2x1x3, stride 2": ((2, 3, 4, 2, 3), (5, 3, 2, 1, 3), (2, 1, 1), ((1, 0), (0, 0), (1, 1)), (1, 1, 2), 1),
 }
 
