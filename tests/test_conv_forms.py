@@ -18,7 +18,7 @@ from minitorch_jax.nn.functional import conv_forms
 from minitorch_jax.runtime import jax_private
 
 F = nn.functional
-FORMS = ["pointwise", "shifted", "columns", "products", "correlated", "folded"]
+FORMS = ["pointwise", "shifted", "columns", "products", "correlated", "folded", "planes", "turned", "merged"]
 
 
 def normal(random: np.random.Generator, *shape: int, dtype: Any = np.float32) -> jax.Array:
@@ -28,15 +28,17 @@ def normal(random: np.random.Generator, *shape: int, dtype: Any = np.float32) ->
 def settings_for(form: str, seed: int) -> tuple[list[int], list[int], dict[str, Any]]:
     """Draw the sizes (B, F, *S) and (O, I, *K) and the settings of a convolution that the form can compute."""
     random = np.random.default_rng(seed)
-    ndim, draw = 1 + seed % 3, lambda low, high, n: random.integers(low, high, n).tolist()
-    small = form in ("pointwise", "shifted", "columns")
-    groups = 1 + seed % 2 if small and form != "columns" else 1
+    ndim, draw = 3 if form == "planes" else 1 + seed % 3, lambda low, high, n: random.integers(low, high, n).tolist()
+    small = form in ("pointwise", "shifted", "columns", "planes", "merged")
+    groups = 4 if form == "merged" else 1 + seed % 2 if small and form != "columns" else 1
     batches = 1 if small or form == "folded" else 2 if form == "correlated" else 1 + seed % 2
     each = 1 if form == "correlated" else 2
     kernel = [1] * ndim if form == "pointwise" else draw(1, 4, ndim)
+    if form == "planes":
+        kernel[0] += 4 * (seed % 2)  # more elements than positions: as in weight gradients
     image = draw(4, 7, ndim)
     lhs, rhs = [batches * each, groups * 3, *image], [batches * groups * 2, 3, *kernel]
-    spread = draw(1, 3, ndim) if small else [1] * ndim
+    spread = draw(1, 3, ndim) if small or form == "turned" else [1] * ndim
     order = [tuple(random.permutation(ndim + 2).tolist()) for _ in range(3)]
     return (
         lhs,
@@ -63,12 +65,17 @@ def test_a_form_computes_what_xla_does(form: str, seed: int, monkeypatch: pytest
     used: list[conv_forms.Shape] = []
 
     def chosen(s: conv_forms.Shape) -> Any:
-        fits = dict.fromkeys(("shifted", "columns"), conv_forms.fits_taps) | {"pointwise": conv_forms.fits_pointwise}
-        assert fits.get(form, conv_forms.fits_positions)(s)
+        if used and s != used[0]:  # what another form completes is XLA's here
+            return None
+        fits = dict.fromkeys(("shifted", "columns", "merged"), "fits_taps") | dict.fromkeys(
+            FORMS[3:6], "fits_positions"
+        )
+        assert getattr(conv_forms, fits.get(form, f"fits_{form}"))(s)
         used.append(s)
         return getattr(conv_forms, form)
 
     monkeypatch.setattr(conv_forms, "form_of", chosen)
+    monkeypatch.setattr(conv_forms, "_WIDE", 6)  # two groups as one
     monkeypatch.setattr(conv_forms, "_MANY_POSITIONS", (0, 1000)[seed % 2])  # both branches, at small sizes
     random, (of_lhs, of_rhs, _) = np.random.default_rng(seed), settings["dimension_numbers"]
     dtype = jnp.bfloat16 if seed == 1 else jnp.float32
@@ -83,10 +90,13 @@ def test_a_form_computes_what_xla_does(form: str, seed: int, monkeypatch: pytest
 
 
 LAYERS = {
-    "1x1": ((2, 8, 5, 4), (6, 8, 1, 1), (1, 1), ((0, 0), (0, 0)), 1),
-    "depthwise, stride 2": ((2, 4, 5, 4), (8, 1, 3, 2), (2, 1), ((1, 1), (1, 0)), 4),
-    "3x2, groups": ((2, 4, 6, 5), (4, 2, 3, 2), (1, 1), ((1, 1), (1, 0)), 2),
-    "3x2, stride 2": ((2, 3, 6, 5), (4, 3, 3, 2), (2, 1), ((1, 1), (1, 0)), 1),
+    "1x1": ((2, 8, 5, 4), (6, 8, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    "depthwise, stride 2": ((2, 4, 5, 4), (8, 1, 3, 2), (2, 1), ((1, 1), (1, 0)), (1, 1), 4),
+    "3x2, groups": ((2, 4, 6, 5), (4, 2, 3, 2), (1, 1), ((1, 1), (1, 0)), (1, 1), 2),
+    "3x2, stride 2": ((2, 3, 6, 5), (4, 3, 3, 2), (2, 1), ((1, 1), (1, 0)), (1, 1), 1),
+    "3x2, spread 2, groups": ((2, 4, 3, 4), (6, 2, 3, 2), (1, 1), ((2, 1), (1, 3)), (2, 1), 2),
+    "2x1, 9 groups": ((2, 18, 3, 2), (18, 2, 2, 1), (1, 2), ((1, 0), (0, 1)), (1, 1), 9),
+    "2x1x3, stride 2": ((2, 3, 4, 2, 3), (5, 3, 2, 1, 3), (2, 1, 1), ((1, 0), (0, 0), (1, 1)), (1, 1, 2), 1),
 }
 
 
@@ -116,10 +126,10 @@ def everything(conv: Callable[..., jax.Array]) -> Callable[..., Any]:
     "name", [pytest.param("1x1", marks=pytest.mark.slow), *[name for name in LAYERS if name != "1x1"]]
 )
 def test_its_derivatives_and_batches_are_jaxs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x_shape, w_shape, stride, pads, groups = LAYERS[name]
-    random, ones = np.random.default_rng(0), (1, 1)
+    x_shape, w_shape, stride, pads, spread, groups = LAYERS[name]
+    random, ones = np.random.default_rng(0), (1,) * len(stride)
     x, w = normal(random, *x_shape), normal(random, *w_shape)
-    run = everything(lambda x, w: conv_forms.convolution(x, w, stride, pads, ones, ones, groups))
+    run = everything(lambda x, w: conv_forms.convolution(x, w, stride, pads, spread, ones, groups))
     got = jax.jit(run)(x, w)
     monkeypatch.setattr(conv_forms, "_twin", None)  # what a JAX without the private names does
     expected = jax.jit(lambda x, w: run(x, w))(x, w)
@@ -148,6 +158,70 @@ def test_other_platforms_get_the_plain_convolution() -> None:
     assert "stablehlo.convolution" in text["cuda"] and "stablehlo.convolution" not in text["cpu"]
 
 
+TRANSPOSED = [  # the sizes of the image and the weight, the arguments after the bias
+    ((3, 4, 5, 4), (4, 2, 4, 4), (2, 1)),
+    ((2, 3, 4, 3), (3, 4, 3, 2), ((3, 2), (1, 0), (2, 1))),
+    ((2, 4, 3, 4), (4, 3, 3, 3), (2, 1, 1, 2)),
+    ((2, 4, 3, 4), (4, 2, 2, 3), (2, 1, 0, 2, (1, 2))),
+    ((2, 10, 4, 3), (10, 1, 4, 4), (2, 1, 0, 10)),
+    ((2, 20, 4, 3), (20, 2, 3, 3), (2, 1, 1, 10)),
+    ((2, 3, 4, 2, 3), (3, 4, 3, 2, 2), ((2, 1, 3), (1, 0, 1), (1, 0, 0))),
+]
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(("x_shape", "w_shape", "arguments"), TRANSPOSED)
+def test_the_gradients_of_transposed_convolutions_are_jaxs(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    arguments: tuple[Any, ...],
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conv = F.conv_transpose2d if len(x_shape) == 4 else F.conv_transpose3d
+    random = np.random.default_rng(0)
+
+    def run(x: jax.Array, w: jax.Array) -> Any:
+        y, pullback = jax.vjp(lambda x, w: conv(x, w, None, *arguments), x, w)
+        return y, *pullback(jnp.cos(y))
+
+    with jax.enable_x64(dtype == "float64"):
+        x, w = (normal(random, *shape, dtype=dtype) for shape in (x_shape, w_shape))
+        got = jax.jit(run)(x, w)
+        monkeypatch.setattr(conv_forms, "_twin", None)
+        wide = (a if dtype == "float64" else a.astype(jnp.float32) for a in (x, w))
+        expected = jax.jit(lambda x, w: run(x, w))(*wide)
+    error = {"float32": 1e-4, "bfloat16": 1e-1, "float64": 1e-11}[dtype]
+    for mine, other in zip(got, expected, strict=True):
+        assert mine.dtype == dtype
+        assert_allclose(np.asarray(mine, other.dtype), other, rtol=error, atol=error)
+
+
+def convolutions(run: Callable[..., Any], *shapes: tuple[int, ...]) -> list[str]:
+    """The lines of the convolutions in a program for CPUs."""
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    text = jax.jit(run).trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
+    return [line for line in text.splitlines() if "stablehlo.convolution" in line]
+
+
+def test_no_convolution_is_over_three_axes() -> None:
+    def run(x: jax.Array, w: jax.Array) -> Any:
+        return jax.value_and_grad(lambda x, w: jnp.sin(F.conv3d(x, w, None, 1, 1)).sum(), (0, 1))(x, w)
+
+    lines = convolutions(run, (2, 16, 8, 8, 8), (16, 16, 3, 3, 3))
+    assert lines and not any("0, 1, 2" in line for line in lines)
+
+
+def test_the_weight_gradient_of_a_transposed_convolution_sets_in_no_zeros() -> None:
+    def run(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.grad(lambda w: jnp.sin(F.conv_transpose2d(x, w, None, 2, 1)).sum())(w)
+
+    lines = convolutions(run, (8, 16, 8, 8), (16, 8, 4, 4))
+    zeros = [line for line in lines if "lhs_dilate = [2" in line]
+    assert len(zeros) == 1 and len(lines) > 1  # one for the layer itself
+
+
 def test_a_model_of_convolutions_is_exported_for_any_batch() -> None:
     mt.seed(0)
     model = nn.Sequential(nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 3, 2), nn.Conv2d(2, 6, 2))
@@ -158,6 +232,11 @@ def test_a_model_of_convolutions_is_exported_for_any_batch() -> None:
 
     def gradient(w: jax.Array, x: jax.Array) -> jax.Array:
         return jax.grad(lambda w: jnp.sin(F.conv2d(x, w)).sum())(w)
+
+    weight = normal(np.random.default_rng(1), 12, 6, 3, 2, 2)
+    exported = jax.export.export(jax.jit(F.conv3d))(jax.ShapeDtypeStruct((n, 6, 7, 7, 7), jnp.float32), weight)
+    x3 = normal(np.random.default_rng(0), 3, 6, 7, 7, 7)
+    assert_allclose(exported.call(x3, weight), F.conv3d(x3, weight), rtol=1e-4, atol=1e-4)
 
     w = model[0].weight
     exported = jax.export.export(jax.jit(gradient))(w, jax.ShapeDtypeStruct((n, 6, 7, 7), jnp.float32))
