@@ -162,7 +162,8 @@ def _over_last_axes(
         weight, bias = (None if array is None else array.astype(x.dtype).reshape(1, -1) for array in (weight, bias))
         return _rows_normed(eps, centred, x, weight, bias).reshape(input.shape).astype(input.dtype)
 
-    return on_cpu(by_rows, lambda *arrays: _plain(*arrays, axes, eps, centred), input, weight, bias)
+    plain = partial(_plain, axes=axes, eps=eps, centred=centred)
+    return on_cpu(by_rows, plain, input, weight, bias)
 
 
 def _plain(input: jax.Array, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, centred: bool) -> jax.Array:
