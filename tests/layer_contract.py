@@ -593,6 +593,24 @@ class LayerContract:
                 scale = np.abs(other[finite]).max(initial=1e-3)
                 np.testing.assert_allclose(np.float32(mine)[finite], other[finite], rtol=0.05, atol=0.05 * scale)
 
+    @pytest.mark.one_in(9)
+    def test_its_gradient_is_traced_in_64_bits(self, layer: Case) -> None:
+        """With strict promotion, a number of NumPy's (an int64 there) does not meet an int32."""
+        if not layer.differentiable or layer.call or any(isinstance(arg, Made) for arg in layer.args):
+            return
+        floats, join = split(layer)
+
+        def loss(module: Any, floats: Any) -> Any:
+            with mt.rng(jax.random.key(0)):
+                out = module(*join(floats))
+            return sum(leaf.sum() for leaf in jax.tree.leaves(out) if is_float(leaf)), module
+
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(number, jnp.float64) for number in floats]
+            ours = layer.ours().eval().astype(jnp.float64)
+            gradients, _ = jax.eval_shape(jax.grad(loss, (0, 1), has_aux=True), ours, wide)
+        assert {gradient.dtype.name for gradient in gradients[1]} <= {"float64"}
+
     # -- construction -------------------------------------------------------------------------------------------------
 
     @pytest.mark.one_in(9)

@@ -103,6 +103,11 @@ def built(program: Any) -> Any:
     return program.build()
 
 
+# Rounding grows from step to step where BatchNorm divides by small deviations, and with a loss near zero. How much depends on
+# the processor: it rounds convolutions in its own way.
+ROUNDING = {"segmentation": 3e-4, "reinforce": 1e-4}
+
+
 @pytest.mark.one_in(9)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_translation_gives_what_torch_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +122,7 @@ def test_a_translation_gives_what_torch_gives(kind: str, monkeypatch: pytest.Mon
     for step in (compiled, compiled.__wrapped__):
         monkeypatch.setattr(here, "train_step", step)
         our_losses, our_after = trained(here, built(here))
-        assert_allclose(our_losses, losses, rtol=1e-4)
+        assert_allclose(our_losses, losses, rtol=ROUNDING.get(kind, 1e-5))
         assert_allclose(our_after, after, rtol=1e-3, atol=1e-4)
     assert compiled.num_compiles == before + 1
 

@@ -167,7 +167,7 @@ def _maxima_and_places(input: jax.Array, frame: Windows) -> tuple[jax.Array, lis
         first = (frame.rows(axis) >= frame.pads[axis][0]).argmax(1)
         for window in np.flatnonzero(first):
             places = jnp.where(
-                lax.broadcasted_iota(jnp.int32, best.shape, axis + 2) == window, number(first[window]), places
+                lax.broadcasted_iota(jnp.int32, best.shape, axis + 2) == int(window), number(first[window]), places
             )
         for j, other in enumerate(others, 1):
             better = (other > best) | (other != other)  # NaN wins, as in torch
