@@ -53,7 +53,7 @@ def test_the_blocks_of_a_page_run_in_order(
     with as_jax_comes():
         for number, block in enumerate(BLOCK.findall(page.read_text()), 1):
             exec(compile(block, f"{name_of(page)}, block {number}", "exec"), names)
-    assert capsys.readouterr().out.strip() in page.read_text()
+            assert capsys.readouterr().out.strip() in page.read_text()
 
 
 def test_pages_are_found_whose_blocks_run() -> None:
