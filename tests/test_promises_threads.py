@@ -23,6 +23,7 @@ from training import within
 
 import minitorch_jax as mt
 from minitorch_jax import optim
+from minitorch_jax.state import concurrent_reads
 from minitorch_jax.state.concurrent_reads import flights, private
 
 SIZE = 4000
@@ -257,3 +258,45 @@ def test_reading_in_the_middle_of_the_very_call_raises() -> None:
         del flights[ident]
     with pytest.raises(RuntimeError, match="deleted"):  # what the user has given away, nobody waits for
         private([net._cells["large"]])
+
+
+def test_a_read_that_falls_between_two_calls_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call deletes what was read and ends; the second begins when the reader asks whether one is in flight."""
+    net, _ = make()
+    (cell,) = [cell for _, _, _, cell in net._entries() if cell.stored.shape == (3,)]
+
+    def donate_and_replace() -> None:
+        old, cell.stored = cell.stored, cell.stored + 1
+        old.delete()
+
+    copied, asked = concurrent_reads.fresh_copies, concurrent_reads.in_flight
+    calls: list[str] = []
+
+    def fresh_copies(arrays: Any) -> Any:
+        calls.append("copied")
+        if len(calls) == 1:
+            donate_and_replace()
+        elif cell.stored.is_deleted():  # the second call ends
+            cell.stored = jnp.full(3, 2.0)
+            return fresh_copies([cell.stored])
+        return copied(arrays)
+
+    def in_flight(cells: Any) -> bool:
+        answer = asked(cells)
+        if calls == ["copied"]:
+            calls.append("asked")
+            cell.stored.delete()  # the second call begins, after the answer
+        return answer
+
+    monkeypatch.setattr(concurrent_reads, "fresh_copies", fresh_copies)
+    monkeypatch.setattr(concurrent_reads, "in_flight", in_flight)
+    (value,) = private([cell])
+    assert np.array(value).tolist() in ([1.0] * 3, [2.0] * 3)
+
+
+def test_an_array_that_its_user_deleted_is_an_error() -> None:
+    net, _ = make()
+    (cell,) = [cell for _, _, _, cell in net._entries() if cell.stored.shape == (3,)]
+    cell.stored.delete()
+    with pytest.raises(RuntimeError, match="deleted"):
+        private([cell])

@@ -116,7 +116,7 @@ def private(stored: Sequence[Any]) -> list[Any]:
             return [next(copies) if _is_array(value) else value for value in values]
         except Exception as error:
             gone = [cell for cell, value in zip(stored, values, strict=True) if _is_gone(value)]
-            if not gone or not (in_flight(gone) or any(not _is_gone(cell.stored) for cell in gone)):
+            if not gone or _are_lost(gone):
                 raise
             if _is_mine(gone):
                 raise RuntimeError(
@@ -125,6 +125,19 @@ def private(stored: Sequence[Any]) -> list[Any]:
                 ) from error
         time.sleep(pause)
         pause = min(2 * pause, 1e-3)
+
+
+def _are_lost(cells: Sequence[Any]) -> bool:
+    """True if the cells' arrays were deleted, and not by a call: calls replace what they donate.
+
+    The order counts. A call that deleted these arrays is in flight when `in_flight` looks, or has replaced them by then.
+    """
+    values = [cell.stored for cell in cells]
+    return (
+        all(map(_is_gone, values))
+        and not in_flight(cells)
+        and all(cell.stored is value for cell, value in zip(cells, values, strict=True))
+    )
 
 
 def steadily(cells: Sequence[Any], gather: Callable[[], Any]) -> Any:
