@@ -643,3 +643,8 @@ def test_ctc_keeps_the_dtype_and_the_layer_is_the_function():
 def test_ctc_refuses_what_does_not_fit(shape, targets, lengths, kwargs, shown):
     with pytest.raises(ValueError, match=shown):
         F.ctc_loss(jnp.zeros(shape), jnp.ones(targets, jnp.int32), *lengths, **kwargs)
+
+
+def test_class_numbers_of_a_floating_dtype_are_told_from_probabilities():
+    with pytest.raises(ValueError, match=r"Class numbers must be integers: `y.astype\(int\)`"):
+        nn.functional.cross_entropy(jnp.ones((5, 3)), jnp.zeros(5))

@@ -1825,3 +1825,10 @@ def test_an_interrupt_while_modules_change_loses_no_state() -> None:
         assert {path: fields["step"] for path, fields in state["state"].items()} == {"0.weight": 3, "0.bias": 3}, at
         np.testing.assert_allclose(state["state"]["0.bias"]["exp_avg"], [1 - 0.9**3], rtol=1e-6)
     assert interrupted > 5
+
+
+def test_a_learning_rate_spelt_out_is_answered_with_lr():
+    with pytest.raises(
+        TypeError, match=r"Adam\(\) got an unexpected keyword argument 'learning_rate'; did you mean `lr`"
+    ):
+        optim.Adam([nn.Linear(2, 1)], learning_rate=0.1)

@@ -139,7 +139,7 @@ fig.savefig("cnn_digits.png")
 # %% [markdown]
 # ## What to try
 #
-# - Leave out `shifted`. Over three seeds, there were then 59 wrong answers instead of 51.
+# - Leave out `shifted`. Summed over three seeds, there were then 59 wrong answers instead of 51.
 # - Stack the batches of an epoch and run it in one call, `mt.scan(train_step, x, y)`. This is quicker for small networks of
 #   matrix products. A convolution on a CPU is several times slower in such a loop, so this page does not use it.
 # - Add `with mt.autocast(jnp.bfloat16):` around the call of the model, as you would on a GPU.

@@ -297,7 +297,7 @@ def check_names(cls: Any, names: Iterable[str]) -> None:
     parameters = inspect.signature(cls.__init__).parameters.values()
     refuse("optimizer", f"{cls.__name__}()", unknown)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # else the constructor passes on what it knows itself
-        near = difflib.get_close_matches(unknown[0], known, 1)
+        near = ["lr"] if unknown[0] == "learning_rate" else difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}")
 

@@ -205,7 +205,10 @@ def cross_entropies(
         losses = _of_classes(*_normalized(input, axis), target, weight, axis, ignore_index, label_smoothing)
         return losses, input.dtype
     if target.shape != input.shape:
-        raise ValueError(f"target probabilities must have the input's shape {input.shape}; got {target.shape}")
+        raise ValueError(
+            f"target probabilities must have the input's shape {input.shape}; got {target.shape}. Class numbers must be"
+            " integers: `y.astype(int)`"
+        )
     if ignore_index >= 0:
         raise ValueError(
             f"ignore_index is for class numbers; the targets are probabilities; got ignore_index={ignore_index}"
