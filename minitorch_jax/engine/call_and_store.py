@@ -56,8 +56,7 @@ class Compiled:
         def compiled(owned: list[Any], others: tuple[Any, ...]) -> Any:
             if not asks and not _tracing.allowed:
                 raise FirstRun
-            with interrupts.unwrapped():
-                out = function(owned, *others)
+            out = function(owned, *others)
             if _config.jax_disable_jit:  # then results may be arrays that the user holds
                 out = jax.tree.map(jnp.copy, out)
             interrupts.defer()
@@ -76,7 +75,8 @@ class Compiled:
         """
         if _config.jax_disable_jit or is_debugging():  # then nothing is donated anyway
             return False
-        lowered = self.donating.trace(owned, others).lower()
+        with interrupts.tracing():
+            lowered = self.donating.trace(owned, others).lower()
         forget_refusals(self.donating)
         calls = set(_foreign_calls(lowered.compiler_ir("stablehlo").operation))
         self.calls_back = self.calls_back or any(["callback" in name or name in _TRANSFERS for name in calls])
@@ -188,7 +188,8 @@ class Pipeline:
         values = [*map(get_stored, self.owned), *donated]
         try:
             if self.compiled.prepare(values, others, to_compile=True):
-                return jax.block_until_ready(self.run(others, donated))
+                with interrupts.tracing():
+                    return jax.block_until_ready(self.run(others, donated))
             values = [*self._copies(), *donated]
             return self._await(self.compiled.keeping if is_debugging() else self.compiled.donating, values, others)
         finally:
@@ -209,7 +210,7 @@ class Pipeline:
 
     def _await(self, compiled: Callable[..., Any], values: list[Any], others: tuple[Any, ...]) -> list[Any]:
         try:
-            with _allowed():
+            with _allowed(), interrupts.tracing():
                 results = jax.block_until_ready(compiled(values, others))
                 if self.compiled.calls_back or is_debugging():
                     jax.effects_barrier()

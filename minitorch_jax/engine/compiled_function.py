@@ -65,6 +65,7 @@ class Function:
         wrap: Callable[[Any, str], Callable[..., Any]] | None = None,
         per_object: bool = False,
     ) -> None:
+        self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()  # first, since `__del__` needs it
         self.name = getattr(fn, "__name__", type(fn).__name__)
         self.purpose = purpose
         self.wrap = wrap  # makes what is compiled of the user's function and its name: to keep it would make a cycle
@@ -76,7 +77,6 @@ class Function:
         self.token = object()  # stands for this function where holding it would make a cycle
         self.lock = threading.RLock()
         self.met: list[Any] = []  # weak references to what only a trace could find
-        self.bound: weakref.WeakSet[Binding] = weakref.WeakSet()
         self.own_changes: set[str] = set()  # the paths of values that the function itself changes while it is traced
 
     def __del__(self) -> None:
@@ -209,7 +209,8 @@ class Function:
         now.call = fn, args, kwargs, reached, binding.cells, self._follow_again(fn, args, kwargs, reached)
         now.inner = binding.inner
         try:
-            return binding.pipeline.compiled.donating.lower(owned, others)
+            with interrupts.tracing():
+                return binding.pipeline.compiled.donating.lower(owned, others)
         except _SIGNALS as signal:
             self._heed(signal, binding)
             return self._lower(fn, args, kwargs)

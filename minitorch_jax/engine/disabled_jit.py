@@ -58,7 +58,7 @@ def run_all_or_nothing(objects: list[Any], run: Callable[[], Any], statics: bool
     while True:
         lifted, _ = unique_cells([walk_of(obj) for obj in objects], True)
         start = list(map(starting_value, lifted))
-        with interrupts.unwrapped():
+        with interrupts.tracing():
             out, new, frame = frames.substituted(lifted, start, checked, True)
         if not frame.met:
             break
@@ -137,7 +137,7 @@ def _differentiated(
         written.extend(i for i, now in enumerate(new) if now is not values[i])
         return value, (aux, [new[i] for i in written])
 
-    with interrupts.unwrapped():
+    with interrupts.tracing():
         params = [*(start[i] for i in train), *(data[i] for i in places)]
         (value, (aux, changed)), found = transform(value_of)(params, None)
     keys = [*(lifted[i] if lifted[i] in seen else None for i in train), *places]

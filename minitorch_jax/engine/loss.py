@@ -79,7 +79,7 @@ def _differentiated(
     differentiated = transform(value_of)
     params = [*(values[i] for i in train), *(data[i] for i in places)]
     result = None
-    with suppress(Exception), interrupts.unwrapped():
+    with suppress(Exception), interrupts.tracing():
         result = differentiated(params, traced.differentiably)
     if result is None:  # the same without remembered derivatives: this way, JAX's error names the user's line
         result = differentiated(params, traced)

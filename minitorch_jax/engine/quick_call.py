@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from ..module import random
+from ..runtime import interrupts
 from ..runtime.jax_private import is_debugging
 from ..runtime.numpy_memory import immutable, owned_data
 from ..state.cell import store
@@ -98,8 +99,11 @@ def quick_call(
                 if writes_gradients:
                     written_at = gradient_writes.last = object()
                 return list(results)
-        except (FirstRun, Repartition, ValueError, TypeError):
-            return None  # JAX raises the last two before it runs: the data is on other devices, or is not data
+        except (FirstRun, Repartition, TypeError):
+            return None  # JAX raises TypeError before it runs: the data is not data
+        except ValueError as error:  # and ValueError: the data is on other devices
+            interrupts.unwrap(error)
+            return None
         finally:
             if ident in calls:
                 del calls[ident]
@@ -109,7 +113,10 @@ def quick_call(
         mine.look()
         try:
             out = pipeline.run(([cell.stored for cell in read], data))
-        except (FirstRun, Repartition, ValueError):
+        except (FirstRun, Repartition):
+            return None
+        except ValueError as error:
+            interrupts.unwrap(error)
             return None
         lent_at, written_at = pipeline.last_seen, gradient_writes.last
         return out

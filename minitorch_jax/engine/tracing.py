@@ -124,7 +124,7 @@ class Traced:
             self.wraps = any(isinstance(leaf, Static) for leaf in jax.tree.leaves(out, is_leaf=_is_static))
             return out, [new[i] for i in self.written]
 
-        with kept_values.refused(), _run(object()), interrupts.unwrapped():
+        with kept_values.refused(), _run(object()), interrupts.tracing():
             function, given = argument_names.named(pure, args, lifted, values, data)
             closed, shapes = jax.make_jaxpr(function, return_shape=True)(*given)
         self.constants = closed.consts  # arrays in the jaxpr; `take` turns some into inputs

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 
@@ -30,14 +32,15 @@ class Kept:
 
     def __init__(self, most: int = 64) -> None:
         self._most = most
-        self._entries: dict[Any, _Entry] = {}
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
 
     def get(self, key: Any) -> Any:
         """Return the value stored under an equal key, or None."""
-        entry = self._entries.pop(Weaken()(key), None)
+        entry = self._entries.get(Weaken()(key))
         if entry is None:
             return None
-        self._entries[entry.key] = entry  # moves it to the end, as the one used last
+        with suppress(KeyError):  # dropped just now
+            self._entries.move_to_end(entry.key)  # as the one used last
         return entry.value
 
     def set(self, key: Any, value: Any) -> Any:

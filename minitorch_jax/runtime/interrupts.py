@@ -8,12 +8,15 @@ the two is raised by `release`; XLA's compilation cannot be interrupted anyway. 
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from .jax_private import thread_settings
 
 _previous: Any = None  # the handler that `defer` replaced; only the main thread reads or writes these
 _noted: list[tuple[int, FrameType | None]] = []
@@ -67,12 +70,29 @@ class _Deferred:
 deferred = _Deferred()
 
 
+# JAX's C++ code compares pytrees and keys of its caches. What Python raises there becomes the ValueError's cause or its text.
+_IN_THE_TEXT = re.compile(r"The error was:\nTraceback \(most recent call last\):\n(?: .*\n)*KeyboardInterrupt\b")
+
+
+def unwrap(error: ValueError) -> None:
+    """Raise KeyboardInterrupt if it is what JAX made this ValueError of: Ctrl-C came while JAX compared two objects."""
+    if isinstance(error.__cause__, KeyboardInterrupt):
+        raise error.__cause__ from None
+    if _IN_THE_TEXT.search(str(error)):
+        raise KeyboardInterrupt from error
+
+
 @contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise KeyboardInterrupt where JAX turns it into a ValueError: when Ctrl-C comes while JAX compares two pytrees."""
+def tracing() -> Iterator[None]:
+    """A block in which JAX traces. A Ctrl-C leaves it as KeyboardInterrupt, and JAX's settings of this thread as they were.
+
+    (JAX sets and resets them in Python: which trace is the current one, say. Between the two lines, nothing resets them.)
+    """
+    restore = thread_settings()
     try:
         yield
-    except ValueError as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):
-            raise error.__cause__ from None
+    except BaseException as error:
+        restore()
+        if isinstance(error, ValueError):
+            unwrap(error)
         raise

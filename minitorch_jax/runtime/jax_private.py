@@ -7,8 +7,10 @@ package a little slower.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from itertools import starmap
 from typing import Any
 
 import jax
@@ -46,10 +48,14 @@ with suppress(*_MISSING):  # four times as fast: every call of this package asks
     from jax._src.core import axis_env_state as _axis_env
     from jax._src.core import eval_trace as _eval_trace
     from jax._src.core import top_axis_env as _top_axis_env
+    from jax._src.core import trace_ctx as _trace_ctx
     from jax._src.core import trace_state_strong_ref as _trace
 
     def _at_top_level_quickly() -> bool:
-        return _trace.value is _eval_trace and _axis_env.value is _top_axis_env
+        trace = _trace.value
+        if trace is None:  # a Ctrl-C between two lines of JAX's has left it so, and no operation would work again
+            _trace_ctx.reset()
+        return (trace is _eval_trace or trace is None) and _axis_env.value is _top_axis_env
 
     if _at_top_level_quickly() == _at_top_level():
         at_top_level = _at_top_level_quickly
@@ -84,6 +90,45 @@ with suppress(*_MISSING):
     trace_context = _trace_context
 
 
+def _no_settings() -> Callable[[], None]:
+    return _do_nothing
+
+
+def _do_nothing() -> None:
+    pass
+
+
+# Returns a function that gives JAX's settings of this thread the values that they have now: the current trace, the axes,
+# 64-bit types, the names that operations get.
+thread_settings: Callable[[], Callable[[], None]] = _no_settings
+with suppress(*_MISSING):
+    from jax._src import config as _configs
+    from jax._src import core as _core
+    from jax._src import mesh as _meshes
+    from jax._src.source_info_util import _source_info_context as _source_info
+
+    _Setting = _configs.config_ext.Config
+    _settings = [
+        setting for m in (_configs, _core, _meshes) for setting in vars(m).values() if isinstance(setting, _Setting)
+    ]
+    _get_local, _set_local = _Setting.get_local, _Setting.set_local
+
+    def _thread_settings() -> Callable[[], None]:
+        values, source = list(map(_get_local, _settings)), _source_info.context
+
+        def restore() -> None:
+            deque(
+                starmap(_set_local, [(s, v) for s, v in zip(_settings, values, strict=True) if _get_local(s) is not v]),
+                0,
+            )
+            _source_info.context = source
+
+        return restore
+
+    _thread_settings()()
+    thread_settings = _thread_settings
+
+
 # -- calls that raised ------------------------------------------------------------------------------------------------
 
 
@@ -97,13 +142,9 @@ def forget_refusals(jitted: Any) -> None:
         clear()
 
 
-def _forget_no_effects() -> None:
-    pass
-
-
 # Makes JAX forget the effects of a program that failed. Otherwise each later `jax.effects_barrier` raises, until the next
 # ordered effect.
-forget_effects: Callable[[], None] = _forget_no_effects
+forget_effects: Callable[[], None] = _do_nothing
 with suppress(*_MISSING):
     from jax._src.dispatch import runtime_tokens as _tokens
 

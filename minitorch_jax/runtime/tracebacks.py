@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from .interrupts import unwrap
 from .jax_private import at_top_level
 
 P = ParamSpec("P")
@@ -49,8 +50,10 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def trim(error: Exception) -> None:
     """Leave this package's frames out of the traceback of an error, as JAX's setting `jax_traceback_filtering` says.
 
-    The `explainers` may add notes to the error.
+    The `explainers` may add notes to the error. Raises KeyboardInterrupt instead if JAX made the error of one.
     """
+    if isinstance(error, ValueError):
+        unwrap(error)
     for explain in explainers:
         explain(error)
     mode = _mode()
