@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ...runtime.platforms import on_cpu
 from .dtypes import wide
 from .normalization import check_channels, moments, scaled
 
@@ -54,13 +57,33 @@ def _by_input(
     if count == 1:
         raise ValueError(f"Expected more than 1 {what} when training, got input size {list(input.shape)}")
     x = wide(input)
-    if count:
-        mean, var = moments(x, axes)
-    else:  # the mean of no element is NaN, and would make the gradients of weight and bias NaN
+    weight, bias = _per_channel(weight, x.ndim), _per_channel(bias, x.ndim)
+
+    plain = partial(_normed, axes=axes, eps=eps, dtype=input.dtype)
+
+    if not count:  # the mean of no element is NaN, and would make the gradients of weight and bias NaN
         mean = var = jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], x.dtype)
-    out = scaled(x, mean, var, _per_channel(weight, x.ndim), _per_channel(bias, x.ndim), eps, input.dtype)
+        out = scaled(x, mean, var, weight, bias, eps, input.dtype)
+    elif 0 in axes:  # as the convolutions before and after it, see conv_forms.py
+        out, mean, var = on_cpu(partial(_with_channels_last, plain), plain, x, weight, bias)
+    else:
+        out, mean, var = plain(x, weight, bias)
     rest = tuple(axis for axis in range(x.ndim) if axis != 1)
     return out, mean.mean(rest), var.mean(rest) * (count / (count - 1))
+
+
+Normed = tuple[jax.Array, jax.Array, jax.Array]  # the result, the mean and the variance
+
+
+def _normed(x: jax.Array, weight: Any, bias: Any, axes: tuple[int, ...], eps: float, dtype: Any) -> Normed:
+    mean, var = moments(x, axes)
+    return scaled(x, mean, var, weight, bias, eps, dtype), mean, var
+
+
+def _with_channels_last(normed: Callable[..., Normed], x: jax.Array, weight: Any, bias: Any) -> Normed:
+    moved = [None if array is None else jnp.moveaxis(array, 1, -1) for array in (x, weight, bias)]
+    out, mean, var = (jnp.moveaxis(array, -1, 1) for array in normed(*moved, axes=tuple(range(x.ndim - 1))))
+    return out, mean, var
 
 
 def batch_norm_by_input(input: jax.Array, weight: Any, bias: Any, eps: float) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -55,8 +55,8 @@ _WIDE = 32  # features of a group from which it is best left alone
 _GROUPS = 8  # the most groups that are computed one by one: each is an operation to compile
 
 
-def form_of(s: Shape) -> Form | None:
-    """Return the form for a convolution, or None for XLA's own.
+def form_of(s: Shape) -> Form:
+    """Return the form for a convolution.
 
     CPU time, float32, one thread (today's / this / torch's, jaxlib 0.10.2; 0.12 is alike):
 
@@ -80,7 +80,7 @@ def form_of(s: Shape) -> Form | None:
             return shifted
         if taps > 1 and s.groups == 1 and s.outs > _FEW and all(n == 1 for n in s.spread):
             return columns
-    if s.batches == 1 and taps == 1:
+    if s.batches == 1 and taps == 1 and (s.groups > 1 or all(n == 1 for n in (*s.stride, *s.spread))):
         return pointwise
     if 1 < s.groups <= _GROUPS:
         return divided
@@ -97,9 +97,7 @@ def form_of(s: Shape) -> Form | None:
             return divided
         if positions == 1 or s.batches > 1:
             return products
-        if len(s.kernel) > 1:
-            return folded
-    return None
+    return channels_last
 
 
 def fits_taps(s: Shape) -> bool:
@@ -113,7 +111,7 @@ def fits_pointwise(s: Shape) -> bool:
 
 
 def fits_positions(s: Shape) -> bool:
-    """True if `products` can compute it. Also `folded`, without groups; and `correlated`, with one image in each."""
+    """True if `products` can compute it. Also `correlated`, with one image in each group."""
     return s.groups == 1 and all(n == 1 for n in s.spread)
 
 
@@ -125,6 +123,24 @@ def fits_planes(s: Shape) -> bool:
 def fits_turned(s: Shape) -> bool:
     """True if `turned` can compute it."""
     return s.groups == 1
+
+
+# -- XLA's own: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -------------------------------------------------------
+
+
+def channels_last(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
+    """XLA's own convolution, with the axis of channels last in memory, where XLA needs it.
+
+    XLA drops the transposes between layers that compute so.
+    """
+    axes = tuple(range(2, x.ndim))
+    if s.is_weight_gradient:
+        of_x, of_w, of_out = (1, *axes, 0), (1, *axes, 0), (*axes, 0, 1)
+    else:
+        of_x, of_w, of_out = (0, *axes, 1), (*axes, 1, 0), (0, *axes, 1)
+    places = [tuple(order.index(i) for i in range(x.ndim)) for order in (of_x, of_w, of_out)]
+    settings = s.stride, s.pads, s.spread, s.dilation, lax.ConvDimensionNumbers(*places), s.groups, s.batches
+    return lax.conv_general_dilated(x.transpose(of_x), w.transpose(of_w), *settings).transpose(places[2])
 
 
 # -- forms for small kernels: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -----------------------------------------
@@ -166,10 +182,10 @@ def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
 def columns(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     """Without groups: a product with the image under each element of the kernel, all in one array (im2col)."""
-    x, n = _padded(s, x), x.shape[0]
-    under = jnp.stack([_at(s, x, tap) for tap in _indices(s.kernel)], 2).reshape(n, math.prod(w.shape[1:]), -1)
-    w = jnp.broadcast_to(w.reshape(s.outs, -1), (n, s.outs, under.shape[1]))
-    return lax.dot_general(w, under, (((2,), (1,)), ((0,), (0,)))).reshape(n, s.outs, *s.positions)
+    x = _padded(s, x)
+    under = jnp.stack([jnp.moveaxis(_at(s, x, tap), 1, -1) for tap in _indices(s.kernel)], -1)
+    rows = under.reshape(*under.shape[:-2], -1)  # (B, *positions, numbers of one output)
+    return jnp.moveaxis(rows @ w.reshape(s.outs, -1).T, -1, 1)
 
 
 # -- forms for few positions, as in weight gradients: x (F, B, *S), w (I, O, *K) -> (B, O, *positions) -----------------
@@ -204,24 +220,6 @@ def correlated(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
         part = lax.optimization_barrier(part.sum(3) if blocks == 1 else sum(part[:, :, :, i] for i in range(blocks)))
         parts.append((part @ jnp.ones(size // blocks, part.dtype)).sum(0).reshape(s.outs))
     return jnp.stack(parts, -1).reshape(1, s.outs, *s.positions)
-
-
-def folded(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Convolutions over the first axis, one for each position on the others, which are features then.
-
-    The library that computes convolutions over two axes (see xla_faults.py) takes ten times as long for large kernels, and
-    takes none over one axis.
-    """
-    n, first = x.shape[0], s.kernel[0]
-    x = _padded(s, x)
-    w = jnp.moveaxis(w.reshape(n, s.outs, first, -1), (2, 0, 3), (0, 1, 2)).reshape(first, -1, s.outs)
-    parts = []
-    for position in _indices(s.positions[1:]):
-        part = _under(s, x, (None, *position))
-        part = jnp.moveaxis(part.reshape(n, s.batch, part.shape[2], -1), 0, 2).reshape(s.batch, part.shape[2], -1)
-        settings = s.stride[:1], [(0, 0)], (1,), s.dilation[:1], ("NHC", "HIO", "NHC")
-        parts.append(lax.conv_general_dilated(part, w, *settings))
-    return jnp.stack(parts, -1).swapaxes(1, 2).reshape(s.batch, s.outs, *s.positions)
 
 
 # -- forms that another form completes: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -------------------------------
@@ -314,10 +312,7 @@ def turned(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _computed(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     form = form_of(s)
-    if form is None:
-        settings = s.stride, s.pads, s.spread, s.dilation, None, s.groups, s.batches
-        return lax.conv_general_dilated(x, w, *settings)
-    if form in (products, correlated, folded):
+    if form in (products, correlated):
         x, w = x.swapaxes(0, 1), w.swapaxes(0, 1)
     return form(s, x, w)
 
@@ -357,10 +352,10 @@ def _every(x: jax.Array, starts: Sequence[int], counts: Sequence[int], steps: Se
 
 def _on_cpu(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array:
     s = _shape_of(lhs.shape, rhs.shape, **settings)
-    if s is None or not jnp.issubdtype(lhs.dtype, jnp.floating) or form_of(s) is None:
+    if s is None or not jnp.issubdtype(lhs.dtype, jnp.floating):
         return lax.conv_general_dilated_p.bind(lhs, rhs, **settings)
     dtype = lhs.dtype
-    if dtype.itemsize < 4:  # sums are in float32, as in XLA's own
+    if dtype.itemsize < 4 and form_of(s) is not channels_last:  # sums are in float32, as in XLA's own
         lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
     of_lhs, of_rhs, of_out = settings["dimension_numbers"]
     y = _computed(s, lhs.transpose(of_lhs), rhs.transpose(of_rhs))
