@@ -183,9 +183,8 @@ def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 def columns(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     """Without groups: a product with the image under each element of the kernel, all in one array (im2col)."""
     x = _padded(s, x)
-    under = jnp.stack([jnp.moveaxis(_at(s, x, tap), 1, -1) for tap in _indices(s.kernel)], -1)
-    rows = under.reshape(*under.shape[:-2], -1)  # (B, *positions, numbers of one output)
-    return jnp.moveaxis(rows @ w.reshape(s.outs, -1).T, -1, 1)
+    under = jnp.concatenate([jnp.moveaxis(_at(s, x, tap), 1, -1) for tap in _indices(s.kernel)], -1)
+    return jnp.moveaxis(under @ jnp.moveaxis(w, 1, -1).reshape(s.outs, -1).T, -1, 1)
 
 
 # -- forms for few positions, as in weight gradients: x (F, B, *S), w (I, O, *K) -> (B, O, *positions) -----------------
