@@ -1,7 +1,7 @@
 """Every undocumented name of JAX that the package uses, each with a replacement made of public names.
 
 No other file uses such a name (`tests/test_jax_private.py` checks this). A version of JAX that lacks one only makes the
-package a little slower.
+package a little slower, or leaves a fault of JAX's (`forget_effects`, `thread_settings`).
 """
 
 from __future__ import annotations
