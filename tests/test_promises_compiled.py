@@ -273,16 +273,23 @@ def test_an_interrupt_between_two_lines_of_jax_leaves_jax_as_it_was(
     from jax._src import core
 
     model, opt = pair()
-    interrupts = [True]
+    interrupts, reset = [True], core.SetCurrentTraceContextManager.__exit__
 
-    def leave(*_: Any) -> None:
+    def reset_or_not(self: Any, *raised: Any) -> None:
+        if raised[0] is not KeyboardInterrupt:
+            reset(self, *raised)
+
+    monkeypatch.setattr(core.SetCurrentTraceContextManager, "__exit__", reset_or_not)
+
+    def leave() -> None:
         interrupts.clear()
         raise KeyboardInterrupt
 
     def loss() -> Any:
-        if interrupts and left == "trace":  # the reset does not take place, neither here nor in the transforms around
-            monkeypatch.setattr(core.SetCurrentTraceContextManager, "__exit__", leave)
+        if interrupts and left == "trace":
+            leave()
         elif interrupts:
+            monkeypatch.undo()
             contexts = {
                 "x64": jax.enable_x64(True),
                 "names": jax.named_scope("left"),
