@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -155,7 +156,11 @@ def gelu(input: jax.Array, approximate: str = "none") -> jax.Array:
         raise ValueError(f"approximate must be 'none' or 'tanh'; got {approximate!r}")
     input = jnp.asarray(input)
     floating(input, "gelu")
-    return jax.nn.gelu(wide(input), approximate=approximate == "tanh").astype(input.dtype)
+    x = wide(input)
+    if approximate == "tanh":
+        return jax.nn.gelu(x).astype(input.dtype)
+    # By erf, as torch. By erfc, as in jax.nn.gelu, more digits of the results below -4 are right, at three times the time.
+    return (x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))).astype(input.dtype)
 
 
 def silu(input: jax.Array, inplace: bool = False) -> jax.Array:
