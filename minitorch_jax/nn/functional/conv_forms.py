@@ -335,12 +335,10 @@ def _at(s: Shape, x: jax.Array, tap: Axes) -> jax.Array:
     return _every(x, starts, s.positions, s.stride)
 
 
-def _under(s: Shape, x: jax.Array, position: tuple[int | None, ...]) -> jax.Array:
-    """What the kernel meets at one position: an element for each of its own. On an axis without a position, all."""
-    starts = [0 if i is None else i * n for i, n in zip(position, s.stride, strict=True)]
-    counts = [n if i is None else k for i, n, k in zip(position, x.shape[2:], s.kernel, strict=True)]
-    steps = [1 if i is None else d for i, d in zip(position, s.dilation, strict=True)]
-    return _every(x, starts, counts, steps)
+def _under(s: Shape, x: jax.Array, position: Axes) -> jax.Array:
+    """What the kernel meets at one position: an element for each of its own."""
+    starts = [i * n for i, n in zip(position, s.stride, strict=True)]
+    return _every(x, starts, s.kernel, s.dilation)
 
 
 def _every(x: jax.Array, starts: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> jax.Array:
