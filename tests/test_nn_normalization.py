@@ -11,6 +11,7 @@ from oracle import torch
 
 import minitorch_jax as mt
 from minitorch_jax import nn
+from minitorch_jax.nn.functional import batchnorm
 
 F = nn.functional
 
@@ -300,3 +301,20 @@ def test_layer_norm_by_rows_has_every_derivative_of_the_plain_form(name, affine)
                 for one, other in zip(*map(jax.tree.leaves, (ours[result], expected)), strict=True):
                     scale = float(np.abs(other).max())
                     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7 * scale, err_msg=result)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 2, 5), (2, 3, 2, 2, 3)])
+def test_a_batch_norm_is_the_same_with_channels_last(shape, monkeypatch):
+    """That form is for few channels and small images; the plain one must agree in values and both derivatives."""
+    random = np.random.default_rng(0)
+    x, g = (jnp.asarray(random.standard_normal(shape), jnp.float32) for _ in range(2))
+    weight, bias = (jnp.asarray(random.standard_normal(3), jnp.float32) for _ in range(2))
+
+    def everything():
+        norm = functools.partial(batchnorm.batch_norm_by_input, eps=1e-5)
+        outs, pullback = jax.vjp(lambda *arrays: norm(*arrays)[0], x, weight, bias)
+        return norm(x, weight, bias), outs, pullback(g), norm(x, None, None)
+
+    last = everything()
+    monkeypatch.setattr(batchnorm, "_FEW_CHANNELS", 0)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), last, everything())
