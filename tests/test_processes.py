@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,20 @@ import minitorch_jax as mt
 needs("orbax.checkpoint")
 training_in_processes, orbax = Lazily("training_in_processes"), Lazily("minitorch_jax.adapters.orbax")
 
-LONGEST = 300  # seconds that a process may take
+
+def free_port() -> int:
+    """A port that nobody has, below those which the system gives to whoever asks for any: these may be gone at once."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("none of 100 ports is free")
 
 
 @contextmanager
 def started(part: str, folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Two processes that run a part. None is left when the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     script = Path(__file__).with_name("training_in_processes.py")
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -63,7 +69,7 @@ def trained(tmp_path_factory: Any) -> tuple[Path, list[Any]]:
     """The folder in which two processes have saved, and what they found, until one of them was killed during a save."""
     folder = tmp_path_factory.mktemp("processes")
     with started("train", folder) as running:
-        assert running[1].wait(LONGEST) == -signal.SIGKILL, said("train", folder)
+        assert running[1].wait(training_in_processes.LONGEST) == -signal.SIGKILL, said("train", folder)
         assert (folder / "train-0.json").exists(), said("train", folder)
     return folder, found("train", folder)
 
@@ -73,7 +79,7 @@ def went_on(trained: Any) -> list[Any]:
     folder = trained[0]
     with started("go_on", folder) as running:
         for process in running:
-            assert process.wait(LONGEST) == 0, said("go_on", folder)
+            assert process.wait(training_in_processes.LONGEST) == 0, said("go_on", folder)
     return found("go_on", folder)
 
 

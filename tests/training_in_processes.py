@@ -5,6 +5,7 @@ Each process writes what it has found to `FOLDER/PART-NUMBER.json`.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ import minitorch_jax as mt
 from minitorch_jax import nn, optim
 from minitorch_jax.adapters import orbax
 
+LONGEST = 300  # seconds that a process may take; shortly before, it says where it is, and ends
 RULES = {"layers.*.weight": P(None, "model")}
 SHAPES = {"same": (4, 2), "other": (2, 4)}
 X = np.linspace(-1, 1, 16 * 8, dtype=np.float32).reshape(16, 8)
@@ -167,6 +169,8 @@ def write(folder: Path, part: str, found: Any) -> None:
 def main(part: str, number: int, port: int, folder: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # With several programs under way, XLA's few threads may wait for each other for ever (those of plain JAX, too).
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, number, initialization_timeout=120)
     assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 8, 4)
     write(folder, part, {"train": train, "go_on": go_on}[part](folder))
@@ -174,4 +178,5 @@ def main(part: str, number: int, port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(LONGEST - 20, exit=True)
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
