@@ -117,10 +117,8 @@ with suppress(*_MISSING):
         values, source = list(map(_get_local, _settings)), _source_info.context
 
         def restore() -> None:
-            deque(
-                starmap(_set_local, [(s, v) for s, v in zip(_settings, values, strict=True) if _get_local(s) is not v]),
-                0,
-            )
+            changed = [(s, v) for s, v in zip(_settings, values, strict=True) if _get_local(s) is not v]
+            deque(starmap(_set_local, changed), 0)  # one C call, so a second Ctrl-C comes before all or after all
             _source_info.context = source
 
         return restore
