@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,15 @@ def image(*shape, dtype=jnp.float32):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     values[tuple(n * 2 // 5 for n in shape)] = -np.nan
     return jnp.asarray(values, dtype)
+
+
+def avoided(function, *args):
+    """What the library is not to compute in a program."""
+    return xla_faults.avoided_in(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def convolved(x):
+    return F.conv2d(x, jnp.ones((1, 1, 3, 3)))
 
 
 MAXIMA = {
@@ -73,8 +83,8 @@ def test_nan_comes_through_gradients(name):
     def grads(x):
         return jax.value_and_grad(lambda x: (function(x) ** 2).sum())(x)
 
-    assert xla_faults.options_for(jax.make_jaxpr(grads)(x).jaxpr) is None
-    options = xla_faults.OPTION if xla_faults._is_known() else None
+    assert not avoided(grads, x)
+    options = xla_faults.options_without(frozenset({"reduction"})) if xla_faults._is_known() else None
     expected, found = (jax.jit(grads, compiler_options=given)(x) for given in (options, None))
     for ours, safe in zip(found, expected, strict=True):
         assert 0 < np.isnan(safe).sum()
@@ -147,18 +157,15 @@ def test_maxima_in_compiled_user_code_keep_nan():
 
 
 def test_the_option_is_given_to_programs_that_need_it_alone():
-    def options(function, *args):
-        return xla_faults.options_for(jax.make_jaxpr(function)(*args).jaxpr)
-
     x = jnp.ones((8, 8))
     for function in (F.softmax, F.log_softmax, jax.nn.logsumexp, jnp.argmax, F.relu, xla_faults.largest, jnp.tanh):
-        assert options(lambda x, f=function: f(x, 1) if f in (F.softmax, F.log_softmax) else f(x), x) is None
-    assert options(lambda x: F.cross_entropy(x, jnp.zeros(8, jnp.int32)), x) is None
-    assert options(lambda x: F.max_pool2d(x, 2), jnp.ones((1, 1, 8, 8))) is None
-    assert options(lambda x: x.astype(int).max(), x) is None
-    assert options(lambda x, w: F.linear(x, w), jnp.ones((9, 3)), jnp.ones((3, 3))) is None
+        assert not avoided(lambda x, f=function: f(x, 1) if f in (F.softmax, F.log_softmax) else f(x), x)
+    assert not avoided(lambda x: F.cross_entropy(x, jnp.zeros(8, jnp.int32)), x)
+    assert not avoided(lambda x: F.max_pool2d(x, 2), jnp.ones((1, 1, 8, 8)))
+    assert not avoided(lambda x: x.astype(int).max(), x)
+    assert not avoided(lambda x, w: F.linear(x, w), jnp.ones((9, 3)), jnp.ones((3, 3)))
     for function in (jnp.max, jnp.min, jax.jit(jnp.max), lambda x: jax.lax.map(jnp.max, x)):
-        assert options(function, x) == xla_faults.OPTION
+        assert avoided(function, x) == {"reduction"}
 
 
 @pytest.mark.parametrize(
@@ -179,9 +186,9 @@ def test_a_gradient_needs_the_option_no_more_than_its_loss(loss):
     """JAX's derivative of a maximum leaves equations behind that nobody reads."""
     x = jnp.ones((8, 8))
     for function in (loss, jax.grad(loss), jax.value_and_grad(loss), lambda x: jax.vjp(loss, x)[1](1.0)):
-        assert xla_faults.options_for(jax.make_jaxpr(function)(x).jaxpr) is None
+        assert not avoided(function, x)
     kept = jax.value_and_grad(lambda x: loss(x) + x.max())
-    assert xla_faults.options_for(jax.make_jaxpr(kept)(x).jaxpr) == xla_faults.OPTION
+    assert avoided(kept, x) == {"reduction"}
 
 
 def test_a_program_gets_the_option_when_another_shape_needs_it():
@@ -192,8 +199,53 @@ def test_a_program_gets_the_option_when_another_shape_needs_it():
     assert float(compiled(model, jnp.ones(5))) == 5.0
 
 
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+def test_the_library_computes_no_convolution(monkeypatch):
+    x = jnp.ones((1, 1, 8, 8))
+    plain = partial(jax.lax.conv, rhs=jnp.ones((1, 1, 3, 3)), window_strides=(1, 1), padding="SAME")
+    for function in (convolved, plain, jax.grad(lambda x: plain(x).sum()), lambda x: jax.lax.map(plain, x[None])):
+        assert avoided(function, x) == {"convolution"}
+    assert avoided(lambda x: convolved(x).max(), x) == {"convolution", "reduction"}
+    monkeypatch.setenv("XLA_FLAGS", f"--{xla_faults.OPTION}=reduce")  # the user's choice, but where results are wrong
+    assert not avoided(convolved, x)
+    assert avoided(lambda x: convolved(x).max(), x) == {"reduction"}
+
+
+def test_what_is_avoided_becomes_xla_s_option():
+    found = {kinds: xla_faults.options_without(frozenset(kinds)) for kinds in [(), ("convolution",), ("reduction",)]}
+    dot, rest = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    assert found == {
+        (): None,
+        ("convolution",): {xla_faults.OPTION: f"{dot},LIBRARY_FUSION_TYPE_REDUCE"},
+        ("reduction",): {xla_faults.OPTION: f"{dot},{rest}"},
+    }
+    x, w = jnp.ones((8, 32, 32, 8)), jnp.ones((3, 3, 8, 8))
+    names = "NHWC", "HWIO", "NHWC"
+    options = found["convolution",] if xla_faults._is_known() else None
+    convolve = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=names)
+    text = jax.jit(convolve, compiler_options=options).lower(x, w).compile().as_text()
+    assert " convolution(" in text[text.index("ENTRY") :]  # not a part of what the library computes
+
+
+def test_a_program_avoids_more_when_another_shape_needs_it():
+    class Net(mt.Module):
+        def __init__(self):
+            self.conv = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return jnp.max(x) if x.ndim == 2 else self.conv(x).sum()
+
+    model = Net()
+    compiled = mt.jit(lambda m, x: m(x))
+    first = float(compiled(model, jnp.ones((1, 1, 8, 8))))
+    assert math.isnan(compiled(model, image(256, 256)))
+    assert float(compiled(model, jnp.ones((1, 1, 8, 8)))) == first
+
+
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(xla_faults, "OPTION", {"xla_of_another_version": "x"})
+    monkeypatch.setattr(xla_faults, "OPTION", "xla_of_another_version")
     xla_faults._is_known.cache_clear()
     try:
         model = Largest()
@@ -204,7 +256,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 def test_the_option_is_not_given_on_other_backends(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert xla_faults.options_for(jax.make_jaxpr(jnp.max)(jnp.ones(3)).jaxpr) is None
+    assert not avoided(jnp.max, jnp.ones(3)) and not avoided(convolved, jnp.ones((1, 1, 8, 8)))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from ..module import kept_values, torch_habits
-from ..runtime.xla_faults import options_for
+from ..runtime.xla_faults import avoided_in, options_without
 from ..state import access
 from ..state.cell import Cell
 from ..state.concurrent_reads import lendings
@@ -104,7 +104,7 @@ class Program:
         self.mark = object()  # stands for the program in a key
         self.now = _Now()
         self.now.traced = traced
-        self.options = options_for(traced.jaxpr)
+        self.avoided = avoided_in(traced.jaxpr)
         self._set(self._partition(traced, followed))
         self.others = followed.others(self.version[1].named)  # arrays that are constants: new ones need a new program
 
@@ -132,7 +132,7 @@ class Program:
     def _set(self, partition: Partition) -> None:
         # one tuple, so that another thread reads either both old values or both new ones
         body = partial(self._traced_body, partition)
-        options = {**(self.options or {}), **dict(self.purpose.options)}
+        options = {**(options_without(self.avoided) or {}), **dict(self.purpose.options)}
         self.version = Compiled(body, self.name, asks=True, options=options or None), partition
 
     def _traced_body(self, partition: Partition, owned: list[Any], read: list[Any], data: Any) -> list[Any]:
@@ -167,8 +167,8 @@ class Program:
                         self.others.pop(path, None)
                 self.structure.change()  # bindings regroup their cells
                 raise Repartition
-            if self.options is None and (options := options_for(traced.jaxpr)) is not None:
-                self.options = options
+            if not (avoided := avoided_in(traced.jaxpr)) <= self.avoided:
+                self.avoided |= avoided
                 self._set(partition.extended(partition))
                 self.structure.change()
                 raise Repartition

@@ -220,6 +220,25 @@ def _same(x: Any) -> Any:
 # -- operations --------------------------------------------------------------------------------------------------------
 
 
+def _calls_that_stay() -> Any:
+    """A context of calls that XLA keeps: what is called becomes no part of what calls it."""
+    with suppress(*_MISSING):
+        from jax.experimental.xla_metadata import set_xla_metadata
+
+        return set_xla_metadata(inlineable="false")
+    return nullcontext()
+
+
+def computed_once(function: Callable[..., Any], *args: Any) -> Any:
+    """Return `function(*args)`, which XLA computes once; and its arguments once.
+
+    On CPUs, XLA makes the loop that computes a value a part of each operation that reads it, which then computes it anew.
+    It cannot do so across the call of a function. (In jaxlib 0.10.2 it ignores `lax.optimization_barrier` here.)
+    """
+    with _calls_that_stay():
+        return jax.jit(function)(*args)
+
+
 def twin_of(original: Any, on_cpu: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return the binding of a new operation, which is what a bilinear `original` is, and is computed by `on_cpu` on CPUs.
 

@@ -1,14 +1,15 @@
-"""Work around what XLA computes wrongly on CPUs (jaxlib 0.10.2 to 0.12).
+"""Work around what XLA computes wrongly, or slowly, on CPUs (jaxlib 0.10.2 to 0.12).
 
-XLA passes reductions, products and convolutions to a library, YNNPACK, which has three faults (`FAULTS`). A compiler option
-avoids all three but slows other programs down, so only programs with such an operation get it. The reductions in this file
-keep NaN without the option.
+XLA passes reductions, products and convolutions to a library, YNNPACK. Its reductions have three faults (`FAULTS`), and its
+convolutions use one core only. A compiler option says what the library may compute. Without its reductions many programs
+are slower, so only those with a faulty operation do without them. The reductions in this file keep NaN in any program.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
-OPTION = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+OPTION = "xla_cpu_experimental_ynn_fusion_type"
+KINDS = {"product": "INDIVIDUAL_DOT", "reduction": "REDUCE", "convolution": "INDIVIDUAL_CONVOLUTION"}  # XLA's default
 
 
 class Fault(NamedTuple):
@@ -75,7 +77,7 @@ def _with_nan(out: Any, x: Any, where: Any) -> Any:
     return jnp.where(where(jnp.isnan(lax.stop_gradient(x))), jnp.asarray(jnp.nan, out.dtype), out)
 
 
-# -- programs with faulty operations -----------------------------------------------------------------------------------
+# -- what is compiled without the library ------------------------------------------------------------------------------
 
 _OURS = ("largest", "largest_in_windows")
 _LOSING = ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
@@ -86,22 +88,30 @@ _MANY = 2**14  # vectors: half of the smallest number that is multiplied wrongly
 _RANK = 7  # reductions of products with this many axes or more crash
 
 
-def options_for(jaxpr: Any) -> dict[str, Any] | None:
-    """Return the compiler options that a traced program needs to compute correct results, or None."""
-    return OPTION if jax.default_backend() == "cpu" and _is_faulty(jaxpr) and _is_known() else None
+def avoided_in(jaxpr: Any) -> frozenset[str]:
+    """Return the kinds of operations that the library is not to compute in a traced program."""
+    if jax.default_backend() != "cpu" or not _is_known():
+        return frozenset()
+    return frozenset(_found_in(jaxpr))
+
+
+def options_without(avoided: frozenset[str]) -> dict[str, Any] | None:
+    """Return the compiler options for a program in which the library computes no `avoided` kinds. None for the defaults."""
+    kinds = [f"LIBRARY_FUSION_TYPE_{name}" for kind, name in KINDS.items() if kind not in avoided]
+    return {OPTION: ",".join(kinds)} if avoided else None
 
 
 @cache
 def _is_known() -> bool:
     """True if this XLA has the option. To pass an unknown option is an error."""
     try:
-        jax.jit(lambda: jnp.zeros(()), compiler_options=OPTION).lower().compile()
+        jax.jit(lambda: jnp.zeros(()), compiler_options={OPTION: ""}).lower().compile()
     except Exception:  # JAX documents no type for this error; programs are then compiled without the option
         return False
     return True
 
 
-def _is_faulty(jaxpr: Any) -> bool:
+def _found_in(jaxpr: Any) -> Iterator[str]:
     readers: dict[Any, list[Any]] = {}  # filled at the first maximum
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -110,15 +120,17 @@ def _is_faulty(jaxpr: Any) -> bool:
         if name in _LOSING:
             readers = readers or _readers(jaxpr)
             if eqn.invars[0].aval.dtype in (jnp.float32, jnp.float64) and not _only_shifts(readers, eqn.outvars[0]):
-                return True
+                yield "reduction"
         elif name == "dot_general":
             if _is_small_product(eqn):
-                return True
+                yield "reduction"
+        elif name == "conv_general_dilated":
+            if OPTION not in os.environ.get("XLA_FLAGS", ""):  # what the user chose stays, where results are right
+                yield "convolution"
         elif any(map(_has_many_axes, eqn.invars)):
-            return True
-        if any(_is_faulty(inner) for inner in jax_core.jaxprs_in_params(eqn.params)):
-            return True
-    return False
+            yield "reduction"
+        for inner in jax_core.jaxprs_in_params(eqn.params):
+            yield from _found_in(inner)
 
 
 def _readers(jaxpr: Any) -> dict[Any, list[Any]]:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...runtime.jax_private import twin_of
+from ...runtime.jax_private import computed_once, twin_of
 
 Axes = tuple[int, ...]
 
@@ -81,7 +81,7 @@ def form_of(s: Shape) -> Form:
         if s.group * taps <= _FEW and s.outs <= _FEW * s.groups:
             return shifted
         if taps > 1 and s.groups == 1 and s.outs > _FEW and all(n == 1 for n in s.spread):
-            return columns
+            return shifted if all(n == 1 for n in s.stride) else columns
     if s.batches == 1 and taps == 1 and (s.groups > 1 or all(n == 1 for n in (*s.stride, *s.spread))):
         return pointwise
     if 1 < s.groups <= _GROUPS:
@@ -135,14 +135,11 @@ def channels_last(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
     XLA drops the transposes between layers that compute so.
     """
-    axes = tuple(range(2, x.ndim))
-    if s.is_weight_gradient:
-        of_x, of_w, of_out = (1, *axes, 0), (1, *axes, 0), (*axes, 0, 1)
-    else:
-        of_x, of_w, of_out = (0, *axes, 1), (*axes, 1, 0), (0, *axes, 1)
-    places = [tuple(order.index(i) for i in range(x.ndim)) for order in (of_x, of_w, of_out)]
-    settings = s.stride, s.pads, s.spread, s.dilation, lax.ConvDimensionNumbers(*places), s.groups, s.batches
-    return lax.conv_general_dilated(x.transpose(of_x), w.transpose(of_w), *settings).transpose(places[2])
+    last, first = (0, *range(2, x.ndim), 1), (0, x.ndim - 1, *range(1, x.ndim - 1))
+    of_kernel = (*range(2, x.ndim), 1, 0)
+    names = lax.ConvDimensionNumbers(first, (x.ndim - 1, x.ndim - 2, *range(x.ndim - 2)), first)
+    settings = s.stride, s.pads, s.spread, s.dilation, names, s.groups, s.batches
+    return lax.conv_general_dilated(x.transpose(last), w.transpose(of_kernel), *settings).transpose(first)
 
 
 # -- forms for small kernels: x (B, F, *S), w (O, I, *K) -> (B, O, *positions) -----------------------------------------
@@ -169,6 +166,10 @@ def pointwise(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
 def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     """A sum over the kernel's elements, each times a shifted image."""
+    return computed_once(partial(_shifted, s), x, w)
+
+
+def _shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     x, ones = _padded(s, x), (1,) * len(s.kernel)
     w = w.reshape(s.groups, s.outs // s.groups, s.group, *s.kernel)
     y: Any = None
@@ -178,8 +179,7 @@ def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
         for i in range(s.group):
             term = part[:, :, i] * w[:, :, i, *tap].reshape(1, *w.shape[:2], *ones)
             y = term if y is None else y + term
-    # The next operation reads each number once. Without the barrier XLA computes it again at each read.
-    return lax.optimization_barrier(y.reshape(y.shape[0], s.outs, *s.positions))
+    return y.reshape(y.shape[0], s.outs, *s.positions)
 
 
 def columns(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -212,14 +212,18 @@ def correlated(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
     XLA's own sum of many numbers is slow. Sums of four rows and a product with ones are fast.
     """
+    return computed_once(partial(_correlated, s), x, w)
+
+
+def _correlated(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     n, rows, size = x.shape[0], s.kernel[0], math.prod(s.kernel)
     blocks = math.gcd(rows, 4)
     x, w = _padded(s, x), w.reshape(n, s.batches, -1, blocks, size // blocks)
     parts = []
     for position in _indices(s.positions):
         part = _under(s, x, position).reshape(n, s.batches, 1, blocks, size // blocks) * w
-        part = lax.optimization_barrier(part.sum(3) if blocks == 1 else sum(part[:, :, :, i] for i in range(blocks)))
-        parts.append((part @ jnp.ones(size // blocks, part.dtype)).sum(0).reshape(s.outs))
+        summed: Any = part.sum(3) if blocks == 1 else sum(part[:, :, :, i] for i in range(blocks))
+        parts.append((summed @ jnp.ones(size // blocks, part.dtype)).sum(0).reshape(s.outs))
     return jnp.stack(parts, -1).reshape(1, s.outs, *s.positions)
 
 
