@@ -58,21 +58,15 @@ _GROUPS = 8  # the most groups that are computed one by one: each is an operatio
 def form_of(s: Shape) -> Form:
     """Return the form for a convolution.
 
-    CPU time, float32, one thread (today's / this / torch's, jaxlib 0.10.2; 0.12 is alike):
+    Milliseconds by the clock of the form / of XLA's own with channels last, which uses all cores (`xla_faults.py`): 8 images
+    (in three dimensions 2), float32, two cores, jaxlib 0.10.2.
 
-        1x1, 64 to 256 channels, 32x32      21 / 12 / 13 ms      weight gradient   558 / 17 / 14
-        3x3, 4 groups of 8 channels, 32x32  8 / 4.4 / 2.1        with both gradients 291 / 12 / 7
-        3x3, 3 to 32 channels, 32x32        3.2 / 2.1 / 1.3
-        depthwise 3x3, 64 channels, 32x32   49 / 2.3 / 3.0       weight gradient   480 / 7 / 3
-
-    On a faster machine:
-
-        3x3, 32 groups of 4 channels, 16x16 4.2 / 0.7 / 0.5      input gradient    4.1 / 0.7 / 0.5
-        transposed 4x4, 128 to 64 channels  2.8 / 2.7 / 2.5      weight gradient   254 / 2.8 / 2.5
-        3x3x3, 16 to 32 channels, 16x16x16  7.8 / 1.2 / 1.0      input gradient    15 / 1.7 / 1.0
-
-    XLA's own weight gradient of a plain 3x3 convolution takes half of the time of the best other form on the faster machine
-    (64 to 64 channels, 16 images of 32x32: 14 against 24 ms). On the slower one it took ten times as long as that form.
+        1x1, 64 to 256 channels, 32x32       2.1 / 3.9      weight gradient   2.3 / 4.8
+        5x5, 1 to 6 channels, 28x28          0.27 / 1.7 (32 images)
+        3x3, 3 to 64 channels, 32x32         0.50 / 0.69    stride 2          0.27 / 0.35 (16 images, to 32 channels)
+        depthwise 3x3, 64 channels, 32x32    0.28 / 18      weight gradient   1.5 / 4.6
+        transposed 4x4, 128 to 64, 16x16                    weight gradient   4.1 / 180
+        3x3x3, 16 channels, 16x16x16         1.7 / 7.8      weight gradient   1.5 / 17
     """
     taps, positions = math.prod(s.kernel), math.prod(s.positions)
     if s.batches == 1 and s.group * taps <= _TAPS:
@@ -131,9 +125,10 @@ def fits_turned(s: Shape) -> bool:
 
 
 def channels_last(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
-    """XLA's own convolution, with the axis of channels last in memory, where XLA needs it.
+    """XLA's own convolution, in the layout of its library: channels last, and a kernel of (*K, I, O).
 
-    XLA drops the transposes between layers that compute so.
+    XLA drops the transposes between layers that compute so. Outside of loops it turns arrays into this layout by itself; in a
+    loop, a convolution in another one takes 50 times as long.
     """
     last, first = (0, *range(2, x.ndim), 1), (0, x.ndim - 1, *range(1, x.ndim - 1))
     of_kernel = (*range(2, x.ndim), 1, 0)
@@ -165,7 +160,7 @@ def pointwise(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
-    """A sum over the kernel's elements, each times a shifted image."""
+    """A sum over the kernel's elements, each times a shifted image. As a part of each reader it would be computed for each."""
     return computed_once(partial(_shifted, s), x, w)
 
 
