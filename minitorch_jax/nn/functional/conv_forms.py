@@ -160,7 +160,7 @@ def pointwise(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def shifted(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
-    """A sum over the kernel's elements, each times a shifted image. As a part of each reader it would be computed for each."""
+    """A sum over the kernel's elements, each times a shifted image. Each reader would compute it again."""
     return computed_once(partial(_shifted, s), x, w)
 
 
