@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...module.parameter import wide_dtype
+from ...module.parameter import is_narrow, wide_dtype
 from ...module.random import next_key
 from ...runtime.platforms import on_cpu
 from ...state.static_values import describe
@@ -112,11 +112,13 @@ def _whole(
     grouped = _is_grouped(query, key, value)
     if grouped:  # heads that share a key become rows of one matrix product
         query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
-    logits = _logits(query, key)
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    early = not is_narrow(query)  # of the two arrays, the query is the smaller; a narrow one would be rounded
+    logits = _logits(query * scale if early else query, key)
     rows = logits.shape
     if grouped:
         logits = logits.reshape(*rows[:-3], *heads, length, rows[-1])
-    logits = logits * (max(query.shape[-1], 1) ** -0.5 if scale is None else scale)
+    logits = logits if early else logits * scale
     may_be_empty = bool(masks)
     if is_causal:  # every query sees the first key
         causal = jnp.expand_dims(first + jnp.arange(length), 1) >= jnp.expand_dims(jnp.arange(rows[-1]), 0)
