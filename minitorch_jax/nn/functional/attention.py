@@ -113,7 +113,8 @@ def _whole(
     if grouped:  # heads that share a key become rows of one matrix product
         query = query.reshape(*query.shape[:-3], key.shape[-3], -1, query.shape[-1])
     scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
-    early = not is_narrow(query)  # of the two arrays, the query is the smaller; a narrow one would be rounded
+    # Without a mask, XLA on CPUs writes the scale out as an array of the logits' size. A narrow query would be rounded.
+    early = not (masks or is_causal or is_narrow(query))
     logits = _logits(query * scale if early else query, key)
     rows = logits.shape
     if grouped:
