@@ -254,8 +254,8 @@ def _fewer(s: Shape) -> int:
 def planes(s: Shape, x: jax.Array, w: jax.Array) -> jax.Array:
     """A convolution over all axes but the first. Of the first, the positions are images, and the kernel's elements features.
 
-    The library that computes convolutions over two axes (see xla_faults.py) computes none over three. The image is copied
-    for each element of the kernel on the first axis.
+    XLA takes three to eleven times as long over three axes (`form_of`). The image is copied for each element of the kernel
+    on the first axis.
     """
     pads, spread = [(0, 0)] * len(s.kernel), [1] * len(s.kernel)
     pads[0], spread[0] = s.pads[0], s.spread[0]
