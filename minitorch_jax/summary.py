@@ -19,6 +19,7 @@ from .module.parameter import declared
 from .module.random import rng
 from .module.sizes import Search
 from .module.tree import own_cells
+from .runtime.platforms import in_plain_forms
 from .runtime.tables import as_html, as_text, in_bytes, scaled
 from .runtime.tracebacks import trimmed
 from .state.cell import bound_to
@@ -100,7 +101,7 @@ def summary(model: Module, *inputs: Any, **kwargs: Any) -> Summary:
 
     Nothing is computed. (Lazy layers get their sizes from these inputs, and with them their parameters.) The FLOPs are XLA's
     count for the operations of `forward`, before it fuses them: for one call of the model, and for all calls of each module
-    without submodules.
+    without submodules. They are those of plain operations, also where the library computes a faster form on CPUs.
 
     If an array is sharded over several devices, the table also shows the sharding of each array and the bytes on each device.
 
@@ -296,7 +297,8 @@ def _flops(module: Module, leaves: list[Any], treedef: Any) -> int | None:
                 return copied.forward(*args, **kwargs), copied
             return copied(*args, **kwargs), copied
 
-    program = jax.jit(run).lower(jax.tree.map(_abstract, module), [leaves[i] for i in places])
+    with in_plain_forms():
+        program = jax.jit(run).lower(jax.tree.map(_abstract, module), [leaves[i] for i in places])
     costs = program.cost_analysis()
     count = costs.get("flops", 0) if isinstance(costs, dict) else None
     return None if count is None or count < 0 else int(count)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import minitorch_jax as mt
-from minitorch_jax.runtime.platforms import on_cpu
+from minitorch_jax.runtime.platforms import in_plain_forms, on_cpu
 
 
 def chosen(x: Any) -> Any:
@@ -26,3 +26,13 @@ def test_on_cpus_alone_the_other_form_is_not_even_traced():
 def test_an_exported_program_has_the_forms_of_its_platforms(platforms, sines, cosines):
     text = mt.export(chosen, jnp.ones(2), platforms=platforms).mlir_module()
     assert text.count("stablehlo.sine") == sines and text.count("stablehlo.cosine") == cosines
+
+
+def test_a_function_that_jax_has_cached_has_the_forms_of_its_platforms_in_each_program():
+    cached = jax.jit(chosen)
+    x = jnp.ones(2)
+    cached(x)
+    assert "stablehlo.sine" not in mt.export(lambda x: cached(x), x, platforms=["tpu"]).mlir_module()
+    with in_plain_forms():
+        assert "cos" in str(jax.make_jaxpr(cached)(x)) and "sin" not in str(jax.make_jaxpr(cached)(x))
+    assert "sin" in str(jax.make_jaxpr(cached)(x)) and "cos" not in str(jax.make_jaxpr(cached)(x))

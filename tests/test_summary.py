@@ -58,6 +58,38 @@ def test_flops_of_the_model_and_of_modules_without_submodules():
     assert int(model.count) == 0 and mt.summary(model).flops is None and "FLOPs" not in str(mt.summary(model))
 
 
+def flops_of(function, *args):
+    return int(jax.jit(function).lower(*args).cost_analysis()["flops"])
+
+
+def convolved(x, w, b, stride, groups=1):
+    y = jax.lax.conv_general_dilated(x, w, (stride, stride), [(1, 1), (1, 1)], feature_group_count=groups)
+    return y + b.reshape(1, -1, 1, 1)
+
+
+IMAGES = jax.ShapeDtypeStruct((2, 4, 8, 8), jnp.float32)
+WINDOWS = (1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "layer, plain",
+    [
+        pytest.param(nn.Conv2d(4, 8, 3, 2, 1), lambda x, w, b: convolved(x, w, b, 2), id="columns"),
+        pytest.param(nn.Conv2d(4, 8, 3, 1, 1), lambda x, w, b: convolved(x, w, b, 1), id="shifted"),
+        pytest.param(nn.Conv2d(4, 4, 3, 1, 1, groups=4), lambda x, w, b: convolved(x, w, b, 1, 4), id="depthwise"),
+        pytest.param(
+            nn.MaxPool2d(3, 2, 1), lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *WINDOWS), id="pool"
+        ),
+        pytest.param(nn.Softmax(-1), lambda x: jax.nn.softmax(x, -1), id="softmax"),
+    ],
+)
+def test_flops_are_those_of_plain_operations(layer, plain):
+    layer(jnp.ones(IMAGES.shape))  # eager programs, in the forms for this platform
+    ours, with_forms = mt.summary(layer, IMAGES).flops, str(jax.make_jaxpr(layer)(IMAGES))
+    assert ours == flops_of(plain, IMAGES, *layer.parameters())
+    assert str(jax.make_jaxpr(layer)(IMAGES)) == with_forms  # none of them stays plain
+
+
 def test_it_is_printed_as_a_table():
     text = str(mt.summary(Counted(), jnp.ones((5, 3))))
     assert text == repr(mt.summary(Counted(), jnp.ones((5, 3))))

@@ -19,6 +19,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
+from .platforms import takes_plain
+
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
 KINDS = {"product": "INDIVIDUAL_DOT", "reduction": "REDUCE", "convolution": "INDIVIDUAL_CONVOLUTION"}  # XLA's default
 
@@ -72,7 +74,7 @@ def largest_in_windows(
 
 
 def _with_nan(out: Any, x: Any, where: Any) -> Any:
-    if not jnp.issubdtype(x.dtype, jnp.floating) or jax.default_backend() != "cpu":
+    if not jnp.issubdtype(x.dtype, jnp.floating) or jax.default_backend() != "cpu" or takes_plain():
         return out
     return jnp.where(where(jnp.isnan(lax.stop_gradient(x))), jnp.asarray(jnp.nan, out.dtype), out)
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...runtime.jax_private import computed_once, twin_of
+from ...runtime.platforms import takes_plain
 
 Axes = tuple[int, ...]
 
@@ -415,7 +416,7 @@ def convolution(
     Where JAX places arrays by their types (meshes with Explicit or Manual axes) and where the user asks for a precision of
     products, it is JAX's own.
     """
-    plain = _config.jax_default_matmul_precision is not None or jax.default_backend() != "cpu"
+    plain = takes_plain() or _config.jax_default_matmul_precision is not None or jax.default_backend() != "cpu"
     if plain or _twin is None or not _is_automatic(x) or not _is_automatic(weight):
         return lax.conv_general_dilated(x, weight, stride, pads, spread, dilation, feature_group_count=groups)
     return _twin(
