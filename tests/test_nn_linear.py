@@ -1,5 +1,8 @@
 """Linear maps, and layers that only reshape, against torch's."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ CASES = [
     Case("Linear", (3, 2), inputs=(numbers(5, 3),)),
     Case("Linear", (3, 2), inputs=(numbers(3),)),
     Case("Linear", (3, 2, False), inputs=(numbers(2, 4, 3),)),
+    Case("Linear", (2, 8), inputs=(numbers(5, 2),)),
+    Case("Linear", (2, 8, False), inputs=(numbers(3, 4, 2),)),
     Case("Bilinear", (3, 4, 2), inputs=(numbers(5, 3), numbers(5, 4, seed=1))),
     Case("Bilinear", (3, 4, 2), {"bias": False}, inputs=(numbers(2, 5, 3), numbers(2, 5, 4, seed=1))),
     Case("Identity", (54, "anything"), {"unused": 1}, inputs=(numbers(2, 3),)),
@@ -44,6 +49,15 @@ REFUSALS = [
 
 class TestLayers(LayerContract):
     pass
+
+
+def test_the_weight_gradient_of_few_features_is_computed_the_fast_way():
+    def text(features):
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, features), (8, features))]
+        return jax.jit(jax.grad(lambda w, x: jnp.tanh(F.linear(x, w)).sum())).lower(*shapes[::-1]).compile().as_text()
+
+    assert re.search(r"f32\[2,8\]\S* dot\(", text(2)) and not re.search(r"f32\[8,2\]\S* dot\(", text(2))
+    assert not re.search(r"f32\[4,8\]\S* dot\(", text(4))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3,), (), (2, 0, 3)])
