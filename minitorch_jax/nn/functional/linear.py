@@ -38,7 +38,8 @@ def linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -
     """
     input, weight, bias = of_one_dtype("linear", input=input, weight=weight, bias=bias)
     is_wide = weight.ndim == 2 and weight.shape[1] <= _FEW and weight.shape[0] >= 4 * weight.shape[1]
-    if is_wide and isinstance(weight, jax.core.Tracer):
+    # where there is a GPU, both forms would be traced, in a `cond` that hides the product from `jax.checkpoint`'s policies
+    if is_wide and isinstance(weight, jax.core.Tracer) and jax.default_backend() == "cpu":
         return on_cpu(_product_of_few, product, input, weight, bias)
     return product(input, weight, bias)
 
